@@ -1,0 +1,68 @@
+"""ACmix in plain PyTorch: what every other backend has to agree with.
+
+Like the published module it materialises the window: K*K copies of k and of v. The convolutions are handed over
+as callables (an ``nn.Conv2d``, or ``F.conv2d`` with its arguments bound), so that a module can also run its own
+submodules through these lines and have their hooks called.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def coordinates(H, W, dtype, device):
+    """``[1, 2, H, W]``: x, then y, each from -1 to 1 over the map; a side of one pixel stands at -1."""
+    x = torch.arange(W, device=device).to(dtype) * (2 / max(W - 1, 1)) - 1
+    y = torch.arange(H, device=device).to(dtype) * (2 / max(H - 1, 1)) - 1
+    return torch.stack([x.expand(H, W), y[:, None].expand(H, W)])[None]
+
+
+def reflect_pad(x, reach):
+    """Reflection padding by ``reach`` on all sides that goes on reflecting where the map is smaller than that."""
+    H, W = x.shape[-2:]
+    if min(H, W) > reach:
+        return F.pad(x, (reach, reach, reach, reach), mode="reflect")
+    rows, columns = (_reflected(n, reach, x.device) for n in (H, W))
+    return x.index_select(-2, rows).index_select(-1, columns)
+
+
+def _reflected(n, reach, device):
+    i = torch.arange(-reach, n + reach, device=device) % max(2 * (n - 1), 1)
+    return (n - 1) - (i - (n - 1)).abs()
+
+
+def windows(x, kernel_att, stride, dilation):
+    """The reflected window of every stride-th pixel: ``[N, D, H, W]`` to ``[N, D, K*K, ceil(H/stride), ceil(W/stride)]``."""
+    N, D, H, W = x.shape
+    padded = reflect_pad(x, (kernel_att // 2) * dilation)
+    columns = F.unfold(padded, kernel_att, dilation=dilation, stride=stride)
+    return columns.view(N, D, kernel_att * kernel_att, -(-H // stride), -(-W // stride))
+
+
+def attention(q, k, v, conv_p, *, head, kernel_att, stride, dilation):
+    """Softmax over the K*K window of ``D^-1/2 q_i . (k_j + p_i - p_j)``, head by head; p is computed in at least fp32.
+
+    conv_p: callable that maps the coordinates ``[1, 2, H, W]`` to p ``[1, D, H, W]``.
+    """
+    B, C, H, W = q.shape
+    D, window = C // head, (kernel_att, stride, dilation)
+    q, k, v = (t.reshape(B * head, D, H, W) for t in (q, k, v))
+    p = conv_p(coordinates(H, W, torch.promote_types(q.dtype, torch.float32), q.device))
+    p_offset = (p[:, :, None, ::stride, ::stride] - windows(p, *window)).to(q.dtype)
+    q = q[:, :, None, ::stride, ::stride] * D**-0.5
+    weights = (q * (windows(k, *window) + p_offset)).sum(1).softmax(1)
+    out = (weights[:, None] * windows(v, *window)).sum(2)
+    return out.reshape(B, C, *out.shape[-2:])
+
+
+def shift_aggregate(q, k, v, fc, dep_conv, *, head):
+    """fc mixes the 3G maps of each of the D dims into K_c*K_c; dep_conv shifts and sums them, one group per dim."""
+    B, C, H, W = q.shape
+    D = C // head
+    maps = torch.cat([t.reshape(B, head, D, H * W) for t in (q, k, v)], 1)
+    return dep_conv(fc(maps).transpose(1, 2).reshape(B, -1, H, W))
+
+
+def acmix(x, conv1, conv2, conv3, conv_p, fc, dep_conv, rate1, rate2, *, head, kernel_att, stride, dilation):
+    q, k, v = conv1(x), conv2(x), conv3(x)
+    attended = attention(q, k, v, conv_p, head=head, kernel_att=kernel_att, stride=stride, dilation=dilation)
+    return rate1 * attended + rate2 * shift_aggregate(q, k, v, fc, dep_conv, head=head)
