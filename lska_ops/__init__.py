@@ -1,0 +1,30 @@
+"""Fused LSKA and ACmix for PyTorch and YOLO. See README.md; ``python -m lska_ops doctor`` tells what runs here."""
+
+from ._backends import explain
+from .acmix import ACmix, acmix
+from .lska import LKA, LSKA, LKATrivial, LSKATrivial, lska
+from .yolo import register, unregister
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACmix",
+    "LKA",
+    "LKATrivial",
+    "LSKA",
+    "LSKATrivial",
+    "acmix",
+    "explain",
+    "lska",
+    "register",
+    "unregister",
+]
+
+
+def __getattr__(name):
+    # Built from ultralytics' own SPPF, so it is imported when it is asked for; everything else needs torch alone.
+    if name == "SPPF_LSKA":
+        from .yolo.blocks import SPPF_LSKA
+
+        return SPPF_LSKA
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,75 @@
+"""Which backend runs a call, and in one sentence each why the others do not.
+
+A backend answers ``why_not(x) -> str | None`` in the form *what is so; what would help*. The same sentences stand
+in errors, in :func:`explain`, in skipped tests and in ``python -m lska_ops doctor``.
+"""
+
+import os
+
+import torch
+
+# Fastest first. `reference` accepts everything, so it is last.
+ORDER = ("reference",)
+
+ACCEPTED_NAMES = ("auto", *ORDER)
+
+
+def _reference(x):
+    return None
+
+
+# {op: {backend: why_not}}
+WHY_NOT = {op: {"reference": _reference} for op in ("lska", "acmix")}
+
+
+def exporting():
+    """True while a tracer that may not meet our registered ops is at work: TorchScript, ONNX, torch.export."""
+    return (
+        torch.jit.is_tracing()
+        or torch.jit.is_scripting()
+        or torch.onnx.is_in_onnx_export()
+        or (hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting())
+    )
+
+
+def choose(op, asked, x):
+    """The backend for this call: `asked`, or for "auto" LSKA_OPS_BACKEND, or else the first that accepts.
+
+    Raises:
+        ValueError: `asked` (or the environment variable) is not a backend's name.
+        RuntimeError: a backend asked for by name declines; the message is its reason.
+    """
+    if asked == "auto":
+        asked = os.environ.get("LSKA_OPS_BACKEND", "auto")
+    if asked not in ACCEPTED_NAMES:
+        raise ValueError(f"{op}: backend is {asked!r}; expected one of {', '.join(ACCEPTED_NAMES)}")
+    if asked != "auto":
+        if reason := WHY_NOT[op][asked](x):
+            raise RuntimeError(f"{op}: backend {asked!r} declined: {reason}")
+        return asked
+    if exporting():
+        return "reference"
+    return next(name for name in ORDER if WHY_NOT[op][name](x) is None)
+
+
+def explain(op, x):
+    """One line per backend, fastest first: whether it would run ``op`` on ``x``, or why not.
+
+    Args:
+        op: ``"lska"`` or ``"acmix"``.
+        x: the input map ``[B, C, H, W]``.
+
+    Returns:
+        str: for example ``"reference: yes (chosen)"``.
+
+    Raises:
+        ValueError: op is neither.
+    """
+    if op not in WHY_NOT:
+        raise ValueError(f"explain: op is {op!r}; expected one of {', '.join(WHY_NOT)}")
+    chosen = choose(op, "auto", x)
+    lines = []
+    for name in ORDER:
+        reason = WHY_NOT[op][name](x)
+        lines.append(f"{name}: {'no, ' + reason if reason else 'yes'}{' (chosen)' if name == chosen else ''}")
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""What both public functions do before a backend runs: check the arguments, follow autocast.
+
+The error grammar is *op, argument, got, expected*.
+"""
+
+import contextlib
+
+import torch
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_map(op, x):
+    """x is a 4-D map of a supported dtype with at least one pixel."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{op}: x is a {type(x).__name__}; expected a tensor [B, C, H, W]")
+    if x.dim() != 4:
+        raise ValueError(f"{op}: x has shape {list(x.shape)}; expected [B, C, H, W]")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{op}: x is {x.dtype}; expected float64, float32, float16 or bfloat16")
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        raise ValueError(f"{op}: x has shape {list(x.shape)}; expected H and W of at least 1")
+
+
+def shape_of(value):
+    return tuple(getattr(value, "shape", ()))
+
+
+def check_parameter(op, name, parameter, x, *, fits, expected):
+    """A parameter is a tensor whose shape `fits` what is `expected`, with the dtype and device of x."""
+    if not isinstance(parameter, torch.Tensor):
+        raise TypeError(f"{op}: {name} is a {type(parameter).__name__}; expected a tensor {expected}")
+    if not fits:
+        raise ValueError(f"{op}: {name} has shape {list(parameter.shape)}; expected {expected}")
+    if parameter.dtype != x.dtype:
+        raise TypeError(f"{op}: {name} is {parameter.dtype}; expected {x.dtype} like x, or a call under torch.autocast")
+    if parameter.device != x.device:
+        raise ValueError(f"{op}: {name} is on {parameter.device}; expected {x.device} like x")
+
+
+def check_pair(op, name, pair):
+    """A convolution is handed over as (weight, bias)."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"{op}: {name} is a {type(pair).__name__}; expected the pair (weight, bias), bias may be None")
+
+
+def check_number(op, name, value, *, odd=False, at_least=1):
+    """A size option: an int, odd where the window must have a middle."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} is {value!r}; expected {'an odd integer' if odd else 'an integer'}")
+    if value < at_least or (odd and value % 2 == 0):
+        what = "an odd integer" if odd else "an integer"
+        raise ValueError(f"{op}: {name} is {value}; expected {what} of at least {at_least}")
+
+
+def autocast_dtype(device_type):
+    """The dtype autocast computes in on this device, or None where it is off."""
+    try:
+        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    except (AttributeError, TypeError):  # torch 2.3 has one pair of functions for each device
+        if device_type == "cpu":
+            return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+        return torch.get_autocast_gpu_dtype() if device_type == "cuda" and torch.is_autocast_enabled() else None
+
+
+def follow_autocast(x, parameters):
+    """x and the parameters in autocast's dtype, and the context to compute in: autocast is spent by these casts.
+
+    Like PyTorch's own convolutions, float64 tensors stay as they are.
+    """
+    dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
+    if dtype is None:
+        return x, parameters, contextlib.nullcontext()
+
+    def cast(t):
+        castable = isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64
+        return t.to(dtype) if castable else t
+
+    return cast(x), [cast(p) for p in parameters], torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,24 @@
+"""The base class of our modules: what PyTorch and ultralytics do to a module from the outside still works."""
+
+import sys
+
+from torch import nn
+
+
+class FusedModule(nn.Module):
+    """A module whose forward reads the parameters of its submodules without calling them."""
+
+    def _must_call_submodules(self):
+        # Hooks count FLOPs (thop), prune and normalise weights; a replaced submodule (LoRA, quantised) has its own forward.
+        return any(
+            type(m) is not nn.Conv2d or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+            for m in self.children()
+        )
+
+    def __setstate__(self, state):
+        # A checkpoint opened in a process that has not imported lska_ops: ultralytics will want to parse its YAML.
+        super().__setstate__(state)
+        if "ultralytics.nn.tasks" in sys.modules:
+            from .yolo.register import register_after_unpickling
+
+            register_after_unpickling()

@@ -1,0 +1,85 @@
+"""The module a model file names: ACmix."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from .._calls import check_number
+from .._module import FusedModule
+from .op import acmix
+from .reference import acmix as plain_acmix
+
+
+class ACmix(FusedModule):
+    """Local self-attention and convolution over shared projections; see :func:`lska_ops.acmix`.
+
+    Args:
+        in_planes: channels C_in of the map.
+        out_planes: channels C_out of the result; None takes in_planes.
+        kernel_att: window side of the attention in taps, odd.
+        head: number of heads, a divisor of out_planes.
+        kernel_conv: kernel side of the shift convolution, odd.
+        stride: output every stride-th pixel of every stride-th row.
+        dilation: pixels between the taps of the attention's window.
+
+    Raises:
+        TypeError: an argument is not an integer.
+        ValueError: an argument is out of range, or head does not divide out_planes.
+    """
+
+    def __init__(self, in_planes, out_planes=None, kernel_att=7, head=4, kernel_conv=3, stride=1, dilation=1):
+        out_planes = in_planes if out_planes is None else out_planes
+        sizes = dict(in_planes=in_planes, out_planes=out_planes, head=head, stride=stride, dilation=dilation)
+        for name, value in sizes.items():
+            check_number("ACmix", name, value)
+        for name, value in dict(kernel_att=kernel_att, kernel_conv=kernel_conv).items():
+            check_number("ACmix", name, value, odd=True)
+        if out_planes % head:
+            divisors = ", ".join(str(n) for n in range(1, min(out_planes, 64) + 1) if out_planes % n == 0)
+            raise ValueError(f"ACmix: head is {head}; expected a divisor of out_planes = {out_planes}: {divisors}")
+        super().__init__()
+        self.in_planes, self.out_planes, self.head, self.head_dim = in_planes, out_planes, head, out_planes // head
+        self.kernel_att, self.kernel_conv, self.stride, self.dilation = kernel_att, kernel_conv, stride, dilation
+        self.rate1 = nn.Parameter(torch.full((1,), 0.5))
+        self.rate2 = nn.Parameter(torch.full((1,), 0.5))
+        self.conv1 = nn.Conv2d(in_planes, out_planes, 1)
+        self.conv2 = nn.Conv2d(in_planes, out_planes, 1)
+        self.conv3 = nn.Conv2d(in_planes, out_planes, 1)
+        self.conv_p = nn.Conv2d(2, self.head_dim, 1)
+        taps = kernel_conv * kernel_conv
+        self.fc = nn.Conv2d(3 * head, taps, 1, bias=False)
+        self.dep_conv = nn.Conv2d(
+            taps * self.head_dim, out_planes, kernel_conv,
+            padding=kernel_conv // 2, stride=stride, groups=self.head_dim, bias=False,
+        )  # fmt: skip
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Rates 0.5, and dep_conv as shifts: its input map t is moved by tap t, and all are summed."""
+        with torch.no_grad():
+            self.rate1.fill_(0.5)
+            self.rate2.fill_(0.5)
+            shifts = torch.eye(self.kernel_conv**2).view(-1, self.kernel_conv, self.kernel_conv)
+            self.dep_conv.weight.copy_(shifts.expand_as(self.dep_conv.weight))
+
+    def forward(self, x):
+        options = dict(head=self.head, kernel_att=self.kernel_att, stride=self.stride, dilation=self.dilation)
+        convs = (self.conv1, self.conv2, self.conv3, self.conv_p, self.fc, self.dep_conv)
+        if self._must_call_submodules():
+            q, k, v, conv_p, fc, dep_conv = convs
+            position = lambda loc: conv_p(loc.to(conv_p.weight.dtype))  # noqa: E731
+            return plain_acmix(x, q, k, v, position, fc, dep_conv, self.rate1, self.rate2, **options)
+        return acmix(x, *((c.weight, c.bias) for c in convs), self.rate1, self.rate2, **options)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # The published module sets dep_conv.bias to None; some copies of it keep and train one.
+        bias = state_dict.pop(f"{prefix}dep_conv.bias", None)
+        if bias is not None:
+            largest = bias.abs().max().item() if bias.numel() else 0.0
+            warnings.warn(
+                f"ACmix: {prefix}dep_conv.bias (largest magnitude {largest:.3g}) is dropped: "
+                "the published module computes without it",
+                stacklevel=2,
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,121 @@
+"""The public function :func:`acmix`: checks, autocast, choice of the backend."""
+
+from functools import partial
+
+import torch.nn.functional as F
+
+from .. import _backends
+from .._calls import check_map, check_number, check_pair, check_parameter, follow_autocast, shape_of
+from . import reference
+
+NAMES = ("conv1", "conv2", "conv3", "conv_p", "fc", "dep_conv")
+
+
+def acmix(
+    x, conv1, conv2, conv3, conv_p, fc, dep_conv, rate1, rate2, *,
+    head, kernel_att=7, stride=1, dilation=1, backend="auto",
+):  # fmt: skip
+    """ACmix: local self-attention and convolution that share their three 1x1 projections.
+
+    ``y = rate1 * attention(q, k, v) + rate2 * shift(q, k, v)`` with ``q, k, v = conv1(x), conv2(x), conv3(x)``,
+    G heads of D = C_out / G channels, and a K x K window (K = kernel_att, reflection padding) around every pixel.
+
+    * attention: softmax over the window of ``D^-1/2 q_i . (k_j + p_i - p_j)``, then the weighted sum of v;
+      ``p = conv_p(loc)``, loc the pixel's (x, y), each linear from -1 to 1 over the map.
+    * shift: fc mixes the 3G maps of each of the D dims into K_c * K_c, dep_conv (grouped, one group per dim, zero
+      padding) shifts and sums them to G maps.
+
+    Attention's output channel c is head c // D, dim c % D; shift's is dim c // G, head c % G; they are summed as
+    they are, as published.
+
+    Paper: Pan et al., "On the Integration of Self-Attention and Convolution", 2022, arXiv:2111.14556.
+
+    Args:
+        x: map ``[B, C_in, H, W]``, float64, float32, float16 or bfloat16, any strides, H and W from 1 up; on maps
+            smaller than the window the reflection goes on.
+        conv1: query projection ``(weight [C_out, C_in, 1, 1], bias [C_out] or None)``.
+        conv2: key projection, same shapes.
+        conv3: value projection, same shapes.
+        conv_p: position ``(weight [D, 2, 1, 1], bias [D] or None)``.
+        fc: ``(weight [K_c * K_c, 3G, 1, 1], None)``; it has no bias.
+        dep_conv: ``(weight [C_out, K_c * K_c, K_c, K_c], None)``, K_c odd.
+        rate1: ``[1]``, weight of the attention.
+        rate2: ``[1]``, weight of the convolution.
+        head: number of heads G; divides C_out.
+        kernel_att: window side K in taps, odd.
+        stride: every stride-th pixel of every stride-th row is an output.
+        dilation: pixels between the taps of the window.
+        backend: "auto" takes the fastest that accepts the call; a name takes that one or raises.
+
+    Returns:
+        Tensor ``[B, C_out, ceil(H / stride), ceil(W / stride)]``, dtype of x (under autocast: autocast's dtype).
+
+    Raises:
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: a shape or option does not fit; the message names argument, got and expected.
+        RuntimeError: the backend asked for by name declines; the message is its reason.
+
+    Numerics: positions are computed in float32 at least. `reference` rounds to the dtype of x after each step, as
+        PyTorch does.
+
+    Memory: `reference` keeps about 2 K * K maps of the size of q for backward.
+    """
+    pairs = (conv1, conv2, conv3, conv_p, fc, dep_conv)
+    for name, pair in zip(NAMES, pairs):
+        check_pair("acmix", name, pair)
+    x, flat, spent = follow_autocast(x, [*(t for pair in pairs for t in pair), rate1, rate2])
+    *flat, rate1, rate2 = flat
+    pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(NAMES)}
+    if not _backends.exporting():
+        _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation)
+    _backends.choose("acmix", backend, x)
+    with spent:
+        return reference.acmix(
+            x, *_convolutions(pairs, head, stride), rate1, rate2,
+            head=head, kernel_att=kernel_att, stride=stride, dilation=dilation,
+        )  # fmt: skip
+
+
+def _convolutions(pairs, head, stride):
+    """The reference's six callables."""
+    *projections, (p_weight, p_bias), (fc, _), (dep_conv, _) = pairs.values()
+
+    def position(loc):
+        return F.conv2d(loc, p_weight.to(loc.dtype), None if p_bias is None else p_bias.to(loc.dtype))
+
+    groups = dep_conv.shape[0] // head
+    shift = partial(F.conv2d, weight=dep_conv, padding=dep_conv.shape[2] // 2, stride=stride, groups=groups)
+    q, k, v = (partial(F.conv2d, weight=weight, bias=bias) for weight, bias in projections)
+    return q, k, v, position, partial(F.conv2d, weight=fc), shift
+
+
+def _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation):
+    check_map("acmix", x)
+    check_number("acmix", "head", head)
+    check_number("acmix", "kernel_att", kernel_att, odd=True)
+    check_number("acmix", "stride", stride)
+    check_number("acmix", "dilation", dilation)
+    C_in, C_out = x.shape[1], (shape_of(pairs["conv1"][0]) or (0,))[0]
+    if C_out % head:
+        raise ValueError(f"acmix: head is {head}; expected a divisor of C_out = {C_out}")
+    D, K_c = C_out // head, (shape_of(pairs["dep_conv"][0]) or (0,))[-1]
+    if K_c % 2 == 0:
+        raise ValueError(f"acmix: dep_conv weight has kernel side {K_c}; expected an odd one")
+    expected = {
+        "conv1": (C_out, C_in, 1, 1),
+        "conv2": (C_out, C_in, 1, 1),
+        "conv3": (C_out, C_in, 1, 1),
+        "conv_p": (D, 2, 1, 1),
+        "fc": (K_c * K_c, 3 * head, 1, 1),
+        "dep_conv": (C_out, K_c * K_c, K_c, K_c),
+    }
+    for name, (weight, bias) in pairs.items():
+        shape = expected[name]
+        check_parameter("acmix", f"{name} weight", weight, x, fits=shape_of(weight) == shape, expected=list(shape))
+        if bias is not None and name in ("fc", "dep_conv"):
+            raise ValueError(f"acmix: {name} bias is given; expected None, it has no bias")
+        if bias is not None:
+            fits = shape_of(bias) == shape[:1]
+            check_parameter("acmix", f"{name} bias", bias, x, fits=fits, expected=list(shape[:1]))
+    for name, rate in (("rate1", rate1), ("rate2", rate2)):
+        check_parameter("acmix", name, rate, x, fits=shape_of(rate) == (1,), expected=[1])

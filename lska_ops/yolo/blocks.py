@@ -1,0 +1,34 @@
+"""Blocks built from ultralytics' own; the only file of the package that cannot be imported without it."""
+
+import torch
+from ultralytics.nn.modules.block import SPPF
+
+from .._calls import check_number
+from ..lska import LSKA
+
+
+class SPPF_LSKA(SPPF):
+    """YOLO's SPPF whose concatenated maps pass through LSKA before the last 1x1 convolution.
+
+    Args:
+        c1: channels of the map.
+        c2: channels of the result. In a model file both are filled in from the row before.
+        k: side of the pooling window in pixels, odd.
+        k_size: receptive field of the LSKA, in pixels.
+
+    Raises:
+        TypeError, ValueError: k is not odd, or k_size does not split, see :class:`lska_ops.LSKA`.
+    """
+
+    def __init__(self, c1, c2, k=5, k_size=11):
+        check_number("SPPF_LSKA", "k (the pooling window; channel counts are filled in)", k, odd=True)
+        super().__init__(c1, c2, k)
+        self.lska = LSKA(self.cv2.conv.in_channels, k_size)
+
+    def forward(self, x):
+        # SPPF's pooling count and shortcut came with 8.4; checkpoints and versions before have neither.
+        maps = [self.cv1(x)]
+        for _ in range(getattr(self, "n", 3)):
+            maps.append(self.m(maps[-1]))
+        y = self.cv2(self.lska(torch.cat(maps, 1)))
+        return y + x if getattr(self, "add", False) else y
