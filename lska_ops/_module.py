@@ -4,13 +4,16 @@ import sys
 
 from torch import nn
 
+from ._backends import exporting
+
 
 class FusedModule(nn.Module):
     """A module whose forward reads the parameters of its submodules without calling them."""
 
     def _must_call_submodules(self):
-        # Hooks count FLOPs (thop), prune and normalise weights; a replaced submodule (LoRA, quantised) has its own forward.
-        return any(
+        # Hooks count FLOPs (thop), prune and normalise weights; a replaced submodule (LoRA, quantised) has its own
+        # forward; and in an exported graph a submodule's padding is a constant.
+        return exporting() or any(
             type(m) is not nn.Conv2d or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
             for m in self.children()
         )

@@ -67,10 +67,13 @@ class ACmix(FusedModule):
         options = dict(head=self.head, kernel_att=self.kernel_att, stride=self.stride, dilation=self.dilation)
         convs = (self.conv1, self.conv2, self.conv3, self.conv_p, self.fc, self.dep_conv)
         if self._must_call_submodules():
-            q, k, v, conv_p, fc, dep_conv = convs
-            position = lambda loc: conv_p(loc.to(conv_p.weight.dtype))  # noqa: E731
-            return plain_acmix(x, q, k, v, position, fc, dep_conv, self.rate1, self.rate2, **options)
+            q, k, v, _, fc, dep_conv = convs
+            return plain_acmix(x, q, k, v, self._position, fc, dep_conv, self.rate1, self.rate2, **options)
         return acmix(x, *((c.weight, c.bias) for c in convs), self.rate1, self.rate2, **options)
+
+    def _position(self, loc):
+        with torch.autocast(loc.device.type, enabled=False):  # a half dtype cannot tell neighbouring columns apart
+            return self.conv_p(loc.to(self.conv_p.weight.dtype)).to(loc.dtype)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # The published module sets dep_conv.bias to None; some copies of it keep and train one.

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 
 def coordinates(H, W, dtype, device):
     """``[1, 2, H, W]``: x, then y, each from -1 to 1 over the map; a side of one pixel stands at -1."""
-    x = torch.arange(W, device=device).to(dtype) * (2 / max(W - 1, 1)) - 1
-    y = torch.arange(H, device=device).to(dtype) * (2 / max(H - 1, 1)) - 1
+    x = torch.arange(W, device=device).to(dtype) * 2 / max(W - 1, 1) - 1
+    y = torch.arange(H, device=device).to(dtype) * 2 / max(H - 1, 1) - 1
     return torch.stack([x.expand(H, W), y[:, None].expand(H, W)])[None]
 
 
 def reflect_pad(x, reach):
     """Reflection padding by ``reach`` on all sides that goes on reflecting where the map is smaller than that."""
     H, W = x.shape[-2:]
-    if min(H, W) > reach:
+    old_half = x.dtype == torch.float16 and x.device.type == "cpu"  # torch 2.3 cannot reflect these
+    if min(H, W) > reach and not old_half:
         return F.pad(x, (reach, reach, reach, reach), mode="reflect")
     rows, columns = (_reflected(n, reach, x.device) for n in (H, W))
     return x.index_select(-2, rows).index_select(-1, columns)
@@ -44,7 +45,7 @@ def attention(q, k, v, conv_p, *, head, kernel_att, stride, dilation):
     conv_p: callable that maps the coordinates ``[1, 2, H, W]`` to p ``[1, D, H, W]``.
     """
     B, C, H, W = q.shape
-    D, window = C // head, (kernel_att, stride, dilation)
+    D, window = int(C) // head, (kernel_att, stride, dilation)  # int: a tracer's C would make D**-0.5 float32
     q, k, v = (t.reshape(B * head, D, H, W) for t in (q, k, v))
     p = conv_p(coordinates(H, W, torch.promote_types(q.dtype, torch.float32), q.device))
     p_offset = (p[:, :, None, ::stride, ::stride] - windows(p, *window)).to(q.dtype)
@@ -59,7 +60,8 @@ def shift_aggregate(q, k, v, fc, dep_conv, *, head):
     B, C, H, W = q.shape
     D = C // head
     maps = torch.cat([t.reshape(B, head, D, H * W) for t in (q, k, v)], 1)
-    return dep_conv(fc(maps).transpose(1, 2).reshape(B, -1, H, W))
+    mixed = fc(maps).transpose(1, 2)
+    return dep_conv(mixed.reshape(B, D * mixed.shape[2], H, W))
 
 
 def acmix(x, conv1, conv2, conv3, conv_p, fc, dep_conv, rate1, rate2, *, head, kernel_att, stride, dilation):

@@ -6,6 +6,7 @@ it reads from. Both hold from 8.3.0 on. So the parser runs twice: first on rows 
 BatchNorm2d probes behind them tell the channel counts, then on the rows with those counts filled in.
 """
 
+import ast
 import copy
 import difflib
 import functools
@@ -19,7 +20,7 @@ NAMES = ("LSKA", "LSKATrivial", "LKA", "LKATrivial", "ACmix", "SPPF_LSKA")
 _CHANNEL_COUNTS = {"ACmix": 2, "SPPF_LSKA": 2}  # input and output; the others take one
 
 _undo = []  # what takes the registration back, in the order it was made
-_active = False  # our wrappers pass everything through while this is false
+_registration = None  # a wrapper works while this is the registration it was made by; else it passes everything through
 _unregistered_by_user = False
 
 
@@ -32,15 +33,15 @@ def register():
     Raises:
         ImportError: ultralytics is not installed.
     """
-    global _active, _unregistered_by_user
+    global _registration, _unregistered_by_user
     try:
         from ultralytics import nn
         from ultralytics.nn import tasks
     except ImportError as error:
         raise ImportError('register: ultralytics cannot be imported; pip install "lska_ops[yolo]"') from error
     _unregistered_by_user = False
-    if not _active:
-        _active = True
+    if _registration is None:
+        _registration = object()
         _undo.extend(_add_names(tasks))
         _undo.extend(_wrap(tasks, "parse_model", _parse_model, also=nn))
         _undo.extend(_wrap(tasks, "check_yaml", _check_yaml))
@@ -48,9 +49,9 @@ def register():
 
 def unregister():
     """Restores ultralytics exactly as it was before :func:`register`; without it, does nothing."""
-    global _active, _unregistered_by_user
+    global _registration, _unregistered_by_user
     _unregistered_by_user = True
-    _active = False
+    _registration = None
     while _undo:
         _undo.pop()()
 
@@ -82,11 +83,11 @@ def _add_names(tasks):
 
 def _wrap(module, name, wrapper, also=None):
     """Replaces module.name by `wrapper`, which gets the original as first argument; gives back what undoes it."""
-    original = getattr(module, name)
+    original, made_by = getattr(module, name), _registration
 
     @functools.wraps(original)
     def wrapped(*args, **kwargs):
-        return wrapper(original, *args, **kwargs) if _active else original(*args, **kwargs)
+        return wrapper(original, *args, **kwargs) if _registration is made_by else original(*args, **kwargs)
 
     undo = []
     for place in filter(None, (module, also)):
@@ -177,8 +178,8 @@ def _parse_quietly(parse, d, ch):
 
 def _try_building(i, cls, args, written):
     """Builds the module once without storage, so that a wrong option is reported with its row before anything stands."""
-    if any(isinstance(a, str) for a in written):
-        return  # the parser evaluates strings, it knows names that we do not
+    if any(isinstance(a, str) and a.isidentifier() for a in written):
+        return  # the parser knows names, such as nc, that we do not
     parameters = list(inspect.signature(cls.__init__).parameters)[1 + len(args) - len(written) :]
     if len(written) > len(parameters):
         raise ValueError(
@@ -186,6 +187,14 @@ def _try_building(i, cls, args, written):
         )
     try:
         with torch.device("meta"):
-            cls(*args)
+            cls(*map(_evaluated, args))
     except (TypeError, ValueError) as error:
         raise type(error)(f"model YAML: row {i}: {error}") from error
+
+
+def _evaluated(argument):
+    """A string as the parser evaluates it: a number in quotes is a number."""
+    try:
+        return ast.literal_eval(argument) if isinstance(argument, str) else argument
+    except (SyntaxError, ValueError):
+        return argument

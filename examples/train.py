@@ -1,0 +1,19 @@
+"""Train YOLO11 with LSKA on your own pictures.
+
+Put them in ``dataset/train/{images,labels}`` and ``dataset/val/{images,labels}`` beside this file, write your
+class names into coco128.yaml, and run ``python train.py``. For ACmix take ``yolo11n-ACmix.yaml``.
+"""
+
+from pathlib import Path
+
+import lska_ops
+from lska_ops.yolo.data import check_data
+from ultralytics import YOLO
+
+DATA = Path(__file__).resolve().with_name("coco128.yaml")
+
+if __name__ == "__main__":
+    check_data(DATA)  # says which label file and line is wrong, before anything is trained
+    lska_ops.register()  # the one line that stock ultralytics needs
+    model = YOLO("yolo11n-LSKA.yaml")  # or s, m, l, x
+    model.train(data=str(DATA), epochs=100, imgsz=640, batch=8, workers=1)

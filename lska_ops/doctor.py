@@ -1,0 +1,48 @@
+"""``python -m lska_ops doctor``: versions, devices, backends, and what would help."""
+
+import importlib.metadata
+import platform
+
+import torch
+
+from . import _backends
+
+TESTED_ULTRALYTICS = "8.3.0 to 8.4.190"
+OLDEST_TORCH = "2.3"
+
+
+def doctor():
+    """Prints what runs on this machine.
+
+    Returns:
+        int: 0 when a fused backend is usable on some device here, 1 when only the reference is.
+    """
+    print(f"lska_ops     {_version('lska_ops')}")
+    print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"torch        {torch.__version__} (oldest that works: {OLDEST_TORCH})")
+    print(f"ultralytics  {_version('ultralytics')} (tested: {TESTED_ULTRALYTICS})")
+    devices = [torch.device("cpu")]
+    print(f"cpu          {torch.get_num_threads()} threads")
+    for i in range(torch.cuda.device_count()):
+        devices.append(torch.device("cuda", i))
+        print(f"cuda:{i}       {torch.cuda.get_device_name(i)}")
+    fused = False
+    for device in devices:
+        x = torch.empty(1, 8, 8, 8, device=device)
+        for op in _backends.WHY_NOT:
+            print(f"\n{op} on {device}")
+            print("  " + _backends.explain(op, x).replace("\n", "\n  "))
+            fused = fused or _backends.choose(op, "auto", x) != "reference"
+    if fused:
+        print("\nA fused backend is in use.")
+        return 0
+    print("\nOnly the reference (plain PyTorch) is usable: results are right, nothing is faster. "
+          "This version ships no fused backend yet.")  # fmt: skip
+    return 1
+
+
+def _version(distribution):
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return 'not installed; pip install "lska_ops[yolo]"' if distribution == "ultralytics" else "not installed"

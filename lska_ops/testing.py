@@ -1,0 +1,44 @@
+"""How results are judged: the error bound. For tests, benchmarks and users."""
+
+import torch
+
+# Unit roundoff and smallest subnormal of each dtype.
+UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+TINY = {torch.float64: 0.0, torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
+PUBLISHED = 1e-10  # relative; float64 numbers made by the authors' modules
+
+
+def gamma(n, u):
+    """Largest relative error of n rounded operations in a row: ``n u / (1 - n u)``."""
+    return n * u / (1 - n * u)
+
+
+def error_ratio(out, r, A, operations, roundings=1):
+    """How much of the allowed error `out` uses: largest ``|out - r| / bound``; at most 1 passes.
+
+    ``bound = u (|r| + g A) + g A + tiny`` with ``g = gamma(operations)`` in the accumulation dtype: sums in float32
+    (float64 for float64), one rounding at the end. What rounds after each of several stages, as plain PyTorch
+    does, passes ``roundings`` > 1: then every stage's rounding acts on A.
+
+    Args:
+        out: the result, any dtype.
+        r: the reference in float64, on the same (already rounded) inputs.
+        A: the same graph on absolute values, in float64.
+        operations: n, operations on the longest path from an input to an output.
+        roundings: how often a value on its way is rounded to the dtype of out.
+
+    Returns:
+        float: inf where one is finite and the other is not.
+    """
+    if out.numel() == 0:
+        return 0.0
+    u = UNIT[out.dtype]
+    g = gamma(operations, UNIT[torch.promote_types(out.dtype, torch.float32)])
+    bound = gamma(roundings, u) * ((r.abs() if roundings == 1 else A) + g * A) + g * A + TINY[out.dtype] * roundings
+    ratio = (out.double() - r).abs() / bound.clamp_min(1e-300)
+    return torch.nan_to_num(ratio, nan=torch.inf).max().item()
+
+
+def relative_error(out, expected):
+    """Largest difference as a part of the largest expected magnitude."""
+    return ((out - expected).abs().max() / expected.abs().max().clamp_min(1e-300)).item()

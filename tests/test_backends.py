@@ -1,0 +1,77 @@
+"""Choosing a backend, and saying why not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from lska_ops import LSKA, ACmix, _backends, explain, lska
+
+
+def call(backend):
+    pairs = [(c.weight, c.bias) for c in LSKA(4).children()]
+    return lska(torch.randn(1, 4, 5, 5), *pairs, dilation=2, backend=backend)
+
+
+def test_backends_reference_is_last_and_takes_everything():
+    assert _backends.ORDER[-1] == "reference"
+    for op in _backends.WHY_NOT:
+        assert _backends.WHY_NOT[op]["reference"](torch.empty(0)) is None
+        assert tuple(_backends.WHY_NOT[op]) == _backends.ORDER
+
+
+@pytest.mark.parametrize("op", ["lska", "acmix"])
+def test_backends_explain_marks_one_as_chosen(op):
+    lines = explain(op, torch.randn(1, 4, 5, 5)).splitlines()
+    assert [line.split(":")[0] for line in lines] == list(_backends.ORDER)
+    assert sum(line.endswith("(chosen)") for line in lines) == 1
+
+
+def test_backends_explain_unknown_op():
+    with pytest.raises(ValueError, match="explain: op is 'conv'; expected one of lska, acmix"):
+        explain("conv", torch.randn(1, 4, 5, 5))
+
+
+def test_backends_environment_variable(monkeypatch):
+    monkeypatch.setenv("LSKA_OPS_BACKEND", "reference")
+    assert call("auto").shape == (1, 4, 5, 5)
+    monkeypatch.setenv("LSKA_OPS_BACKEND", "fast")
+    with pytest.raises(ValueError, match="lska: backend is 'fast'; expected one of auto"):
+        call("auto")
+    assert call("reference").shape == (1, 4, 5, 5)  # a name in the call is stronger
+
+
+def test_backends_asked_for_by_name_never_falls_back(monkeypatch):
+    declines = {op: {**reasons, "reference": lambda x: "it is raining; wait"} for op, reasons in _backends.WHY_NOT.items()}
+    monkeypatch.setattr(_backends, "WHY_NOT", declines)
+    with pytest.raises(RuntimeError, match="lska: backend 'reference' declined: it is raining; wait"):
+        call("reference")
+
+
+def test_backends_import_needs_neither_ultralytics_nor_sklearn():
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name.split('.')[0] in ('ultralytics', 'sklearn', 'PIL', 'matplotlib', 'yaml'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import lska_ops, torch\n"
+        "lska_ops.ACmix(8)(lska_ops.LSKA(8)(torch.randn(1, 8, 4, 4)))\n"
+        "try: lska_ops.register()\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == 'register: ultralytics cannot be imported; pip install "lska_ops[yolo]"\n'
+
+
+def test_backends_doctor_names_every_backend():
+    done = subprocess.run([sys.executable, "-m", "lska_ops", "doctor"], capture_output=True, text=True)
+    only_reference = _backends.choose("lska", "auto", torch.randn(1, 4, 5, 5)) == "reference"
+    assert done.returncode == (1 if only_reference else 0), done.stdout + done.stderr
+    for word in (*_backends.ORDER, *_backends.WHY_NOT, torch.__version__):
+        assert word in done.stdout
+
+
+def test_backends_modules_of_both_ops_are_exported():
+    assert ACmix.__module__ == "lska_ops.acmix.module" and LSKA.__module__ == "lska_ops.lska.module"

@@ -1,0 +1,84 @@
+"""The rules of the tree that a machine can check; CONTRIBUTING.md says why they are."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "lska_ops"
+ROLES = ("reference.py", "op.py", "module.py", "__init__.py")
+
+# role -> what it may import besides the standard library; a name with a dot is inside the package
+MAY_IMPORT = {
+    "reference.py": {"torch"},
+    "triton_kernels.py": {"torch", "triton"},
+    "compiled.py": {"torch", "._compiled"},
+    "op.py": {"torch", "._backends", "._calls", ".reference", ".compiled", ".triton_kernels"},
+    "module.py": {"torch", "._calls", "._module", ".op", ".reference"},
+}
+
+
+def ops():
+    return sorted(path.parent for path in PACKAGE.glob("*/op.py"))
+
+
+def imports(path):
+    """(line, name) of every import; relative ones as '.name', those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            if not node.level:
+                yield node.lineno, node.module.split(".")[0]
+            elif node.module:
+                yield node.lineno, "." + node.module
+            else:
+                for alias in node.names:
+                    yield node.lineno, "." + alias.name
+
+
+def test_layout_every_op_has_the_same_files():
+    assert [op.name for op in ops()] == ["acmix", "lska"]
+    for op in ops():
+        for role in ROLES:
+            assert (op / role).is_file(), f"{op.name}/{role}"
+
+
+@pytest.mark.parametrize("op", ops(), ids=lambda op: op.name)
+def test_layout_import_table(op):
+    import sys
+
+    for path in op.glob("*.py"):
+        allowed = MAY_IMPORT.get(path.name)
+        if path.name == "__init__.py":
+            continue
+        assert allowed, f"{path} has no role; see CONTRIBUTING.md"
+        for line, name in imports(path):
+            assert name in allowed or name in sys.stdlib_module_names, f"{path}:{line} imports {name}"
+
+
+def test_layout_only_yolo_imports_ultralytics():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "yolo":
+            assert "ultralytics" not in {name for _, name in imports(path)}, path
+
+
+def test_layout_tests_hold_no_tolerance():
+    for path in (ROOT / "tests").glob("test_*.py"):
+        found = re.findall(r"(?:r|a)tol\s*=\s*[\d.]", path.read_text(encoding="utf-8"))
+        assert not found, f"{path}: judge by lska_ops.testing.error_ratio"
+
+
+def test_layout_readme_names_every_module_and_folder():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.skip("the tree is not a git checkout; clone the repository")
+    for folder in {name.split("/")[0] + "/" for name in tracked if "/" in name and not name.startswith(".")}:
+        assert folder in readme, f"README.md's map of the tree lacks {folder}"
+    for name in ("LSKA", "LSKATrivial", "LKA", "LKATrivial", "ACmix", "SPPF_LSKA"):
+        assert f"`{name}`" in readme
