@@ -65,16 +65,17 @@ class BuildCompiled(Command):
             "seconds": round(time.monotonic() - start, 1),
         }
         (self.folder / INFO).write_text(json.dumps(info, indent=2) + "\n")
-        self.announce_plan(plan)
+        self.report(plan, facts)
 
-    def announce_plan(self, plan):
+    def report(self, plan, facts):
         if not plan.parts:
             say(f"*** NOTHING COMPILED, pure Python: {plan.reasons['cpu']} ***")
             return
         say(f"compiled {', '.join(plan.parts)}")
         for part in PARTS:
             if part in plan.reasons:
-                say(f"*** without {part}: {plan.reasons[part]} ***")
+                stars = "***" if part != "cuda" or facts.cuda_sources else ""
+                say(f"{stars} without {part}: {plan.reasons[part]} {stars}".strip())
 
     @property
     def folder(self):

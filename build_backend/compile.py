@@ -17,8 +17,8 @@ PLAN = "_plan" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")  # a Python e
 FLAGS = "-O3 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -I."
 NVCC_FLAGS = "-O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden -I."
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the library may use what torch 2.10 has
-# With -z defs a symbol that torch lacks fails here, not at the user's first import. The library names torch_cpu:
-# torch is loaded without making its symbols visible to libraries that do not.
+# With -z defs a symbol that torch lacks fails here, not at the user's first import. The library has to name
+# torch_cpu: torch's symbols are not visible to libraries that do not.
 LINK_FLAGS = "-shared -Wl,-z,defs"
 
 RULES = """\
