@@ -91,10 +91,10 @@ def decide(facts: Facts) -> Plan:
 
 
 def without(plan: Plan, part: str, why: str, mode: str) -> Plan:
-    """The plan after `part` did not compile. The CUDA kernels share the CPU part's library and its fate."""
+    """The plan after `part` did not compile. Without the CPU part there is nothing to plan or to link with."""
     if mode == "require":
         return _stop(f"LSKA_OPS_BUILD=require, but {why}")
-    lost = [p for p in plan.parts if p == part or (part, p) == ("cpu", "cuda")]
+    lost = plan.parts if part == "cpu" else (part,)
     return replace(
         plan,
         parts=tuple(p for p in plan.parts if p not in lost),

@@ -122,9 +122,10 @@ def test_build_nvcc_fails_keeps_cpu_unless_required(mode, parts):
     assert plan.error is None if mode == "auto" else "nvcc failed" in plan.error
 
 
-def test_build_compiler_fails_takes_cuda_along():
+def test_build_compiler_fails_is_pure_python():
     plan = without(decide(GPU_BUILDER), "cpu", "it failed; see the log", "auto")
-    assert plan.parts == ("plan",) and set(plan.reasons) == {"cpu", "cuda"}
+    assert (plan.parts, plan.isas, plan.archs, plan.error) == ((), (), (), None)
+    assert plan.reasons == dict.fromkeys(PARTS, "it failed; see the log")
 
 
 def test_build_torch_is_required_only_where_it_serves():
@@ -187,7 +188,7 @@ def test_build_ninja_file_compiles_kernels_once_per_instruction_set(tmp_path, mo
 
 @pytest.mark.parametrize(
     "broken, parts",
-    [("cuda", ("cpu", "plan")), ("cpu", ("plan",)), ("plan", ("cpu", "cuda"))],
+    [("cuda", ("cpu", "plan")), ("cpu", ()), ("plan", ("cpu", "cuda"))],
 )
 def test_build_failure_is_blamed_on_its_part(broken, parts, tmp_path, monkeypatch):
     def failed(plan, facts, out, target):
