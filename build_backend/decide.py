@@ -91,7 +91,7 @@ def decide(facts: Facts) -> Plan:
 
 
 def without(plan: Plan, part: str, why: str, mode: str) -> Plan:
-    """The plan after `part` did not compile. Without the CPU part there is nothing to plan or to link with."""
+    """The plan after `part` failed to compile. Without the CPU part nothing else has a use."""
     if mode == "require":
         return _stop(f"LSKA_OPS_BUILD=require, but {why}")
     lost = plan.parts if part == "cpu" else (part,)
