@@ -1,0 +1,36 @@
+"""Compiles csrc/ into a folder, for tests: against another torch's headers, or with a sanitizer.
+
+python -m build_backend /tmp/asan --flags "-g -fsanitize=address,undefined"
+python -m build_backend /tmp/floor --torch /path/to/site-packages/torch
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from build_backend.compile import LIBRARY, compile_parts
+from build_backend.decide import decide
+from build_backend.facts import collect, torch_version
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m build_backend", description="Compiles csrc/ into a folder."
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--torch", type=Path, help="the torch folder whose headers to use")
+    parser.add_argument("--flags", default="", help="more flags for the compiler and the linker")
+    options = parser.parse_args()
+    facts = replace(collect(), mode="require")
+    if options.torch:
+        facts = replace(facts, torch=str(options.torch), torch_version=torch_version(options.torch))
+    plan = decide(facts)
+    if not plan.error:
+        plan = compile_parts(plan, facts, options.folder.resolve(), options.flags)
+    if plan.error:
+        raise SystemExit(plan.error)
+    print(options.folder / LIBRARY)
+
+
+if __name__ == "__main__":
+    main()

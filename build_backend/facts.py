@@ -1,0 +1,127 @@
+"""Finds out what the build depends on. The only place that reads the build's environment variables.
+
+Nothing is imported from torch and nothing is asked of a GPU: what is compiled depends on what is installed,
+not on the state the machine is in.
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+from build_backend.decide import Facts
+
+ROOT = Path(__file__).resolve().parent.parent
+CXX20 = "#include <concepts>\ntemplate <std::integral T> T f(T t) { return t; }\nint n = f(0);\n"
+
+
+@cache
+def collect() -> Facts:
+    compiler, compiler_version, compiler_problem = _compiler(os.environ.get("CXX", "").strip())
+    torch = _torch()
+    nvcc, nvcc_version = _nvcc()
+    return Facts(
+        mode=os.environ.get("LSKA_OPS_BUILD", "auto"),
+        archs=os.environ.get("LSKA_OPS_CUDA_ARCHS", ""),
+        max_jobs=os.environ.get("MAX_JOBS", ""),
+        system=platform.system(),
+        machine=platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        free_gb=_free_bytes() / 1e9,
+        compiler=compiler,
+        compiler_version=compiler_version,
+        compiler_problem=compiler_problem,
+        torch=str(torch) if torch else None,
+        torch_version=torch_version(torch) if torch else "",
+        ninja=_script("ninja"),
+        pybind11=_pybind11(),
+        python_headers=_python_headers(),
+        nvcc=nvcc,
+        nvcc_version=nvcc_version,
+        cuda_sources=any(ROOT.glob("csrc/*/cuda.cu")),
+    )
+
+
+def _compiler(named: str) -> tuple[str | None, str, str | None]:
+    """The command, its version, and why it cannot be used."""
+    tried = [named] if named else ["c++", "g++", "clang++"]
+    found = next((c for c in tried if shutil.which(shlex.split(c)[0])), None)
+    name, cure = f"CXX={named}" if named else found, "set CXX to g++ 11 or newer, then reinstall lska_ops"
+    if found is None and named:
+        return None, "", f"{name} was not found; {cure}"
+    if found is None:
+        return None, "", "no C++ compiler was found; install g++ 11 or newer, then reinstall lska_ops"
+    command = shlex.split(found)
+    probe = [*command, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    if subprocess.run(probe, input=CXX20, capture_output=True, text=True).returncode:
+        return found, "", f"{name} does not compile C++20; {cure}"
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    return found, version.partition("\n")[0], None
+
+
+def _torch() -> Path | None:
+    """torch's folder: where Python finds it, else where the package will be installed.
+
+    pip's build isolation takes site-packages off sys.path, but sysconfig still names it: so the torch that is
+    already there serves, and no second one is downloaded.
+    """
+    spec = importlib.util.find_spec("torch")
+    folders = [Path(spec.origin).parent.parent] if spec and spec.origin else []
+    folders += [Path(sysconfig.get_path(name)) for name in ("platlib", "purelib")]
+    if sys.prefix == sys.base_prefix:
+        folders.append(Path(site.getusersitepackages()))
+    elif re.search(r"include-system-site-packages\s*=\s*true", _read(Path(sys.prefix) / "pyvenv.cfg")):
+        base = {"base": sys.base_prefix, "platbase": sys.base_prefix}
+        folders += [Path(sysconfig.get_path(name, vars=base)) for name in ("platlib", "purelib")]
+    return next((f / "torch" for f in folders if (f / "torch" / "version.py").is_file()), None)
+
+
+def torch_version(torch: Path) -> str:
+    return re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text())[1]
+
+
+def _nvcc() -> tuple[str | None, tuple[int, int]]:
+    tried = ["nvcc", os.environ.get("CUDA_HOME", "") + "/bin/nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next(filter(None, map(shutil.which, tried)), None)
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout if nvcc else ""
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    return (nvcc, (int(release[1]), int(release[2]))) if release else (None, (0, 0))
+
+
+def _script(name: str) -> str | None:
+    """On PATH, or beside this Python where its environment is used without being activated."""
+    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+
+
+def _pybind11() -> str | None:
+    spec = importlib.util.find_spec("pybind11")
+    include = Path(spec.origin).parent / "include" if spec and spec.origin else None
+    return str(include) if include and (include / "pybind11" / "pybind11.h").is_file() else None
+
+
+def _python_headers() -> str | None:
+    include = Path(sysconfig.get_path("include"))
+    return str(include) if (include / "Python.h").is_file() else None
+
+
+def _free_bytes() -> int:
+    """Memory that may still be taken, the container's limit included."""
+    meminfo, limit, used = (
+        Path(p) for p in ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+    )
+    free = [int(k) * 1024 for k in re.findall(r"MemAvailable:\s*(\d+)", _read(meminfo))]
+    if _read(limit).strip().isdigit() and _read(used).strip().isdigit():
+        free.append(int(_read(limit)) - int(_read(used)))
+    return min(free, default=0)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

@@ -1,0 +1,388 @@
+"""The build's decision row by row, what is said when the library cannot be loaded, and (marked install) real
+`pip install`s into fresh environments: `pytest -m install tests/test_build.py`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from build_backend import compile as build_compile
+from build_backend import decide as build_decide
+from build_backend import facts as build_facts
+from build_backend.decide import PARTS, Facts, decide, with_requirements, without
+
+ROOT = Path(__file__).resolve().parent.parent
+GPU_BUILDER = Facts(
+    cores=8,
+    free_gb=64.0,
+    compiler="c++",
+    compiler_version="c++ 12.2.0",
+    torch="/site/torch",
+    torch_version="2.14.1+cu130",
+    ninja="/usr/bin/ninja",
+    pybind11="/site/pybind11/include",
+    python_headers="/usr/include/python3.11",
+    nvcc="/usr/bin/nvcc",
+    nvcc_version=(13, 0),
+    cuda_sources=True,
+)
+TODAY = replace(GPU_BUILDER, cuda_sources=False)
+NO_COMPILER = {"compiler": None, "compiler_problem": "no C++ compiler was found; install g++ 11 or newer"}
+
+
+# The decision
+
+
+def test_build_everything_found():
+    plan = decide(GPU_BUILDER)
+    assert (plan.parts, plan.reasons, plan.error) == (PARTS, {}, None)
+    assert plan.isas == ("avx512", "avx2", "baseline")
+    assert plan.archs == ("75", "80", "86", "89", "90", "100", "120")
+
+
+def test_build_version_without_cuda_sources():
+    plan = decide(TODAY)
+    assert plan.parts == ("cpu", "plan") and plan.archs == ()
+    assert plan.reasons == {"cuda": "this version of lska_ops has no CUDA sources; use the other backends"}
+    assert decide(replace(TODAY, mode="require")).error is None  # nothing that this version has is missing
+
+
+def test_build_without_nvcc_keeps_cpu():
+    plan = decide(replace(GPU_BUILDER, nvcc=None, nvcc_version=(0, 0)))
+    assert plan.parts == ("cpu", "plan")
+    assert plan.reasons["cuda"].startswith("nvcc was not found; ")
+
+
+@pytest.mark.parametrize(
+    "missing, word",
+    [
+        (NO_COMPILER, "no C++ compiler was found"),
+        ({"compiler_problem": "CXX=/bin/false does not compile C++20; set CXX"}, "CXX=/bin/false"),
+        ({"torch": None, "torch_version": ""}, "torch's headers were not found"),
+        ({"torch_version": "2.10.0+cu128"}, "torch 2.10.0+cu128 is older than 2.11"),
+        ({"ninja": None}, "ninja was not found"),
+        ({"system": "Windows"}, "this is Windows"),
+        ({"mode": "off"}, "LSKA_OPS_BUILD=off"),
+    ],
+)
+def test_build_pure_python_with_reason(missing, word):
+    plan = decide(replace(GPU_BUILDER, **missing))
+    assert (plan.parts, plan.isas, plan.archs, plan.error) == ((), (), (), None)
+    assert set(plan.reasons) == set(PARTS)
+    for reason in plan.reasons.values():
+        what_is_so, _, what_would_help = reason.partition("; ")
+        assert word in what_is_so and what_would_help
+
+
+@pytest.mark.parametrize("missing", [{"pybind11": None}, {"python_headers": None}])
+def test_build_without_python_headers_keeps_the_library(missing):
+    plan = decide(replace(TODAY, **missing))
+    assert plan.parts == ("cpu",) and "; " in plan.reasons["plan"]
+
+
+@pytest.mark.parametrize(
+    "missing, word",
+    [
+        (NO_COMPILER, "no C++ compiler"),
+        ({"nvcc": None}, "nvcc was not found"),
+        ({"torch_version": "2.6.0"}, "torch 2.6.0 is older"),
+        ({"python_headers": None}, "Python.h was not found"),
+    ],
+)
+def test_build_require_names_what_is_missing_in_one_line(missing, word):
+    plan = decide(replace(GPU_BUILDER, mode="require", **missing))
+    assert plan.error.startswith("lska_ops: LSKA_OPS_BUILD=require, but ") and word in plan.error
+    assert "\n" not in plan.error and plan.parts == ()
+
+
+@pytest.mark.parametrize(
+    "wrong, word",
+    [
+        ({"mode": "yes"}, "LSKA_OPS_BUILD is 'yes'; expected auto, require or off"),
+        ({"max_jobs": "0"}, "MAX_JOBS is '0'"),
+        ({"archs": "80;sm_90"}, "LSKA_OPS_CUDA_ARCHS names 'sm_90'"),
+    ],
+)
+def test_build_wrong_variable_is_one_line(wrong, word):
+    assert word in decide(replace(GPU_BUILDER, **wrong)).error
+
+
+@pytest.mark.parametrize("mode, parts", [("auto", ("cpu", "plan")), ("require", ())])
+def test_build_nvcc_fails_keeps_cpu_unless_required(mode, parts):
+    plan = without(decide(GPU_BUILDER), "cuda", "nvcc failed; see the log", mode)
+    assert plan.parts == parts and plan.archs == ()
+    assert plan.error is None if mode == "auto" else "nvcc failed" in plan.error
+
+
+def test_build_compiler_fails_is_pure_python():
+    plan = without(decide(GPU_BUILDER), "cpu", "it failed; see the log", "auto")
+    assert (plan.parts, plan.isas, plan.archs, plan.error) == ((), (), (), None)
+    assert plan.reasons == dict.fromkeys(PARTS, "it failed; see the log")
+
+
+def test_build_torch_is_required_only_where_it_serves():
+    absent = {"torch": None, "torch_version": "", "ninja": None, "pybind11": None}
+    assert with_requirements(replace(TODAY, **absent))[1] == ["ninja", "pybind11>=2.12", "torch>=2.11"]
+    assert with_requirements(TODAY)[1] == ["ninja", "pybind11>=2.12"]
+    assert with_requirements(replace(TODAY, torch_version="2.3.1"))[1] == []  # never replaced, however old
+    assert with_requirements(replace(TODAY, **absent, mode="off"))[1] == []
+    assert with_requirements(replace(TODAY, **{**absent, **NO_COMPILER}))[1] == []
+
+
+@pytest.mark.parametrize("torch_version", ["2.11.0+cu126", "2.14.1+cpu", "2.15.0+cu132"])
+def test_build_nvcc_of_another_cuda_still_builds(torch_version):
+    assert "cuda" in decide(replace(GPU_BUILDER, torch_version=torch_version)).parts
+
+
+def test_build_architectures():
+    assert decide(replace(GPU_BUILDER, nvcc_version=(12, 4))).archs == ("75", "80", "86", "89", "90")
+    assert decide(replace(GPU_BUILDER, archs="8.0; 90a")).archs == ("80", "90a")
+    assert "103" not in decide(GPU_BUILDER).archs
+
+
+def test_build_instruction_sets():
+    assert decide(replace(TODAY, machine="aarch64")).isas == ("baseline",)
+    assert "native" not in build_compile.FLAGS + "".join(build_decide.ISAS.values())
+
+
+def test_build_jobs_follow_cores_memory_and_max_jobs():
+    jobs = [
+        decide(replace(TODAY, **given)).jobs
+        for given in ({}, {"free_gb": 6.0}, {"free_gb": 0.5}, {"free_gb": 6.0, "max_jobs": "5"})
+    ]
+    assert jobs == [8, 3, 1, 5]
+
+
+# Facts and ninja
+
+
+def test_build_compiler_that_does_not_compile():
+    assert "CXX=/bin/false does not compile C++20; " in build_facts._compiler("/bin/false")[2]
+    assert "CXX=no-such-c++ was not found; " in build_facts._compiler("no-such-c++")[2]
+
+
+def test_build_ninja_file_compiles_kernels_once_per_instruction_set(tmp_path, monkeypatch):
+    for name in ("module.cpp", "plan_module.cpp", "lska/cpu.cpp", "lska/cpu_kernels_far.cpp", "lska/cuda.cu"):
+        (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "csrc" / name).touch()
+    monkeypatch.setattr(build_compile, "ROOT", tmp_path)
+    monkeypatch.setattr(build_compile, "_cudart_folders", lambda nvcc: ["-L/cuda/lib"])
+    text = build_compile.ninja_file(decide(GPU_BUILDER), GPU_BUILDER, tmp_path / "build" / "x", "")
+    for isa, flags in build_decide.ISAS.items():
+        rest = text.partition(
+            f"build build/x/lska.cpu_kernels_far.{isa}.o: cxx csrc/lska/cpu_kernels_far.cpp\n"
+        )[2]
+        assert f"{flags} -DLSKA_OPS_ISA={isa}" in rest.partition("\nbuild")[0]
+    assert text.count("cxx csrc/lska/cpu.cpp") == 1
+    assert "-gencode arch=compute_120,code=sm_120 -gencode arch=compute_120,code=compute_120" in text
+    assert "nvcc csrc/lska/cuda.cu" in text and "lska.cuda.o" in text.partition("_C.so: link")[2]
+
+
+@pytest.mark.parametrize(
+    "broken, parts",
+    [("cuda", ("cpu", "plan")), ("cpu", ()), ("plan", ("cpu", "cuda"))],
+)
+def test_build_failure_is_blamed_on_its_part(broken, parts, tmp_path, monkeypatch):
+    def failed(plan, facts, out, target):
+        return (
+            "FAILED: x.o\nx.cpp:1:2: error: no\n"
+            if target in ("all", broken) and broken in plan.parts
+            else None
+        )
+
+    monkeypatch.setattr(build_compile, "_failed", failed)
+    monkeypatch.setattr(build_compile, "_cudart_folders", lambda nvcc: [])
+    plan = build_compile.compile_parts(decide(GPU_BUILDER), GPU_BUILDER, tmp_path)
+    assert plan.parts == parts
+    assert f"the {broken} part did not compile (x.cpp:1:2: error: no); " in plan.reasons[broken]
+
+
+# Loading
+
+
+def _installed(folder, parts=("cpu", "plan"), reasons=None):
+    info = {"parts": list(parts), "reasons": reasons or {}}
+    (folder / "_build_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def test_build_load_says_what_is_so_and_what_would_help(tmp_path):
+    from lska_ops import _compiled
+
+    said = [_compiled.load(tmp_path)]
+    said.append(_compiled.load(_installed(tmp_path, (), {"cpu": "no C++ compiler was found; install g++"})))
+    said.append(_compiled.load(_installed(tmp_path), "2.10.0+cu128"))
+    said.append(_compiled.load(tmp_path))
+    (tmp_path / "_C.so").write_text("not a library")
+    said.append(_compiled.load(tmp_path))
+    (tmp_path / "_build_info.json").write_text("{")
+    said.append(_compiled.load(tmp_path))
+    words = [
+        "never built",
+        "no C++ compiler",
+        "torch is 2.10.0+cu128",
+        "is missing",
+        "cannot be loaded",
+        "read",
+    ]
+    for sentence, word in zip(said, words, strict=True):
+        what_is_so, _, what_would_help = sentence.partition("; ")
+        assert word in what_is_so and what_would_help and "\n" not in sentence
+
+
+def test_build_loaded_library_tells_what_it_was_built_from():
+    import torch
+
+    from lska_ops import _compiled
+
+    if _compiled.problem:
+        pytest.skip(_compiled.problem)
+    stored = _compiled.build_info()
+    assert stored.items() >= json.loads(torch.ops.lska_ops.build_info()).items()
+    if "plan" in stored["parts"]:
+        from lska_ops import _plan
+
+        assert stored.items() >= _plan.build_info().items()
+
+
+# Real installs
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sdist")
+    make = "import sys; from build_backend import backend; print(backend.build_sdist(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", make, str(folder)], cwd=ROOT, check=True, capture_output=True)
+    return next(folder.glob("lska_ops-*.tar.gz"))
+
+
+@pytest.fixture
+def source(sdist, tmp_path):
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    return next((tmp_path / "source").iterdir())
+
+
+class Environment:
+    """A fresh environment in which this interpreter's torch is installed, without a copy of it."""
+
+    def __init__(self, folder):
+        venv.create(folder, with_pip=True)
+        self.python = folder / "bin" / "python"
+        here = Path(sysconfig.get_path("platlib"))
+        site = Path(self.run("-c", "import sysconfig; print(sysconfig.get_path('platlib'))").stdout.strip())
+        for found in [here / "torch", here / "torchgen", *here.glob("torch-*.dist-info")]:
+            (site / found.name).symlink_to(found)
+        (site / "shown.pth").write_text(f"{here}\n")
+        for folder in [*site.glob("setuptools*"), *site.glob("pkg_resources")]:
+            shutil.rmtree(folder)  # venvs of Python 3.11 and older bring one of their own, too old
+        self.empty = folder.parent / "empty"
+        self.empty.mkdir()
+
+    def run(self, *arguments, **variables):
+        """Python in an empty folder, so that nothing is imported from a source tree by accident."""
+        kept = {
+            k: v for k, v in os.environ.items() if k not in ("CXX", "MAX_JOBS", "PYTHONPATH", "VIRTUAL_ENV")
+        }
+        kept = {k: v for k, v in kept.items() if not k.startswith("LSKA_OPS_")}
+        folder = getattr(self, "empty", None)
+        return subprocess.run(
+            [self.python, *arguments],
+            cwd=folder,
+            env={**kept, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def pip(self, *arguments, isolated=False, **variables):
+        isolation = [] if isolated else ["--no-build-isolation"]
+        install = ["-m", "pip", "install", "-v", "--no-deps", *isolation, *map(str, arguments)]
+        return self.run(*install, **variables)
+
+    def compiled(self):
+        """(problem, where it is, what was stored, whether the library answers, the wheel's tag)"""
+        ask = """if True:
+            import importlib.metadata, json, torch
+            from lska_ops import _compiled
+            info, answer = _compiled.build_info(), None
+            if _compiled.problem is None:
+                answer = json.loads(torch.ops.lska_ops.build_info())
+            if "plan" in info["parts"]:
+                from lska_ops import _plan
+                assert _plan.build_info() == answer
+            wheel = importlib.metadata.distribution("lska-ops").read_text("WHEEL")
+            print(json.dumps([_compiled.problem, _compiled.__file__, info, answer, wheel]))"""
+        done = self.run("-c", ask)
+        assert done.returncode == 0, done.stdout
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    return Environment(tmp_path / "environment")
+
+
+@pytest.mark.install
+@pytest.mark.parametrize("isolated", [True, False])
+def test_build_install_with_compiler(isolated, sdist, fresh):
+    done = fresh.pip(sdist, isolated=isolated, LSKA_OPS_BUILD="require")
+    assert done.returncode == 0, done.stdout
+    problem, file, info, answer, wheel = fresh.compiled()
+    assert problem is None and answer["parts"] == info["parts"] == ["cpu", "plan"]
+    assert Path(file).is_relative_to(fresh.python.parent.parent)
+    assert "Root-Is-Purelib: false" in wheel and "-none-any" not in wheel
+
+
+@pytest.mark.install
+def test_build_install_without_compiler(sdist, fresh):
+    done = fresh.pip(sdist, isolated=True, CXX="/bin/false")
+    assert done.returncode == 0, done.stdout
+    assert "NOTHING COMPILED, pure Python: CXX=/bin/false does not compile" in done.stdout
+    problem, _, info, _, wheel = fresh.compiled()
+    assert problem == info["reasons"]["cpu"] and problem.startswith("CXX=/bin/false does not compile C++20; ")
+    assert "Tag: py3-none-any" in wheel
+
+
+@pytest.mark.install
+@pytest.mark.parametrize("isolated", [True, False])
+def test_build_install_required_without_compiler(isolated, sdist, fresh):
+    done = fresh.pip(sdist, isolated=isolated, CXX="/bin/false", LSKA_OPS_BUILD="require")
+    assert done.returncode == 1
+    said = [line.strip() for line in (done.stdout).splitlines() if "lska_ops:" in line]
+    assert len(set(said)) == 1 and "LSKA_OPS_BUILD=require, but CXX=/bin/false" in said[0]
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.install
+def test_build_install_editable_in_place_and_off_again(source, fresh):
+    done = fresh.pip("-e", source)
+    assert done.returncode == 0, done.stdout
+    problem, file, _, _, _ = fresh.compiled()
+    assert problem is None and Path(file).parent == source / "lska_ops"
+    assert (source / "lska_ops" / "_C.so").is_file()
+    assert fresh.pip("-e", source, LSKA_OPS_BUILD="off").returncode == 0
+    assert "LSKA_OPS_BUILD=off was set" in fresh.compiled()[0]
+    assert not (source / "lska_ops" / "_C.so").exists()
+    assert fresh.pip(source, LSKA_OPS_BUILD="off").returncode == 0  # nothing stale comes along
+    assert "LSKA_OPS_BUILD=off was set" in fresh.compiled()[0]
+
+
+@pytest.mark.install
+def test_build_install_survives_code_that_does_not_compile(source, fresh):
+    with open(source / "csrc" / "module.cpp", "a") as module:
+        module.write("#error seeded\n")
+    done = fresh.pip(source, LSKA_OPS_BUILD="require")
+    assert done.returncode == 1 and "LSKA_OPS_BUILD=require, but the cpu part did not compile" in done.stdout
+    done = fresh.pip(source)
+    assert done.returncode == 0, done.stdout
+    assert "the cpu part did not compile (csrc/module.cpp" in fresh.compiled()[0]
+    assert "seeded" in fresh.compiled()[0]
