@@ -6,9 +6,10 @@ class names into coco128.yaml, and run ``python train.py``. For ACmix take ``yol
 
 from pathlib import Path
 
+from ultralytics import YOLO
+
 import lska_ops
 from lska_ops.yolo.data import check_data
-from ultralytics import YOLO
 
 DATA = Path(__file__).resolve().with_name("coco128.yaml")
 

@@ -1,4 +1,4 @@
-"""Fused LSKA and ACmix for PyTorch and YOLO. See README.md; ``python -m lska_ops doctor`` tells what runs here."""
+"""Fused LSKA and ACmix for PyTorch and YOLO; ``python -m lska_ops doctor`` tells what runs here."""
 
 from ._backends import explain
 from .acmix import ACmix, acmix
@@ -22,7 +22,8 @@ __all__ = [
 
 
 def __getattr__(name):
-    # Built from ultralytics' own SPPF, so it is imported when it is asked for; everything else needs torch alone.
+    # Built from ultralytics' own SPPF, so it is imported when it is asked for; everything else needs torch
+    # alone.
     if name == "SPPF_LSKA":
         from .yolo.blocks import SPPF_LSKA
 

@@ -19,12 +19,22 @@ def _doctor(args):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="lska_ops", description="Fused LSKA and ACmix for YOLO.")
     words = parser.add_subparsers(required=True, metavar="word")
-    word = words.add_parser("doctor", help="what runs here, and what would help; exit code 1 if only the reference does")
+    word = words.add_parser(
+        "doctor", help="what runs here, and what would help; exit code 1 if only the reference does"
+    )
     word.set_defaults(run=_doctor)
-    word = words.add_parser("demo", help="train, validate and predict on handwritten digits, or on your own data")
-    word.add_argument("--module", choices=("LSKA", "ACmix"), default="LSKA", help="module in yolo11n (default: LSKA)")
-    word.add_argument("--epochs", type=int, help="passes over the training pictures (default: what the digits need)")
-    word.add_argument("--imgsz", type=int, help="side in pixels that pictures are scaled to (default: what the digits need)")
+    word = words.add_parser(
+        "demo", help="train, validate and predict on handwritten digits, or on your own data"
+    )
+    word.add_argument(
+        "--module", choices=("LSKA", "ACmix"), default="LSKA", help="module in yolo11n (default: LSKA)"
+    )
+    word.add_argument(
+        "--epochs", type=int, help="passes over the training pictures (default: what the digits need)"
+    )
+    word.add_argument(
+        "--imgsz", type=int, help="side in pixels that pictures are scaled to (default: what the digits need)"
+    )
     word.add_argument("--data", help="data YAML of your own (default: writes the digits)")
     word.add_argument("--device", default="cpu", help="cpu, 0, 0,1 … (default: cpu)")
     word.add_argument("--out", default="demo", help="folder for everything that is written (default: ./demo)")

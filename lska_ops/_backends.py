@@ -1,7 +1,7 @@
 """Which backend runs a call, and in one sentence each why the others do not.
 
-A backend answers ``why_not(x) -> str | None`` in the form *what is so; what would help*. The same sentences stand
-in errors, in :func:`explain`, in skipped tests and in ``python -m lska_ops doctor``.
+A backend answers ``why_not(x) -> str | None`` in the form *what is so; what would help*. The same sentences
+stand in errors, in :func:`explain`, in skipped tests and in ``python -m lska_ops doctor``.
 """
 
 import os
@@ -23,7 +23,7 @@ WHY_NOT = {op: {"reference": _reference} for op in ("lska", "acmix")}
 
 
 def exporting():
-    """True while a tracer that may not meet our registered ops is at work: TorchScript, ONNX, torch.export."""
+    """True inside a tracer whose result must run without us: TorchScript, ONNX, torch.export."""
     return (
         torch.jit.is_tracing()
         or torch.jit.is_scripting()

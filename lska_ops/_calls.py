@@ -33,7 +33,9 @@ def check_parameter(op, name, parameter, x, *, fits, expected):
     if not fits:
         raise ValueError(f"{op}: {name} has shape {list(parameter.shape)}; expected {expected}")
     if parameter.dtype != x.dtype:
-        raise TypeError(f"{op}: {name} is {parameter.dtype}; expected {x.dtype} like x, or a call under torch.autocast")
+        raise TypeError(
+            f"{op}: {name} is {parameter.dtype}; expected {x.dtype} like x, or a call under torch.autocast"
+        )
     if parameter.device != x.device:
         raise ValueError(f"{op}: {name} is on {parameter.device}; expected {x.device} like x")
 
@@ -41,7 +43,9 @@ def check_parameter(op, name, parameter, x, *, fits, expected):
 def check_pair(op, name, pair):
     """A convolution is handed over as (weight, bias)."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(f"{op}: {name} is a {type(pair).__name__}; expected the pair (weight, bias), bias may be None")
+        raise TypeError(
+            f"{op}: {name} is a {type(pair).__name__}; expected the pair (weight, bias), bias may be None"
+        )
 
 
 def check_number(op, name, value, *, odd=False, at_least=1):
@@ -60,11 +64,14 @@ def autocast_dtype(device_type):
     except (AttributeError, TypeError):  # torch 2.3 has one pair of functions for each device
         if device_type == "cpu":
             return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-        return torch.get_autocast_gpu_dtype() if device_type == "cuda" and torch.is_autocast_enabled() else None
+        return (
+            torch.get_autocast_gpu_dtype() if device_type == "cuda" and torch.is_autocast_enabled() else None
+        )
 
 
 def follow_autocast(x, parameters):
-    """x and the parameters in autocast's dtype, and the context to compute in: autocast is spent by these casts.
+    """x and the parameters in autocast's dtype, and the context to compute in: autocast is spent by these
+    casts.
 
     Like PyTorch's own convolutions, float64 tensors stay as they are.
     """

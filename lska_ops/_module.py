@@ -11,15 +11,16 @@ class FusedModule(nn.Module):
     """A module whose forward reads the parameters of its submodules without calling them."""
 
     def _must_call_submodules(self):
-        # Hooks count FLOPs (thop), prune and normalise weights; a replaced submodule (LoRA, quantised) has its own
-        # forward; and in an exported graph a submodule's padding is a constant.
+        # Hooks count FLOPs (thop), prune and normalise weights; a replaced submodule (LoRA, quantised) has
+        # its own forward; and in an exported graph a submodule's padding is a constant.
         return exporting() or any(
             type(m) is not nn.Conv2d or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
             for m in self.children()
         )
 
     def __setstate__(self, state):
-        # A checkpoint opened in a process that has not imported lska_ops: ultralytics will want to parse its YAML.
+        # A checkpoint opened in a process that has not imported lska_ops: ultralytics will want to parse its
+        # YAML.
         super().__setstate__(state)
         if "ultralytics.nn.tasks" in sys.modules:
             from .yolo.register import register_after_unpickling

@@ -45,4 +45,8 @@ def _version(distribution):
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return 'not installed; pip install "lska_ops[yolo]"' if distribution == "ultralytics" else "not installed"
+        return (
+            'not installed; pip install "lska_ops[yolo]"'
+            if distribution == "ultralytics"
+            else "not installed"
+        )

@@ -16,9 +16,9 @@ def gamma(n, u):
 def error_ratio(out, r, A, operations, roundings=1):
     """How much of the allowed error `out` uses: largest ``|out - r| / bound``; at most 1 passes.
 
-    ``bound = u (|r| + g A) + g A + tiny`` with ``g = gamma(operations)`` in the accumulation dtype: sums in float32
-    (float64 for float64), one rounding at the end. What rounds after each of several stages, as plain PyTorch
-    does, passes ``roundings`` > 1: then every stage's rounding acts on A.
+    ``bound = u (|r| + g A) + g A + tiny`` with ``g = gamma(operations)`` in the accumulation dtype: sums in
+    float32 (float64 for float64), one rounding at the end. What rounds after each of several stages, as plain
+    PyTorch does, passes ``roundings`` > 1: then every stage's rounding acts on A.
 
     Args:
         out: the result, any dtype.
@@ -34,7 +34,11 @@ def error_ratio(out, r, A, operations, roundings=1):
         return 0.0
     u = UNIT[out.dtype]
     g = gamma(operations, UNIT[torch.promote_types(out.dtype, torch.float32)])
-    bound = gamma(roundings, u) * ((r.abs() if roundings == 1 else A) + g * A) + g * A + TINY[out.dtype] * roundings
+    bound = (
+        gamma(roundings, u) * ((r.abs() if roundings == 1 else A) + g * A)
+        + g * A
+        + TINY[out.dtype] * roundings
+    )
     ratio = (out.double() - r).abs() / bound.clamp_min(1e-300)
     return torch.nan_to_num(ratio, nan=torch.inf).max().item()
 

@@ -2,7 +2,9 @@ import os
 import tempfile
 
 # ultralytics reads these when it is imported: no network, and no settings of the user's.
-os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_CONFIG_DIR=tempfile.mkdtemp(prefix="lska_ops_"))
+os.environ.update(
+    YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_CONFIG_DIR=tempfile.mkdtemp(prefix="lska_ops_")
+)
 
 from pathlib import Path  # noqa: E402
 

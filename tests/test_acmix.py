@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Published, check_published, layouts, published
+
 from lska_ops import ACmix, acmix
 from lska_ops.acmix.reference import coordinates, reflect_pad, windows
 from lska_ops.testing import PUBLISHED, relative_error
@@ -73,14 +74,16 @@ def test_acmix_coordinates():
     assert coordinates(1, 1, torch.float32, "cpu").flatten().tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"dilation": 2}, {"head": 2, "kernel_conv": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2}, {"dilation": 2}, {"head": 2, "kernel_conv": 1}], ids=str
+)
 def test_acmix_gradcheck(options):
     m = module(4, 4, 3, **{"head": 2, **options})
     x = torch.randn(1, 4, 3, 4, dtype=torch.float64, requires_grad=True)
     parameters = {name: p.detach().requires_grad_() for name, p in m.named_parameters()}
 
     def run(x, *values):
-        return torch.func.functional_call(m, dict(zip(parameters, values)), x)
+        return torch.func.functional_call(m, dict(zip(parameters, values, strict=False)), x)
 
     assert torch.autograd.gradcheck(run, (x, *parameters.values()))
     assert torch.autograd.gradgradcheck(run, (x, *parameters.values()), fast_mode=True)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from lska_ops import LSKA, ACmix, _backends, explain, lska
 
 
@@ -42,7 +43,10 @@ def test_backends_environment_variable(monkeypatch):
 
 
 def test_backends_asked_for_by_name_never_falls_back(monkeypatch):
-    declines = {op: {**reasons, "reference": lambda x: "it is raining; wait"} for op, reasons in _backends.WHY_NOT.items()}
+    declines = {
+        op: {**reasons, "reference": lambda x: "it is raining; wait"}
+        for op, reasons in _backends.WHY_NOT.items()
+    }
     monkeypatch.setattr(_backends, "WHY_NOT", declines)
     with pytest.raises(RuntimeError, match="lska: backend 'reference' declined: it is raining; wait"):
         call("reference")

@@ -9,11 +9,13 @@ import time
 
 import numpy as np
 import pytest
-from lska_ops.yolo.data import check_data
-from lska_ops.yolo.digits import write_digits
 from PIL import Image
 
-# Python imports sitecustomize before anything else: every attempt to reach a network is written down and refused.
+from lska_ops.yolo.data import check_data
+from lska_ops.yolo.digits import write_digits
+
+# Python imports sitecustomize before anything else: every attempt to reach a network is written down and
+# refused.
 NO_NETWORK = """
 import os, socket
 def refuse(*args, **kwargs):
@@ -36,7 +38,9 @@ def python(tmp_path):
 
     def start(*words):
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        started.append(subprocess.Popen([sys.executable, *map(str, words)], cwd=tmp_path / "cwd", env=env, **pipes))
+        started.append(
+            subprocess.Popen([sys.executable, *map(str, words)], cwd=tmp_path / "cwd", env=env, **pipes)
+        )
         return started[-1], tmp_path / "attempts"
 
     yield start
@@ -65,7 +69,9 @@ def test_demo_boxes_are_tight_around_the_ink(tmp_path):
             left, right, top, bottom = (round(320 * v) for v in (x - w / 2, x + w / 2, y - h / 2, y + h / 2))
             assert 0 <= left < right <= 320 and 0 <= top < bottom <= 320
             box = pixels[top:bottom, left:right] > ground + 25
-            assert box.mean() > 0.15 and all(side.any() for side in (box[:4], box[-4:], box[:, :4], box[:, -4:]))
+            assert box.mean() > 0.15 and all(
+                side.any() for side in (box[:4], box[-4:], box[:, :4], box[:, -4:])
+            )
 
 
 @pytest.mark.parametrize("module", ["LSKA", "ACmix"])
@@ -132,7 +138,10 @@ def test_demo_data_check_accepts_boxes_polygons_and_background(tmp_path):
     "label, message",
     [
         (None, "none of the 1 train pictures has a label file; expected for example"),
-        ("0 0.5 0.5 1.2 0.2\n", "line 1 is '0 0.5 0.5 1.2 0.2'; expected x, y, width and height as parts of the picture"),
+        (
+            "0 0.5 0.5 1.2 0.2\n",
+            "line 1 is '0 0.5 0.5 1.2 0.2'; expected x, y, width and height as parts of the picture",
+        ),
         ("0 0.5 0.5 0.2 0.2\n0 320 200 64 64\n", "line 2 is '0 320 200 64 64'; expected x, y"),
         ("1 0.5 0.5 0.2 0.2\n", "expected a class from 0 to 0"),
         ("0 0.5 0.5 0.2\n", "4 numbers; expected 5: class x y width height"),

@@ -5,14 +5,15 @@ import importlib
 import subprocess
 import sys
 
-import lska_ops
 import pytest
 import torch
 import ultralytics
 import yaml
+from ultralytics.nn import tasks
+
+import lska_ops
 from lska_ops import LSKA, ACmix
 from lska_ops.yolo.register import CFG, NAMES
-from ultralytics.nn import tasks
 
 SCALES = "nsmlx"
 PARAMETERS = {
@@ -30,7 +31,13 @@ def registered():
 
 def rows(*layers, head="Detect", scale="n"):
     """A small model: one downsampling convolution, `layers`, three levels, a head."""
-    heads = {"Detect": ["nc"], "Segment": ["nc", 32, 64], "Pose": ["nc", [17, 3]], "OBB": ["nc", 1], "Classify": ["nc"]}
+    heads = {
+        "Detect": ["nc"],
+        "Segment": ["nc", 32, 64],
+        "Pose": ["nc", [17, 3]],
+        "OBB": ["nc", 1],
+        "Classify": ["nc"],
+    }
     backbone = [[-1, 1, "Conv", [64, 3, 2]], *layers]
     levels = [[-1, 1, "Conv", [128, 3, 2]], [-1, 1, "Conv", [256, 3, 2]]]
     n = len(backbone) - 1
@@ -73,14 +80,22 @@ def test_yolo_every_task_builds_and_runs(module, suffix):
     d["head"].insert(len(d["head"]) - 1, [-1, 1, module, []])
     if d["head"][-1][0] != -1:
         d["head"][-1][0][-1] = before + 1
-    kinds = {"": "DetectionModel", "-seg": "SegmentationModel", "-pose": "PoseModel", "-obb": "OBBModel", "-cls": "ClassificationModel"}
+    kinds = {
+        "": "DetectionModel",
+        "-seg": "SegmentationModel",
+        "-pose": "PoseModel",
+        "-obb": "OBBModel",
+        "-cls": "ClassificationModel",
+    }
     model = getattr(tasks, kinds[suffix])(d, ch=3, nc=4, verbose=False).eval()
     assert sum(type(m).__name__ == module for m in model.modules()) == 1
     with torch.inference_mode():
         model(torch.rand(1, 3, 64, 96))
 
 
-@pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo12n.yaml", "rtdetr-l.yaml", "yolov5n.yaml", "yolov10n.yaml"])
+@pytest.mark.parametrize(
+    "name", ["yolov8n.yaml", "yolo12n.yaml", "rtdetr-l.yaml", "yolov5n.yaml", "yolov10n.yaml"]
+)
 @pytest.mark.parametrize("module", NAMES)
 def test_yolo_other_families_build(name, module):
     try:
@@ -104,7 +119,10 @@ def test_yolo_other_families_build(name, module):
         ([-1, 1, "LSKATrivial", [9]], lambda m: m.conv0h.kernel_size == (1, 9)),
         ([-1, 1, "LKA", [23]], lambda m: m.conv_spatial.dilation == (3, 3)),
         ([-1, 1, "LKATrivial", [5]], lambda m: m.conv0.kernel_size == (5, 5)),
-        ([-1, 1, "ACmix", [5, 8]], lambda m: (m.kernel_att, m.head, m.in_planes, m.out_planes) == (5, 8, 16, 16)),
+        (
+            [-1, 1, "ACmix", [5, 8]],
+            lambda m: (m.kernel_att, m.head, m.in_planes, m.out_planes) == (5, 8, 16, 16),
+        ),
         ([-1, 1, "ACmix", [7, 4, 3, 2]], lambda m: m.stride == 2),
         ([-1, 1, "SPPF_LSKA", []], lambda m: m.lska.k_size == 11 and m.m.kernel_size == 5),
         ([-1, 1, "SPPF_LSKA", [3, 7]], lambda m: m.lska.k_size == 7 and m.m.kernel_size == 3),
@@ -113,7 +131,9 @@ def test_yolo_other_families_build(name, module):
 )
 def test_yolo_row_options(row, expected):
     if expected is None:
-        with pytest.raises(ValueError, match=r"model YAML: row 1: LSKA: k_size is \d+; expected .* the nearest that work"):
+        with pytest.raises(
+            ValueError, match=r"model YAML: row 1: LSKA: k_size is \d+; expected .* the nearest that work"
+        ):
             parse(rows(row))
         return
     layer = parse(rows(row))[1]
@@ -153,7 +173,12 @@ def test_yolo_weights_and_random_state_as_without_us():
 
 
 def patched():
-    return tasks.parse_model, tasks.check_yaml, importlib.import_module("ultralytics.nn").parse_model, set(vars(tasks))
+    return (
+        tasks.parse_model,
+        tasks.check_yaml,
+        importlib.import_module("ultralytics.nn").parse_model,
+        set(vars(tasks)),
+    )
 
 
 def test_yolo_register_twice_and_unregister():
@@ -163,7 +188,7 @@ def test_yolo_register_twice_and_unregister():
     lska_ops.unregister()
     outside = patched()
     assert outside[0] is outside[2] and not any(name in outside[3] for name in NAMES)
-    assert all(a is not b for a, b in zip(inside[:3], outside[:3]))
+    assert all(a is not b for a, b in zip(inside[:3], outside[:3], strict=False))
     with pytest.raises(FileNotFoundError):
         tasks.yaml_model_load("yolo11n-LSKA.yaml")
     with pytest.raises(KeyError, match="LSKA"):
@@ -206,7 +231,7 @@ def test_yolo_leaves_a_forks_own_class_alone(monkeypatch):
         ([-1, 1, "ACmix", [7, 5]], "row 1: ACmix: head is 5; expected a divisor of out_planes = 16"),
         ([-1, 1, "LSKA", [7, 2, 1]], "row 1 (LSKA) has arguments [7, 2, 1]; expected at most 2: ['k_size', 'dilation']"),
         ([-1, 1, "SPPF_LSKA", [1024, 5]], "row 1: SPPF_LSKA: k (the pooling window; channel counts are filled in) is 1024"),
-        ([-1, 1, "LSKAA", []], "row 1 names the module 'LSKAA', which neither ultralytics nor lska_ops has; did you mean LSKA"),
+        ([-1, 1, "LSKAA", []], "row 1 names 'LSKAA', a module that neither ultralytics nor lska_ops has; did you mean LSKA"),
         ([[-1, 0], 1, "LSKA", []], "row 1 (LSKA) reads from [-1, 0]; expected one row"),
         ([-1, 1, "LSKA", ["k_size=23"]], "LSKA: k_size is 'k_size=23'; expected an integer"),
         ([-1, 1, "LSKA", [{"k_size": 23}]], "row 1: LSKA: k_size is {'k_size': 23}; expected an integer"),
@@ -231,7 +256,9 @@ def test_yolo_flops_are_counted(module):
     for channels, side in ((64, 80), (128, 40), (256, 20)):
         layer, pixels = {"LSKA": LSKA, "ACmix": ACmix}[module](channels), side * side
         for name, conv in layer.named_children():
-            extra += conv.weight.numel() * pixels * (layer.head_dim if name == "fc" else 1)  # fc runs once for each dim
+            extra += (
+                conv.weight.numel() * pixels * (layer.head_dim if name == "fc" else 1)
+            )  # fc runs once for each dim
     assert round(ours - plain, 9) == round(2 * extra / 1e9, 9)
 
 
@@ -253,5 +280,7 @@ def test_yolo_checkpoint_opens_in_a_fresh_process(tmp_path):
         "again = YOLO('yolo11n-LSKA.yaml')\n"  # as train() does from a checkpoint's YAML
         "print('opened')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, path, tmp_path / "io.pt"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, tmp_path / "io.pt"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.endswith("opened\n"), done.stdout + done.stderr

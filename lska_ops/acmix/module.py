@@ -37,10 +37,22 @@ class ACmix(FusedModule):
             check_number("ACmix", name, value, odd=True)
         if out_planes % head:
             divisors = ", ".join(str(n) for n in range(1, min(out_planes, 64) + 1) if out_planes % n == 0)
-            raise ValueError(f"ACmix: head is {head}; expected a divisor of out_planes = {out_planes}: {divisors}")
+            raise ValueError(
+                f"ACmix: head is {head}; expected a divisor of out_planes = {out_planes}: {divisors}"
+            )
         super().__init__()
-        self.in_planes, self.out_planes, self.head, self.head_dim = in_planes, out_planes, head, out_planes // head
-        self.kernel_att, self.kernel_conv, self.stride, self.dilation = kernel_att, kernel_conv, stride, dilation
+        self.in_planes, self.out_planes, self.head, self.head_dim = (
+            in_planes,
+            out_planes,
+            head,
+            out_planes // head,
+        )
+        self.kernel_att, self.kernel_conv, self.stride, self.dilation = (
+            kernel_att,
+            kernel_conv,
+            stride,
+            dilation,
+        )
         self.rate1 = nn.Parameter(torch.full((1,), 0.5))
         self.rate2 = nn.Parameter(torch.full((1,), 0.5))
         self.conv1 = nn.Conv2d(in_planes, out_planes, 1)
@@ -72,7 +84,9 @@ class ACmix(FusedModule):
         return acmix(x, *((c.weight, c.bias) for c in convs), self.rate1, self.rate2, **options)
 
     def _position(self, loc):
-        with torch.autocast(loc.device.type, enabled=False):  # a half dtype cannot tell neighbouring columns apart
+        with torch.autocast(
+            loc.device.type, enabled=False
+        ):  # a half dtype cannot tell neighbouring columns apart
             return self.conv_p(loc.to(self.conv_p.weight.dtype)).to(loc.dtype)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -17,22 +17,24 @@ def acmix(
 ):  # fmt: skip
     """ACmix: local self-attention and convolution that share their three 1x1 projections.
 
-    ``y = rate1 * attention(q, k, v) + rate2 * shift(q, k, v)`` with ``q, k, v = conv1(x), conv2(x), conv3(x)``,
-    G heads of D = C_out / G channels, and a K x K window (K = kernel_att, reflection padding) around every pixel.
+    ``y = rate1 * attention(q, k, v) + rate2 * shift(q, k, v)`` with ``q, k, v = conv1(x), conv2(x),
+    conv3(x)``, G heads of D = C_out / G channels, and a K x K window (K = kernel_att, reflection padding)
+    around every pixel.
 
     * attention: softmax over the window of ``D^-1/2 q_i . (k_j + p_i - p_j)``, then the weighted sum of v;
       ``p = conv_p(loc)``, loc the pixel's (x, y), each linear from -1 to 1 over the map.
-    * shift: fc mixes the 3G maps of each of the D dims into K_c * K_c, dep_conv (grouped, one group per dim, zero
+    * shift: fc mixes the 3G maps of each of the D dims into K_c * K_c, dep_conv (grouped, one group per dim,
+    zero
       padding) shifts and sums them to G maps.
 
-    Attention's output channel c is head c // D, dim c % D; shift's is dim c // G, head c % G; they are summed as
-    they are, as published.
+    Attention's output channel c is head c // D, dim c % D; shift's is dim c // G, head c % G; they are summed
+    as they are, as published.
 
     Paper: Pan et al., "On the Integration of Self-Attention and Convolution", 2022, arXiv:2111.14556.
 
     Args:
-        x: map ``[B, C_in, H, W]``, float64, float32, float16 or bfloat16, any strides, H and W from 1 up; on maps
-            smaller than the window the reflection goes on.
+        x: map ``[B, C_in, H, W]``, float64, float32, float16 or bfloat16, any strides, H and W from 1 up; on
+            maps smaller than the window the reflection goes on.
         conv1: query projection ``(weight [C_out, C_in, 1, 1], bias [C_out] or None)``.
         conv2: key projection, same shapes.
         conv3: value projection, same shapes.
@@ -48,20 +50,21 @@ def acmix(
         backend: "auto" takes the fastest that accepts the call; a name takes that one or raises.
 
     Returns:
-        Tensor ``[B, C_out, ceil(H / stride), ceil(W / stride)]``, dtype of x (under autocast: autocast's dtype).
+        Tensor ``[B, C_out, ceil(H / stride), ceil(W / stride)]``, dtype of x (under autocast: autocast's
+        dtype).
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: positions are computed in float32 at least. `reference` rounds to the dtype of x after each step, as
-        PyTorch does.
+    Numerics: positions are computed in float32 at least. `reference` rounds to the dtype of x after each
+        step, as PyTorch does.
 
     Memory: `reference` keeps about 2 K * K maps of the size of q for backward.
     """
     pairs = (conv1, conv2, conv3, conv_p, fc, dep_conv)
-    for name, pair in zip(NAMES, pairs):
+    for name, pair in zip(NAMES, pairs, strict=False):
         check_pair("acmix", name, pair)
     x, flat, spent = follow_autocast(x, [*(t for pair in pairs for t in pair), rate1, rate2])
     *flat, rate1, rate2 = flat
@@ -111,7 +114,9 @@ def _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation):
     }
     for name, (weight, bias) in pairs.items():
         shape = expected[name]
-        check_parameter("acmix", f"{name} weight", weight, x, fits=shape_of(weight) == shape, expected=list(shape))
+        check_parameter(
+            "acmix", f"{name} weight", weight, x, fits=shape_of(weight) == shape, expected=list(shape)
+        )
         if bias is not None and name in ("fc", "dep_conv"):
             raise ValueError(f"acmix: {name} bias is given; expected None, it has no bias")
         if bias is not None:

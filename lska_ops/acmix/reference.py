@@ -1,8 +1,8 @@
 """ACmix in plain PyTorch: what every other backend has to agree with.
 
-Like the published module it materialises the window: K*K copies of k and of v. The convolutions are handed over
-as callables (an ``nn.Conv2d``, or ``F.conv2d`` with its arguments bound), so that a module can also run its own
-submodules through these lines and have their hooks called.
+Like the published module it materialises the window: K*K copies of k and of v. The convolutions are handed
+over as callables (an ``nn.Conv2d``, or ``F.conv2d`` with its arguments bound), so that a module can also run
+its own submodules through these lines and have their hooks called.
 """
 
 import torch
@@ -17,7 +17,7 @@ def coordinates(H, W, dtype, device):
 
 
 def reflect_pad(x, reach):
-    """Reflection padding by ``reach`` on all sides that goes on reflecting where the map is smaller than that."""
+    """Reflection padding by ``reach`` on all sides; it goes on reflecting where the map is smaller."""
     H, W = x.shape[-2:]
     old_half = x.dtype == torch.float16 and x.device.type == "cpu"  # torch 2.3 cannot reflect these
     if min(H, W) > reach and not old_half:
@@ -32,7 +32,7 @@ def _reflected(n, reach, device):
 
 
 def windows(x, kernel_att, stride, dilation):
-    """The reflected window of every stride-th pixel: ``[N, D, H, W]`` to ``[N, D, K*K, ceil(H/stride), ceil(W/stride)]``."""
+    """The reflected window of every stride-th pixel: ``[N, D, H, W]`` to ``[N, D, K*K, H_out, W_out]``."""
     N, D, H, W = x.shape
     padded = reflect_pad(x, (kernel_att // 2) * dilation)
     columns = F.unfold(padded, kernel_att, dilation=dilation, stride=stride)
@@ -40,7 +40,8 @@ def windows(x, kernel_att, stride, dilation):
 
 
 def attention(q, k, v, conv_p, *, head, kernel_att, stride, dilation):
-    """Softmax over the K*K window of ``D^-1/2 q_i . (k_j + p_i - p_j)``, head by head; p is computed in at least fp32.
+    """Softmax over the K*K window of ``D^-1/2 q_i . (k_j + p_i - p_j)``, head by head; p is computed in at
+    least fp32.
 
     conv_p: callable that maps the coordinates ``[1, 2, H, W]`` to p ``[1, D, H, W]``.
     """
@@ -56,7 +57,7 @@ def attention(q, k, v, conv_p, *, head, kernel_att, stride, dilation):
 
 
 def shift_aggregate(q, k, v, fc, dep_conv, *, head):
-    """fc mixes the 3G maps of each of the D dims into K_c*K_c; dep_conv shifts and sums them, one group per dim."""
+    """fc mixes the 3G maps of each of the D dims into K_c*K_c; dep_conv shifts and sums them, dim by dim."""
     B, C, H, W = q.shape
     D = C // head
     maps = torch.cat([t.reshape(B, head, D, H * W) for t in (q, k, v)], 1)

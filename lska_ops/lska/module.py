@@ -11,7 +11,8 @@ from .reference import lska as plain_lska
 def split_kernel(k_size, dilation=None, op="LSKA"):
     """``(k0, k1, d)`` with ``k0 = 2d - 1``, k1 odd and ``k0 + (k1 - 1) * d == k_size``, the paper's rule.
 
-    Without `dilation`, d = 2 is tried first below 23 and d = 3 from 23 up (the published table), then larger ones.
+    Without `dilation`, d = 2 is tried first below 23 and d = 3 from 23 up (the published table), then larger
+    ones.
 
     Raises:
         TypeError: k_size or dilation is not an integer.
@@ -55,7 +56,8 @@ class LSKA(FusedModule):
 
     Args:
         dim: channels C of the map.
-        k_size: receptive field a side, in pixels: 7, 11, 23, 35, 41, 53 as published, or any other that splits.
+        k_size: receptive field a side, in pixels: 7, 11, 23, 35, 41, 53 as published, or any other that
+            splits.
         dilation: d of the split; None takes the published rule's.
 
     Raises:
@@ -108,7 +110,8 @@ class LSKATrivial(FusedModule):
 
 
 class LKA(FusedModule):
-    """The paper's LKA (VAN's): k0xk0 depthwise, then k1xk1 depthwise with dilation d, as a gate. Plain PyTorch.
+    """The paper's LKA (VAN's): k0xk0 depthwise, then k1xk1 depthwise with dilation d, as a gate. Plain
+    PyTorch.
 
     Args: as :class:`LSKA`.
     """
@@ -147,4 +150,6 @@ def _check_trivial(op, dim, k_size, dilation):
     check_number(op, "dim", dim)
     check_number(op, "k_size", k_size, odd=True)
     if dilation not in (None, 1):
-        raise ValueError(f"{op}: dilation is {dilation!r}; expected None or 1, this design has no dilated convolution")
+        raise ValueError(
+            f"{op}: dilation is {dilation!r}; expected None or 1, this design has no dilated convolution"
+        )

@@ -15,8 +15,8 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
     """Large separable kernel attention: a gate made by four depthwise 1-D convolutions and a 1x1 convolution.
 
     ``y = x * conv1(conv_spatial_v(conv_spatial_h(conv0v(conv0h(x)))))``, where conv0h is 1xk0, conv0v k0x1,
-    conv_spatial_h 1xk1 and conv_spatial_v k1x1 with ``dilation``, all depthwise and zero-padded to keep H and W.
-    The receptive field is ``k0 + (k1 - 1) * dilation`` a side.
+    conv_spatial_h 1xk1 and conv_spatial_v k1x1 with ``dilation``, all depthwise and zero-padded to keep H and
+    W. The receptive field is ``k0 + (k1 - 1) * dilation`` a side.
 
     Paper: Lau, Po & Rehman, "Large Separable Kernel Attention", 2023, arXiv:2309.01439.
 
@@ -24,8 +24,8 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         x: map ``[B, C, H, W]``, float64, float32, float16 or bfloat16, any strides, H and W from 1 up.
         conv0h: ``(weight [C, 1, 1, k0], bias [C] or None)``, k0 odd.
         conv0v: ``(weight [C, 1, k0, 1], bias)``.
-        conv_spatial_h: ``(weight [C, 1, 1, k1], bias)``, k1 odd; None together with conv_spatial_v for the paper's
-            LSKA-trivial, which has only the first pair.
+        conv_spatial_h: ``(weight [C, 1, 1, k1], bias)``, k1 odd; None together with conv_spatial_v for the
+            paper's LSKA-trivial, which has only the first pair.
         conv_spatial_v: ``(weight [C, 1, k1, 1], bias)`` or None.
         conv1: ``(weight [C, C, 1, 1], bias)``.
         dilation: pixels between the taps of the second pair.
@@ -44,8 +44,8 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
     Memory: `reference` keeps six maps of the size of x for backward.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
-    given = [name for name, pair in zip(NAMES, pairs) if pair is not None]
-    for name, pair in zip(NAMES, pairs):
+    given = [name for name, pair in zip(NAMES, pairs, strict=False) if pair is not None]
+    for name, pair in zip(NAMES, pairs, strict=False):
         if name in given or not name.startswith("conv_spatial"):
             check_pair("lska", name, pair)
     flat = [t for pair in pairs if pair is not None for t in pair]

@@ -1,7 +1,7 @@
 """LSKA in plain PyTorch: what every other backend has to agree with.
 
-A convolution is handed over as a callable (an ``nn.Conv2d``, or ``F.conv2d`` with its arguments bound), so that
-a module can also run its own submodules through these lines and have their hooks called.
+A convolution is handed over as a callable (an ``nn.Conv2d``, or ``F.conv2d`` with its arguments bound), so
+that a module can also run its own submodules through these lines and have their hooks called.
 """
 
 

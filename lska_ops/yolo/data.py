@@ -18,7 +18,8 @@ def check_data(data):
 
     Raises:
         FileNotFoundError: the YAML, a folder or the labels are missing.
-        ValueError: the YAML lacks a key, or a label line does not hold together; the message names file and line.
+        ValueError: the YAML lacks a key, or a label line does not hold together; the message names file and
+            line.
     """
     from ultralytics.data.utils import check_det_dataset
 
@@ -27,8 +28,8 @@ def check_data(data):
         raise FileNotFoundError(f"data: {data} is not a file; expected a data YAML")
     try:
         config = check_det_dataset(str(data.resolve()), autodownload=False)
-    except SyntaxError as error:  # ultralytics' way to say that a key is missing
-        raise ValueError(f"data: {error}") from error
+    except (SyntaxError, KeyError) as error:  # how ultralytics says that a key is missing or empty
+        raise ValueError(f"data: {error.args[0]}") from error
     return {split: _check_split(split, config[split], len(config["names"])) for split in ("train", "val")}
 
 
@@ -41,7 +42,8 @@ def _check_split(split, places, classes):
     present = [label for label in labels if label.is_file()]
     if not present:
         raise FileNotFoundError(
-            f"data: none of the {len(pictures)} {split} pictures has a label file; expected for example {labels[0]}"
+            f"data: none of the {len(pictures)} {split} pictures has a label file; "
+            f"expected for example {labels[0]}"
         )
     for label in present:
         _check_labels(label, classes)
@@ -57,7 +59,9 @@ def _pictures(split, place):
     elif place.is_file():
         files = [place.parent / line.strip() for line in place.read_text().splitlines() if line.strip()]
     else:
-        raise FileNotFoundError(f"data: {split} is {place}, which does not exist; expected a folder of pictures")
+        raise FileNotFoundError(
+            f"data: {split} is {place}, which does not exist; expected a folder of pictures"
+        )
     pictures = [file for file in files if file.suffix[1:].lower() in IMG_FORMATS]
     if not pictures:
         raise FileNotFoundError(f"data: {split} is {place}, which holds no picture")

@@ -1,4 +1,4 @@
-"""The main job from start to end: make or take data, train, validate, predict, and say where everything is."""
+"""The main job from start to end: make or take data, train, validate, predict, say where everything is."""
 
 import os
 import shutil
@@ -18,7 +18,8 @@ RECIPE = dict(
 
 
 def demo(module="LSKA", epochs=None, imgsz=None, data=None, device="cpu", out="demo"):
-    """Trains yolo11n with `module`, validates it, predicts pictures, prints paths, mAP50 and seconds per step.
+    """Trains yolo11n with `module`, validates it, predicts pictures, prints paths, mAP50 and seconds per
+    step.
 
     Args:
         module: "LSKA" or "ACmix".
@@ -44,16 +45,29 @@ def demo(module="LSKA", epochs=None, imgsz=None, data=None, device="cpu", out="d
     own = {} if data else RECIPE
     data = Path(data).resolve() if data else write_digits(out)
     splits = check_data(data)
-    print(f"data: {data}  ({', '.join(f'{len(images)} {split} pictures' for split, images in splits.items())})")
+    print(
+        f"data: {data}  ({', '.join(f'{len(images)} {split} pictures' for split, images in splits.items())})"
+    )
 
     model = YOLO(f"yolo11n-{module}.yaml")
     steps = _StepTimes(model)
     options = dict(imgsz=imgsz or 160, device=device, amp=False, project=str(out), exist_ok=True, seed=0)
     try:
-        model.train(data=str(data), epochs=epochs or 12, name=f"train-{module}", workers=_workers(device), **own, **options)
+        model.train(
+            data=str(data),
+            epochs=epochs or 12,
+            name=f"train-{module}",
+            workers=_workers(device),
+            **own,
+            **options,
+        )
     except KeyboardInterrupt:
         last = Path(model.trainer.last)
-        print(f"\nstopped; the last checkpoint is {last}" if last.exists() else "\nstopped before the first checkpoint")
+        print(
+            f"\nstopped; the last checkpoint is {last}"
+            if last.exists()
+            else "\nstopped before the first checkpoint"
+        )
         return 130
     folder = Path(model.trainer.save_dir)
     metrics = model.val(data=str(data), split="val", name=f"val-{module}", workers=0, **options)
@@ -63,14 +77,15 @@ def demo(module="LSKA", epochs=None, imgsz=None, data=None, device="cpu", out="d
     )
     print(f"\nweights:      {folder / 'weights' / 'best.pt'}")
     print(f"curves:       {folder / 'results.png'}")
-    print(f"pictures:     {results[0].save_dir}  ({sum(len(r.boxes) for r in results)} boxes on {len(results)} pictures)")
+    boxes = sum(len(result.boxes) for result in results)
+    print(f"pictures:     {results[0].save_dir}  ({boxes} boxes on {len(results)} pictures)")
     print(f"mAP50:        {metrics.box.map50:.3f}")
     print(f"seconds/step: {steps.median():.3f}")
     return 0
 
 
 def _work_offline(out):
-    """ultralytics asks the network for fonts, versions and packages; a demo must not depend on the answers."""
+    """ultralytics asks the net for fonts, versions and packages; a demo must not depend on the answers."""
     settings = out / "settings"
     settings.mkdir(exist_ok=True)
     os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_CONFIG_DIR=str(settings))
@@ -88,7 +103,7 @@ def _workers(device):
 
 
 class _StepTimes:
-    """Seconds from the end of one training step to the end of the next of the same epoch, loading included."""
+    """Seconds from the end of a training step to the end of the next in the same epoch, loading included."""
 
     def __init__(self, model):
         self.seconds, self.last = [], None

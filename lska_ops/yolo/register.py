@@ -1,9 +1,10 @@
 """Makes the stock ultralytics know our modules in a model YAML, and our model files by bare name.
 
-ultralytics has no hook for modules of others. Its parser leaves an unknown module's arguments alone and takes its
-output to have as many channels as its input; an ``nn.BatchNorm2d`` row is built with the channel count of the row
-it reads from. Both hold from 8.3.0 on. So the parser runs twice: first on rows where ours are ``nn.Identity`` and
-BatchNorm2d probes behind them tell the channel counts, then on the rows with those counts filled in.
+ultralytics has no hook for modules of others. Its parser leaves an unknown module's arguments alone and takes
+its output to have as many channels as its input; an ``nn.BatchNorm2d`` row is built with the channel count of
+the row it reads from. Both hold from 8.3.0 on. So the parser runs twice: first on rows where ours are
+``nn.Identity`` and BatchNorm2d probes behind them tell the channel counts, then on the rows with those counts
+filled in.
 """
 
 import ast
@@ -20,15 +21,17 @@ NAMES = ("LSKA", "LSKATrivial", "LKA", "LKATrivial", "ACmix", "SPPF_LSKA")
 _CHANNEL_COUNTS = {"ACmix": 2, "SPPF_LSKA": 2}  # input and output; the others take one
 
 _undo = []  # what takes the registration back, in the order it was made
-_registration = None  # a wrapper works while this is the registration it was made by; else it passes everything through
+_registration = (
+    None  # a wrapper works while this is the registration it was made by; else it passes everything through
+)
 _unregistered_by_user = False
 
 
 def register():
     """Teaches ultralytics to read the six module names in model YAMLs and to find ours by bare name.
 
-    After it, ``YOLO("yolo11n-LSKA.yaml")`` and rows such as ``- [-1, 1, LSKA, []]`` work. Nothing of ultralytics is
-    written to disk. Calling it again changes nothing.
+    After it, ``YOLO("yolo11n-LSKA.yaml")`` and rows such as ``- [-1, 1, LSKA, []]`` work. Nothing of
+    ultralytics is written to disk. Calling it again changes nothing.
 
     Raises:
         ImportError: ultralytics is not installed.
@@ -70,19 +73,21 @@ def modules():
 
 
 def _add_names(tasks):
-    """Our classes as globals of the parser's module. A fork's own class of the same name stays, and keeps its rows."""
+    """Our classes as globals of the parser's module; a fork's own class of the same name keeps its rows."""
     undo = []
     for name, cls in modules().items():
         if not hasattr(tasks, name):
             setattr(tasks, name, cls)
             undo.append(functools.partial(delattr, tasks, name))
         elif getattr(tasks, name) is not cls:
-            tasks.LOGGER.warning(f"lska_ops: ultralytics has a module {name} of its own, which is left in place")
+            tasks.LOGGER.warning(
+                f"lska_ops: ultralytics has a module {name} of its own, which is left in place"
+            )
     return undo
 
 
 def _wrap(module, name, wrapper, also=None):
-    """Replaces module.name by `wrapper`, which gets the original as first argument; gives back what undoes it."""
+    """Replaces module.name by `wrapper`, which gets the original first; gives back what undoes that."""
     original, made_by = getattr(module, name), _registration
 
     @functools.wraps(original)
@@ -131,7 +136,9 @@ def _check_names(rows, tasks):
         if isinstance(name, str) and "." not in name and not hasattr(tasks, name):
             near = difflib.get_close_matches(name, [n for n in vars(tasks) if n[:1].isupper()], n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"model YAML: row {i} names the module {name!r}, which neither ultralytics nor lska_ops has{hint}")
+            raise ValueError(
+                f"model YAML: row {i} names {name!r}, a module that neither ultralytics nor lska_ops has{hint}"
+            )
 
 
 def _input_channels(rows, d, ch, ours, parse):
@@ -144,7 +151,9 @@ def _input_channels(rows, d, ch, ours, parse):
     for i in mine:
         f = rows[i][0]
         if not isinstance(f, int):
-            raise ValueError(f"model YAML: row {i} ({rows[i][2]}) reads from {f}; expected one row, the module takes one map")
+            raise ValueError(
+                f"model YAML: row {i} ({rows[i][2]}) reads from {f}; expected one row, it takes one map"
+            )
         sources[i] = f if f >= 0 else i + f
         probed[i] = [f, 1, "nn.Identity", []]
     for i, source in sources.items():
@@ -160,14 +169,14 @@ def _input_channels(rows, d, ch, ours, parse):
         import ultralytics
 
         raise RuntimeError(
-            f"lska_ops: the parser of ultralytics {ultralytics.__version__} does not tell channel counts any more; "
+            f"lska_ops: the parser of ultralytics {ultralytics.__version__} no longer tells channel counts; "
             "use a version that `python -m lska_ops doctor` names, and please report this"
         )
     return {i: counts.get(i, ch) for i in mine}
 
 
 def _parse_quietly(parse, d, ch):
-    """The layers, built without storage where every row allows that, and without touching the random state."""
+    """The layers, built without storage where every row allows it; the random state is left as it was."""
     try:
         with torch.device("meta"):
             return parse(copy.deepcopy(d), ch, False)[0]
@@ -177,13 +186,14 @@ def _parse_quietly(parse, d, ch):
 
 
 def _try_building(i, cls, args, written):
-    """Builds the module once without storage, so that a wrong option is reported with its row before anything stands."""
+    """Builds the module once without storage: a wrong option is reported with its row before anything stands."""
     if any(isinstance(a, str) and a.isidentifier() for a in written):
         return  # the parser knows names, such as nc, that we do not
     parameters = list(inspect.signature(cls.__init__).parameters)[1 + len(args) - len(written) :]
     if len(written) > len(parameters):
         raise ValueError(
-            f"model YAML: row {i} ({cls.__name__}) has arguments {list(written)}; expected at most {len(parameters)}: {parameters}"
+            f"model YAML: row {i} ({cls.__name__}) has arguments {list(written)}; "
+            f"expected at most {len(parameters)}: {parameters}"
         )
     try:
         with torch.device("meta"):
