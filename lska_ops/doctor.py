@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-from . import _backends
+from . import _backends, _compiled
 
 TESTED_ULTRALYTICS = "8.3.0 to 8.4.190"
 OLDEST_TORCH = "2.3"
@@ -21,6 +21,7 @@ def doctor():
     print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"torch        {torch.__version__} (oldest that works: {OLDEST_TORCH})")
     print(f"ultralytics  {_version('ultralytics')} (tested: {TESTED_ULTRALYTICS})")
+    print(f"compiled     {_compiled_parts()}")
     devices = [torch.device("cpu")]
     print(f"cpu          {torch.get_num_threads()} threads")
     for i in range(torch.cuda.device_count()):
@@ -36,9 +37,20 @@ def doctor():
     if fused:
         print("\nA fused backend is in use.")
         return 0
-    print("\nOnly the reference (plain PyTorch) is usable: results are right, nothing is faster. "
-          "This version ships no fused backend yet.")  # fmt: skip
+    print(
+        "\nOnly the reference (plain PyTorch) is usable: results are right, nothing is faster. "
+        "This version ships no fused backend yet."
+    )
     return 1
+
+
+def _compiled_parts():
+    """What `pip install` compiled, and in one sentence why not the rest."""
+    if _compiled.problem:
+        return f"no: {_compiled.problem}"
+    info = _compiled.build_info()
+    reasons = [f"; no {part}: {reason}" for part, reason in info["reasons"].items()]
+    return f"{' and '.join(info['parts'])}, by {info['compiler']}{''.join(reasons)}"
 
 
 def _version(distribution):

@@ -231,7 +231,7 @@ def test_yolo_leaves_a_forks_own_class_alone(monkeypatch):
         ([-1, 1, "ACmix", [7, 5]], "row 1: ACmix: head is 5; expected a divisor of out_planes = 16"),
         ([-1, 1, "LSKA", [7, 2, 1]], "row 1 (LSKA) has arguments [7, 2, 1]; expected at most 2: ['k_size', 'dilation']"),
         ([-1, 1, "SPPF_LSKA", [1024, 5]], "row 1: SPPF_LSKA: k (the pooling window; channel counts are filled in) is 1024"),
-        ([-1, 1, "LSKAA", []], "row 1 names 'LSKAA', a module that neither ultralytics nor lska_ops has; did you mean LSKA"),
+        ([-1, 1, "LSKAA", []], "row 1 names 'LSKAA', which neither ultralytics nor lska_ops has; did you mean LSKA"),
         ([[-1, 0], 1, "LSKA", []], "row 1 (LSKA) reads from [-1, 0]; expected one row"),
         ([-1, 1, "LSKA", ["k_size=23"]], "LSKA: k_size is 'k_size=23'; expected an integer"),
         ([-1, 1, "LSKA", [{"k_size": 23}]], "row 1: LSKA: k_size is {'k_size': 23}; expected an integer"),

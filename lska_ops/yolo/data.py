@@ -29,7 +29,7 @@ def check_data(data):
     try:
         config = check_det_dataset(str(data.resolve()), autodownload=False)
     except (SyntaxError, KeyError) as error:  # how ultralytics says that a key is missing or empty
-        raise ValueError(f"data: {error.args[0]}") from error
+        raise ValueError(f"data: {data}: {error.args[0]}; expected the keys train, val and names") from error
     return {split: _check_split(split, config[split], len(config["names"])) for split in ("train", "val")}
 
 

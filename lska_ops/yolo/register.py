@@ -137,7 +137,7 @@ def _check_names(rows, tasks):
             near = difflib.get_close_matches(name, [n for n in vars(tasks) if n[:1].isupper()], n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(
-                f"model YAML: row {i} names {name!r}, a module that neither ultralytics nor lska_ops has{hint}"
+                f"model YAML: row {i} names {name!r}, which neither ultralytics nor lska_ops has{hint}"
             )
 
 
@@ -186,7 +186,7 @@ def _parse_quietly(parse, d, ch):
 
 
 def _try_building(i, cls, args, written):
-    """Builds the module once without storage: a wrong option is reported with its row before anything stands."""
+    """Builds the module once without storage, so that a wrong option is reported with its row."""
     if any(isinstance(a, str) and a.isidentifier() for a in written):
         return  # the parser knows names, such as nc, that we do not
     parameters = list(inspect.signature(cls.__init__).parameters)[1 + len(args) - len(written) :]
