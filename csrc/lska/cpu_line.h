@@ -1,0 +1,123 @@
+// The one loop behind every stage of the cascade: a convolution along a line of vectors, and its tap gradients.
+//
+// A vector holds one pixel of kLanes neighbouring channels, so taps are vectors too, every access is aligned, and
+// no width leaves a remainder. A row of the map is a line; a strip of V columns, laid out row after row, is also
+// one: a step down is V vectors. Lines have kPad zero vectors before and after them. Whole blocks of outputs skip
+// the taps that would only read zeros, so the pads need no more than one block: maps smaller than the kernel are
+// cheap and a tap that never touches data costs nothing.
+#pragma once
+
+#include "csrc/common/simd.h"
+
+namespace lska_ops::LSKA_OPS_ISA {
+
+constexpr int kBlock = 12;  // outputs kept in registers: 12 and one tap, of AVX2's 16
+constexpr int kPad = 16;    // at least kBlock, and at least the lanes of a vector: rows are loaded in such groups
+
+template <typename A>
+struct Line {
+  const Vec<A>* in;
+  int n;
+  const Vec<A>* taps;  // [k], one channel per lane
+  int k, step;
+  const Vec<A>* init;  // what a sum starts from: init[i % period], readable kBlock beyond; period 0 is a constant
+  int period;
+};
+
+// The taps that reach data from outputs i ... i + N - 1; both ends only ever move down while i grows.
+struct TapRange {
+  int first, last;
+  explicit TapRange(int k) : first(k / 2), last(k) {}
+  void move_to(int i, int N, int n, int k, int step) {
+    while (first > 0 && i + N - 1 + (first - 1 - k / 2) * step >= 0) --first;
+    while (last > 0 && i + (last - 1 - k / 2) * step >= n) --last;
+  }
+};
+
+template <typename A, int N>
+void conv_blocks(const Line<A>& line, int from, int blocks, Vec<A>* out, ptrdiff_t out_step) {
+  TapRange range(line.k);
+  int phase = line.period ? from % line.period : 0;
+  for (int b = 0; b < blocks; ++b, out += out_step) {
+    const int i = from + b * N;
+    range.move_to(i, N, line.n, line.k, line.step);
+    Vec<A> sum[N];
+#pragma GCC unroll 16
+    for (int j = 0; j < N; ++j) sum[j] = line.init[phase + j];
+    const Vec<A>* in = line.in + i + ptrdiff_t(range.first - line.k / 2) * line.step;
+    for (int t = range.first; t < range.last; ++t, in += line.step) {
+      const Vec<A> tap = line.taps[t];
+#pragma GCC unroll 16
+      for (int j = 0; j < N; ++j) sum[j] += tap * in[j];
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < N; ++j) out[j] = sum[j];
+    if (line.period)
+      for (phase += N; phase >= line.period;) phase -= line.period;
+  }
+}
+
+// sums[t] += sum over i of d[i] * in[i + (t - k / 2) * step]: the gradient of the taps, d being the output's.
+template <typename A, int N>
+void tap_sum_blocks(const Line<A>& line, const Vec<A>* d, Vec<A>* sums, int from, int blocks) {
+  TapRange range(line.k);
+  for (int b = 0; b < blocks; ++b) {
+    const int i = from + b * N;
+    range.move_to(i, N, line.n, line.k, line.step);
+    Vec<A> grad[N];
+#pragma GCC unroll 16
+    for (int j = 0; j < N; ++j) grad[j] = d[i + j];
+    const Vec<A>* in = line.in + i + ptrdiff_t(range.first - line.k / 2) * line.step;
+    for (int t = range.first; t < range.last; ++t, in += line.step) {
+      Vec<A> sum[2] = {grad[0] * in[0], Vec<A>{}};
+#pragma GCC unroll 16
+      for (int j = 1; j < N; ++j) sum[j % 2] += grad[j] * in[j];
+      sums[t] += sum[0] + sum[1];
+    }
+  }
+}
+
+template <typename A>
+using ConvBlocks = void (*)(const Line<A>&, int, int, Vec<A>*, ptrdiff_t);
+template <typename A>
+constexpr ConvBlocks<A> kConvBlocks[kBlock + 1] = {
+    nullptr,           conv_blocks<A, 1>, conv_blocks<A, 2>, conv_blocks<A, 3>,  conv_blocks<A, 4>,
+    conv_blocks<A, 5>, conv_blocks<A, 6>, conv_blocks<A, 7>, conv_blocks<A, 8>,  conv_blocks<A, 9>,
+    conv_blocks<A, 10>, conv_blocks<A, 11>, conv_blocks<A, 12>};
+template <typename A>
+using TapSumBlocks = void (*)(const Line<A>&, const Vec<A>*, Vec<A>*, int, int);
+template <typename A>
+constexpr TapSumBlocks<A> kTapSumBlocks[kBlock + 1] = {
+    nullptr,              tap_sum_blocks<A, 1>, tap_sum_blocks<A, 2>, tap_sum_blocks<A, 3>,  tap_sum_blocks<A, 4>,
+    tap_sum_blocks<A, 5>, tap_sum_blocks<A, 6>, tap_sum_blocks<A, 7>, tap_sum_blocks<A, 8>,  tap_sum_blocks<A, 9>,
+    tap_sum_blocks<A, 10>, tap_sum_blocks<A, 11>, tap_sum_blocks<A, 12>};
+
+// The block size that leaves the least behind: as few blocks as kBlock allows, all but the last of one size.
+inline int block_for(int n) {
+  const int blocks = (n + kBlock - 1) / kBlock;
+  return (n + blocks - 1) / blocks;
+}
+
+// out[i] = init + sum over t of taps[t] * in[i + (t - k / 2) * step].
+template <typename A>
+void conv_line(const Line<A>& line, Vec<A>* out) {
+  const int N = block_for(line.n), blocks = line.n / N, rest = line.n % N;
+  kConvBlocks<A>[N](line, 0, blocks, out, N);
+  if (rest) kConvBlocks<A>[rest](line, blocks * N, 1, out + blocks * N, rest);
+}
+// The same, output piece after piece of V vectors, `pitch` apart: a row written across the strips of a plane.
+template <typename A>
+void conv_line(const Line<A>& line, Vec<A>* out, int V, ptrdiff_t pitch) {
+  if (V >= line.n) return conv_line(line, out);
+  const int blocks = line.n / V, rest = line.n % V;
+  kConvBlocks<A>[V](line, 0, blocks, out, pitch);
+  if (rest) kConvBlocks<A>[rest](line, blocks * V, 1, out + blocks * pitch, rest);
+}
+template <typename A>
+void tap_sums(const Line<A>& line, const Vec<A>* d, Vec<A>* sums) {
+  const int N = block_for(line.n), blocks = line.n / N, rest = line.n % N;
+  kTapSumBlocks<A>[N](line, d, sums, 0, blocks);
+  if (rest) kTapSumBlocks<A>[rest](line, d, sums, blocks * N, 1);
+}
+
+}  // namespace lska_ops::LSKA_OPS_ISA
