@@ -22,11 +22,11 @@ struct Arena {
     used += size_t(n);
     return p;
   }
-  Vec<A>* take_line(int64_t n) {
-    Vec<A>* p = take(n + 2 * kPad);
+  Vec<A>* take_line(int64_t n, int64_t pad = kPad) {
+    Vec<A>* p = take(n + 2 * pad);
     if (!p) return p;
-    for (int i = 0; i < kPad; ++i) p[i] = p[kPad + n + i] = Vec<A>{};
-    return p + kPad;
+    for (int64_t i = 0; i < pad; ++i) p[i] = p[pad + n + i] = Vec<A>{};
+    return p + pad;
   }
 };
 
@@ -36,26 +36,33 @@ struct Strips {
   static constexpr int kNarrow = 8;                      // columns: one block of conv_line
   static constexpr int64_t kWholeBytes = 24 * 1024;      // a plane this small is one strip: stays in L1
   int H, W, V, count;
-  int64_t pitch;
+  int64_t pad, pitch;
   explicit Strips(const LskaShape& shape) : H(shape.H), W(shape.W) {
     V = W <= kNarrow || int64_t(H) * W * kVectorBytes <= kWholeBytes ? W : kNarrow;
     if (V > kBlock && W > V) V = kNarrow;
     count = (W + V - 1) / V;
-    pitch = int64_t(H) * V + 2 * kPad;
+    pad = kPad + 2 * V;  // two rows: what conv_near reads
+    pitch = int64_t(H) * V + 2 * pad;
   }
   int64_t size() const { return count * pitch; }
-  int64_t column(int64_t x) const { return x / V * pitch + x % V; }
+  // Where the top of column x lies; columns right of the map, read by whole vectors of pixels, are any.
+  int64_t* take_columns(Arena<A>& arena) const {
+    int64_t* at = reinterpret_cast<int64_t*>(arena.take((W + kPad) * int64_t(sizeof(int64_t)) / kVectorBytes + 1));
+    if (arena.base)
+      for (int64_t x = 0; x < W + kPad; ++x) at[x] = x < W ? x / V * pitch + x % V : 0;
+    return at;
+  }
   // The pads, and the columns of the last strip that lie outside of the map, are zero and stay so.
   Vec<A>* take(Arena<A>& arena) const {
     Vec<A>* p = arena.take(size());
     if (!p) return p;
     for (int s = 0; s < count; ++s) {
-      Vec<A>*strip = p + s * pitch, *pad = strip + pitch - kPad;
-      for (int i = 0; i < kPad; ++i) strip[i] = pad[i] = Vec<A>{};
+      Vec<A>*strip = p + s * pitch, *below = strip + pitch - pad;
+      for (int i = 0; i < pad; ++i) strip[i] = below[i] = Vec<A>{};
       if ((s + 1) * V > W)
-        for (Vec<A>* v = strip + kPad; v < pad; ++v) *v = Vec<A>{};
+        for (Vec<A>* v = strip + pad; v < below; ++v) *v = Vec<A>{};
     }
-    return p + kPad;
+    return p + pad;
   }
 };
 
@@ -104,6 +111,7 @@ struct Cascade {
   Vec<A>*inside, *column_bias;  // sum of the conv_spatial_h taps inside of the map, and r, for each column
   Vec<A>* strip_bias;         // r of one strip, and its beginning again
   Vec<A>*plane, *strip;       // behind the horizontal pair; one strip behind conv0v
+  int64_t* column;            // where each column's top lies in a plane
 
   Cascade(Arena<A>& arena, const LskaShape& shape, const LskaTaps& taps, int block)
       : k0(shape.k0), k1(shape.k1 ? shape.k1 : 1), d(shape.dilation), strips(shape) {
@@ -124,6 +132,7 @@ struct Cascade {
     strip_bias = arena.take(strips.V + kBlock);
     plane = strips.take(arena);
     strip = arena.take_line(int64_t(strips.H) * strips.V);
+    column = strips.take_columns(arena);
     if (!arena.base) return;
     for (int x = 0; x < W; ++x) mid_row[x] = broadcast<A>(1);
     conv_line<A>({mid_row, W, conv_spatial_h, k1, d, zero, 0}, inside);
@@ -133,14 +142,29 @@ struct Cascade {
 
   // x_row -> mid_row -> row y of the plane
   void horizontal(int64_t y) {
-    conv_line<A>({x_row, strips.W, conv0h, k0, 1, conv0h_bias, 0}, mid_row);
+    row_near(x_row, conv0h, conv0h_bias, mid_row);
     conv_line<A>({mid_row, strips.W, conv_spatial_h, k1, d, zero, 0}, plane + y * strips.V, strips.V, strips.pitch);
   }
   // plane -> strip, the output of conv0v
   void vertical(int s) {
     const int V = strips.V;
+    if (is_near(k0))
+      return conv_near<A>({plane + s * strips.pitch, strips.H, V, V, conv0v, k0, column_bias + s * V, 1}, strip);
     for (int i = 0; i < V + kBlock; ++i) strip_bias[i] = column_bias[s * V + i % V];
     conv_line<A>({plane + s * strips.pitch, strips.H * V, conv0v, k0, V, strip_bias, V}, strip);
+  }
+  // k0 taps without dilation along a row, and down a strip
+  void row_near(const Vec<A>* in, const Vec<A>* taps, const Vec<A>* init, Vec<A>* out) const {
+    if (is_near(k0))
+      conv_near<A>({in, strips.W, 1, 1, taps, k0, init, 0}, out);
+    else
+      conv_line<A>({in, strips.W, taps, k0, 1, init, 0}, out);
+  }
+  void down_near(const Vec<A>* in, const Vec<A>* taps, Vec<A>* out) const {
+    if (is_near(k0))
+      conv_near<A>({in, strips.H, strips.V, strips.V, taps, k0, zero, 0}, out);
+    else
+      conv_line<A>(down(in, taps, k0, 1, zero), out);
   }
   Line<A> down(const Vec<A>* in, const Vec<A>* taps, int k, int dilation, const Vec<A>* init) const {
     return {in, strips.H * strips.V, taps, k, dilation * strips.V, init, 0};
@@ -171,10 +195,11 @@ void lska_cascade_fwd_kernel(const LskaShape& shape, const LskaTaps& taps, const
                  plane);
   }
   const auto out = channels_of<S>(shape, s, nullptr, block, kLanes<A>);
+  const int64_t* column = cascade.column;
   for (int64_t y = 0; y < shape.H; ++y) {
     const Vec<A>* row = cascade.plane + y * strips.V;
     store_row<S>(
-        out, y, [&](int64_t i) { return row[i < shape.W ? strips.column(i) : 0]; },
+        out, y, [&](int64_t i) { return row[column[i]]; },
         [](Vec<A> v, int64_t, int, int) { return v; });
   }
 }
@@ -200,7 +225,7 @@ struct BackwardBuffers {
     grad_mid_row = arena.take_line(shape.W);
     columns = arena.take_line(strips.count * strips.V);
     grad_plane = strips.take(arena);
-    grad_strip = arena.take_line(int64_t(shape.H) * strips.V);
+    grad_strip = arena.take_line(int64_t(shape.H) * strips.V, strips.pad);
     if (!arena.base) return;
     for (int i = 0; i < 2 * k0 + 3 * k1 + 4; ++i) sums[i] = Vec<A>{};
     for (int i = 0; i < strips.count * strips.V; ++i) columns[i] = Vec<A>{};
@@ -234,7 +259,7 @@ void lska_cascade_bwd_kernel(const LskaShape& shape, const LskaTaps& taps, const
     cascade.horizontal(y);
     load_row<A>(grad_s, y, grad_row);
     Vec<A>* row = grad_plane + y * V;
-    for (int i = 0; i < W; ++i) row[strips.column(i)] = grad_row[i];
+    for (int i = 0; i < W; ++i) row[cascade.column[i]] = grad_row[i];
   }
 
   for (int i = 0; i < strips.count; ++i) {
@@ -251,7 +276,7 @@ void lska_cascade_bwd_kernel(const LskaShape& shape, const LskaTaps& taps, const
         columns[i * V + j] += grad_strip[y * V + j];
       }
     sum1v_bias += total;
-    conv_line<A>(cascade.down(grad_strip, flipped0v, k0, 1, cascade.zero), grad);
+    cascade.down_near(grad_strip, flipped0v, grad);
   }
 
   const auto out = channels_of<T>(shape, grad_x, nullptr, block, L);
@@ -261,16 +286,16 @@ void lska_cascade_bwd_kernel(const LskaShape& shape, const LskaTaps& taps, const
   const Vec<A> bias_lanes = load(bias_here, in.live);
   for (int64_t y = 0; y < H; ++y) {
     load_row<T>(in, y, cascade.x_row);
-    conv_line<A>({cascade.x_row, W, cascade.conv0h, k0, 1, cascade.conv0h_bias, 0}, cascade.mid_row);
+    cascade.row_near(cascade.x_row, cascade.conv0h, cascade.conv0h_bias, cascade.mid_row);
     const Vec<A>* row = grad_plane + y * V;
-    for (int i = 0; i < W; ++i) grad_row[i] = row[strips.column(i)];
+    for (int i = 0; i < W; ++i) grad_row[i] = row[cascade.column[i]];
     tap_sums<A>({cascade.mid_row, W, nullptr, k1, d, nullptr, 0}, grad_row, sum1h);
     conv_line<A>({grad_row, W, flipped1h, k1, d, cascade.zero, 0}, grad_mid_row);
     tap_sums<A>({cascade.x_row, W, nullptr, k0, 1, nullptr, 0}, grad_mid_row, sum0h);
     Vec<A> total{};
     for (int i = 0; i < W; ++i) total += grad_mid_row[i];
     sum0h_bias += total;
-    conv_line<A>({grad_mid_row, W, flipped0h, k0, 1, cascade.zero, 0}, grad_row);
+    cascade.row_near(grad_mid_row, flipped0h, cascade.zero, grad_row);
     store_row<T>(
         out, y, [&](int64_t i) { return grad_row[i]; },
         [&](Vec<A> v, int64_t at, int n, int channel) {

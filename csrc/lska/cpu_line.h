@@ -43,7 +43,7 @@ void conv_blocks(const Line<A>& line, int from, int blocks, Vec<A>* out, ptrdiff
     range.move_to(i, N, line.n, line.k, line.step);
     Vec<A> sum[N];
 #pragma GCC unroll 16
-    for (int j = 0; j < N; ++j) sum[j] = line.init[phase + j];
+    for (int j = 0; j < N; ++j) sum[j] = line.init[line.period ? phase + j : 0];
     const Vec<A>* in = line.in + i + ptrdiff_t(range.first - line.k / 2) * line.step;
     for (int t = range.first; t < range.last; ++t, in += line.step) {
       const Vec<A> tap = line.taps[t];
@@ -118,6 +118,63 @@ void tap_sums(const Line<A>& line, const Vec<A>* d, Vec<A>* sums) {
   const int N = block_for(line.n), blocks = line.n / N, rest = line.n % N;
   kTapSumBlocks<A>[N](line, d, sums, 0, blocks);
   if (rest) kTapSumBlocks<A>[rest](line, d, sums, blocks * N, 1);
+}
+
+// The pair without dilation has 3 or 5 taps at all published sizes: then they stay in registers, and every vector is
+// loaded once for all the outputs of a block. `columns` lines side by
+// side, `stride` vectors from one element to the next; in and out lie alike, with K / 2 zero elements around in.
+constexpr int kNearBlock = 8;  // outputs in registers: 8, 5 taps and an input, of AVX2's 16
+
+template <typename A>
+struct Near {
+  const Vec<A>* in;
+  int n, stride, columns;
+  const Vec<A>* taps;
+  int k;
+  const Vec<A>* init;  // of column x: init[x * init_step]
+  int init_step;
+};
+
+template <typename A, int N, int K>
+void near_blocks(const Near<A>& line, int from, int blocks, Vec<A>* out) {
+  Vec<A> taps[K];
+#pragma GCC unroll 8
+  for (int t = 0; t < K; ++t) taps[t] = line.taps[t];
+  for (int b = 0; b < blocks; ++b) {
+    const ptrdiff_t first = ptrdiff_t(from + b * N) * line.stride;
+    for (int x = 0; x < line.columns; ++x) {
+      const Vec<A>* in = line.in + first + x - ptrdiff_t(K / 2) * line.stride;
+      Vec<A> sum[N];
+#pragma GCC unroll 16
+      for (int j = 0; j < N; ++j) sum[j] = line.init[x * line.init_step];
+#pragma GCC unroll 16
+      for (int i = 0; i < N + K - 1; ++i) {
+        const Vec<A> v = in[ptrdiff_t(i) * line.stride];
+#pragma GCC unroll 16
+        for (int t = 0; t < K; ++t)
+          if (i - t >= 0 && i - t < N) sum[i - t] += taps[t] * v;
+      }
+#pragma GCC unroll 16
+      for (int j = 0; j < N; ++j) out[first + x + ptrdiff_t(j) * line.stride] = sum[j];
+    }
+  }
+}
+
+template <typename A>
+using NearBlocks = void (*)(const Near<A>&, int, int, Vec<A>*);
+template <typename A, int K>
+constexpr NearBlocks<A> kNearBlocks[kNearBlock + 1] = {
+    nullptr,              near_blocks<A, 1, K>, near_blocks<A, 2, K>, near_blocks<A, 3, K>, near_blocks<A, 4, K>,
+    near_blocks<A, 5, K>, near_blocks<A, 6, K>, near_blocks<A, 7, K>, near_blocks<A, 8, K>};
+
+inline bool is_near(int k) { return k == 3 || k == 5; }
+template <typename A>
+void conv_near(const Near<A>& line, Vec<A>* out) {
+  const int least = (line.n + kNearBlock - 1) / kNearBlock, N = (line.n + least - 1) / least;
+  const int blocks = line.n / N, rest = line.n % N;
+  const auto& table = line.k == 3 ? kNearBlocks<A, 3> : kNearBlocks<A, 5>;
+  table[N](line, 0, blocks, out);
+  if (rest) table[rest](line, blocks * N, 1, out);
 }
 
 }  // namespace lska_ops::LSKA_OPS_ISA
