@@ -24,23 +24,23 @@ struct Line {
   int period;
 };
 
-// The taps that reach data from outputs i ... i + N - 1; both ends only ever move down while i grows.
+// The taps that reach data from outputs i ... i + N - 1: all of them, but for blocks near the ends of a line.
 struct TapRange {
   int first, last;
-  explicit TapRange(int k) : first(k / 2), last(k) {}
-  void move_to(int i, int N, int n, int k, int step) {
-    while (first > 0 && i + N - 1 + (first - 1 - k / 2) * step >= 0) --first;
-    while (last > 0 && i + (last - 1 - k / 2) * step >= n) --last;
+  TapRange(int i, int N, int n, int k, int step) : first(0), last(k) {
+    const int reach = k / 2 * step;
+    if (i >= reach && i + N <= n - reach) return;
+    while (i + N - 1 + first * step < reach) ++first;
+    while (i + (last - 1) * step >= n + reach) --last;
   }
 };
 
 template <typename A, int N>
 void conv_blocks(const Line<A>& line, int from, int blocks, Vec<A>* out, ptrdiff_t out_step) {
-  TapRange range(line.k);
   int phase = line.period ? from % line.period : 0;
   for (int b = 0; b < blocks; ++b, out += out_step) {
     const int i = from + b * N;
-    range.move_to(i, N, line.n, line.k, line.step);
+    const TapRange range(i, N, line.n, line.k, line.step);
     Vec<A> sum[N];
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) sum[j] = line.init[line.period ? phase + j : 0];
@@ -60,10 +60,9 @@ void conv_blocks(const Line<A>& line, int from, int blocks, Vec<A>* out, ptrdiff
 // sums[t] += sum over i of d[i] * in[i + (t - k / 2) * step]: the gradient of the taps, d being the output's.
 template <typename A, int N>
 void tap_sum_blocks(const Line<A>& line, const Vec<A>* d, Vec<A>* sums, int from, int blocks) {
-  TapRange range(line.k);
   for (int b = 0; b < blocks; ++b) {
     const int i = from + b * N;
-    range.move_to(i, N, line.n, line.k, line.step);
+    const TapRange range(i, N, line.n, line.k, line.step);
     Vec<A> grad[N];
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) grad[j] = d[i + j];
@@ -135,44 +134,48 @@ struct Near {
   int init_step;
 };
 
-template <typename A, int N, int K>
+template <typename A, int N, int K, bool Row>
 void near_blocks(const Near<A>& line, int from, int blocks, Vec<A>* out) {
+  const ptrdiff_t stride = Row ? 1 : line.stride;
   Vec<A> taps[K];
 #pragma GCC unroll 8
   for (int t = 0; t < K; ++t) taps[t] = line.taps[t];
   for (int b = 0; b < blocks; ++b) {
-    const ptrdiff_t first = ptrdiff_t(from + b * N) * line.stride;
+    const ptrdiff_t first = (from + b * N) * stride;
     for (int x = 0; x < line.columns; ++x) {
-      const Vec<A>* in = line.in + first + x - ptrdiff_t(K / 2) * line.stride;
+      const Vec<A>* in = line.in + first + x - K / 2 * stride;
       Vec<A> sum[N];
 #pragma GCC unroll 16
       for (int j = 0; j < N; ++j) sum[j] = line.init[x * line.init_step];
 #pragma GCC unroll 16
       for (int i = 0; i < N + K - 1; ++i) {
-        const Vec<A> v = in[ptrdiff_t(i) * line.stride];
+        const Vec<A> v = in[i * stride];
 #pragma GCC unroll 16
         for (int t = 0; t < K; ++t)
           if (i - t >= 0 && i - t < N) sum[i - t] += taps[t] * v;
       }
 #pragma GCC unroll 16
-      for (int j = 0; j < N; ++j) out[first + x + ptrdiff_t(j) * line.stride] = sum[j];
+      for (int j = 0; j < N; ++j) out[first + x + j * stride] = sum[j];
     }
   }
 }
 
 template <typename A>
 using NearBlocks = void (*)(const Near<A>&, int, int, Vec<A>*);
-template <typename A, int K>
+template <typename A, int K, bool Row>
 constexpr NearBlocks<A> kNearBlocks[kNearBlock + 1] = {
-    nullptr,              near_blocks<A, 1, K>, near_blocks<A, 2, K>, near_blocks<A, 3, K>, near_blocks<A, 4, K>,
-    near_blocks<A, 5, K>, near_blocks<A, 6, K>, near_blocks<A, 7, K>, near_blocks<A, 8, K>};
+    nullptr,
+    near_blocks<A, 1, K, Row>, near_blocks<A, 2, K, Row>, near_blocks<A, 3, K, Row>, near_blocks<A, 4, K, Row>,
+    near_blocks<A, 5, K, Row>, near_blocks<A, 6, K, Row>, near_blocks<A, 7, K, Row>, near_blocks<A, 8, K, Row>};
 
 inline bool is_near(int k) { return k == 3 || k == 5; }
 template <typename A>
 void conv_near(const Near<A>& line, Vec<A>* out) {
   const int least = (line.n + kNearBlock - 1) / kNearBlock, N = (line.n + least - 1) / least;
   const int blocks = line.n / N, rest = line.n % N;
-  const auto& table = line.k == 3 ? kNearBlocks<A, 3> : kNearBlocks<A, 5>;
+  const bool row = line.stride == 1 && line.columns == 1;
+  const auto& table = line.k == 3 ? (row ? kNearBlocks<A, 3, true> : kNearBlocks<A, 3, false>)
+                                  : (row ? kNearBlocks<A, 5, true> : kNearBlocks<A, 5, false>);
   table[N](line, 0, blocks, out);
   if (rest) table[rest](line, blocks * N, 1, out);
 }

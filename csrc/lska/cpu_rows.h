@@ -39,13 +39,14 @@ void load_row(const Channels<const T>& x, int64_t y, Vec<A>* line) {
   const int64_t plane = x.H * x.W;
   for (int64_t i = 0; i < x.W; i += L) {
     Vec<A> m[L];
+    if (x.live == L && row + i + (L - 1) * plane + L <= x.end) {
 #pragma GCC unroll 16
-    for (int c = 0; c < L; ++c) {
-      const T* p = row + i + c * plane;
-      if (c >= x.live)
-        m[c] = Vec<A>{};
-      else
-        m[c] = p + L <= x.end ? load(p) : load(p, int(x.W - i < L ? x.W - i : L));
+      for (int c = 0; c < L; ++c) m[c] = load(row + i + c * plane);
+    } else {  // the last channels, or the end of the tensor
+      for (int c = 0; c < L; ++c) {
+        const T* p = row + i + c * plane;
+        m[c] = c >= x.live ? Vec<A>{} : p + L <= x.end ? load(p) : load(p, int(x.W - i < L ? x.W - i : L));
+      }
     }
     transpose<A>(m);
 #pragma GCC unroll 16
@@ -78,15 +79,17 @@ void store_row(const Channels<T>& out, int64_t y, const Column& column, const Fi
     for (int j = 0; j < L; ++j) m[j] = column(i + j);
     transpose<A>(m);
     const int n = plane - row - i < L ? int(plane - row - i) : L;
+    if (out.live == L && n == L) {
 #pragma GCC unroll 16
-    for (int c = 0; c < L; ++c) {
-      if (c >= out.live) continue;
-      const int64_t at = c * plane + row + i;
-      const Vec<A> v = finish(m[c], at, n, c);
-      if (n == L)
-        store(out.data + at, v);
-      else
-        store(out.data + at, v, n);
+      for (int c = 0; c < L; ++c) {
+        const int64_t at = c * plane + row + i;
+        store(out.data + at, finish(m[c], at, L, c));
+      }
+    } else {
+      for (int c = 0; c < out.live; ++c) {
+        const int64_t at = c * plane + row + i;
+        store(out.data + at, finish(m[c], at, n, c), n);
+      }
     }
   }
 }
