@@ -1,9 +1,13 @@
-// The registered ops: one line per launcher, no maths.
+// The registered ops: one line per schema, no maths. Launchers register themselves beside their definition.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 
 #include "csrc/common/build_info.h"
+
+#define LSKA_DEPTHWISE                                                                                         \
+  "Tensor conv0h, Tensor? conv0h_bias, Tensor conv0v, Tensor? conv0v_bias, Tensor? conv_spatial_h, "           \
+  "Tensor? conv_spatial_h_bias, Tensor? conv_spatial_v, Tensor? conv_spatial_v_bias, "
 
 namespace {
 std::string build_info() { return lska_ops::kBuildInfo; }
@@ -11,6 +15,13 @@ std::string build_info() { return lska_ops::kBuildInfo; }
 
 STABLE_TORCH_LIBRARY(lska_ops, m) {
   m.def("build_info() -> str");
+  m.def("set_cpu_isa(str isa) -> str");
+  m.def("lska_cascade_fwd_cpu(Tensor x, " LSKA_DEPTHWISE "int dilation) -> Tensor");
+  m.def("lska_fwd_cpu(Tensor x, " LSKA_DEPTHWISE
+        "Tensor conv1, Tensor? conv1_bias, int dilation, bool keep_product) -> (Tensor y, Tensor product)");
+  m.def("lska_bwd_cpu(Tensor grad_y, Tensor x, Tensor product, " LSKA_DEPTHWISE
+        "Tensor conv1, Tensor? conv1_bias, int dilation) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lska_ops, CompositeExplicitAutograd, m) {

@@ -1,0 +1,96 @@
+// What the CPU launchers of LSKA stand on: the checked problem, scratch memory, and the vendor library's product.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <memory>
+#include <new>
+#include <optional>
+#include <vector>
+
+#include "csrc/common/check.h"
+#include "csrc/common/isa.h"
+#include "csrc/lska/cpu_kernels.h"
+
+namespace lska_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+// The depthwise weights as the ops receive them.
+struct LskaWeights {
+  Tensor conv0h;
+  MaybeTensor conv0h_bias;
+  Tensor conv0v;
+  MaybeTensor conv0v_bias, conv_spatial_h, conv_spatial_h_bias, conv_spatial_v, conv_spatial_v_bias;
+};
+
+inline bool is_channels_last(const Tensor& x) {
+  const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
+  const auto fits = [&](int64_t dim, int64_t stride) { return x.size(dim) == 1 || x.stride(dim) == stride; };
+  return fits(1, 1) && fits(3, C) && fits(2, W * C) && fits(0, H * W * C);
+}
+
+// t itself where its memory is in the wanted order, else a copy that is.
+inline Tensor in_order(const Tensor& t, bool channels_last) {
+  if (channels_last ? is_channels_last(t) : t.is_contiguous()) return t;
+  Tensor copy = torch::stable::empty(t.sizes(), t.scalar_type(), std::nullopt, t.device(), std::nullopt,
+                                     channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                   : torch::headeronly::MemoryFormat::Contiguous);
+  return torch::stable::copy_(copy, t);
+}
+
+inline Tensor empty_of(std::initializer_list<int64_t> shape, ScalarType dtype) {
+  return torch::stable::empty({shape.begin(), shape.size()}, dtype, std::nullopt,
+                              torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
+
+// Memory of one thread that outlives the call: mapping it anew costs as much as a small cascade.
+inline void* workspace(size_t bytes) {
+  struct Free {
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  thread_local std::unique_ptr<char, Free> memory;
+  thread_local size_t size = 0;
+  if (bytes > size) {
+    memory.reset();
+    size = 0;
+    memory.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(64))));
+    size = bytes;
+  }
+  return memory.get();
+}
+
+// parallel_for that enters a parallel region even for one item, so that the vendor library always multiplies on
+// one thread: its result must not depend on how many there are.
+template <typename F>
+void for_each(int64_t n, const F& f) {
+  if (n == 0) return;
+  torch::stable::parallel_for(0, n > 1 ? n : 2, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end && i < n; ++i) f(i);
+  });
+}
+
+// A strided matrix in someone else's memory.
+struct Matrix {
+  char* data;
+  int64_t rows, cols, row_stride, col_stride;
+  Matrix transposed() const { return {data, cols, rows, col_stride, row_stride}; }
+  Tensor tensor(ScalarType dtype) const {
+    const int64_t sizes[] = {rows, cols}, strides[] = {row_stride, col_stride};
+    return torch::stable::from_blob(data, {sizes, 2}, {strides, 2},
+                                    torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
+  }
+};
+
+// out = a b, by the vendor library.
+inline void multiply(const Matrix& a, const Matrix& b, const Matrix& out, ScalarType dtype) {
+  StableIValue stack[] = {torch::stable::detail::from(a.tensor(dtype)), torch::stable::detail::from(b.tensor(dtype)),
+                          torch::stable::detail::from(out.tensor(dtype))};
+  STD_TORCH_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION) == 0, "lska: aten::mm.out failed");
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes over the returned handle
+}
+
+}  // namespace lska_ops
