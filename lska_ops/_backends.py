@@ -9,17 +9,16 @@ import os
 import torch
 
 # Fastest first. `reference` accepts everything, so it is last.
-ORDER = ("reference",)
+ORDER = ("cpu", "reference")
 
 ACCEPTED_NAMES = ("auto", *ORDER)
 
+# {op: {backend: why_not}}, filled by each op's op.py
+WHY_NOT = {}
 
-def _reference(x):
+
+def why_not_reference(x):
     return None
-
-
-# {op: {backend: why_not}}
-WHY_NOT = {op: {"reference": _reference} for op in ("lska", "acmix")}
 
 
 def exporting():
@@ -49,7 +48,7 @@ def choose(op, asked, x):
         return asked
     if exporting():
         return "reference"
-    return next(name for name in ORDER if WHY_NOT[op][name](x) is None)
+    return next(name for name, why_not in WHY_NOT[op].items() if why_not(x) is None)
 
 
 def explain(op, x):
@@ -69,7 +68,7 @@ def explain(op, x):
         raise ValueError(f"explain: op is {op!r}; expected one of {', '.join(WHY_NOT)}")
     chosen = choose(op, "auto", x)
     lines = []
-    for name in ORDER:
-        reason = WHY_NOT[op][name](x)
+    for name, why_not in WHY_NOT[op].items():
+        reason = why_not(x)
         lines.append(f"{name}: {'no, ' + reason if reason else 'yes'}{' (chosen)' if name == chosen else ''}")
     return "\n".join(lines)

@@ -8,6 +8,8 @@ from .. import _backends
 from .._calls import check_map, check_number, check_pair, check_parameter, follow_autocast, shape_of
 from . import reference
 
+_backends.WHY_NOT["acmix"] = {"reference": _backends.why_not_reference}
+
 NAMES = ("conv1", "conv2", "conv3", "conv_p", "fc", "dep_conv")
 
 

@@ -2,11 +2,14 @@
 
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 
 from .. import _backends
 from .._calls import check_map, check_number, check_pair, check_parameter, follow_autocast, shape_of
-from . import reference
+from . import compiled, reference
+
+_backends.WHY_NOT["lska"] = {"cpu": compiled.why_not_cpu, "reference": _backends.why_not_reference}
 
 NAMES = ("conv0h", "conv0v", "conv_spatial_h", "conv_spatial_v", "conv1")
 
@@ -39,9 +42,11 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: `reference` rounds to the dtype of x after each convolution, as PyTorch does.
+    Numerics: `cpu` sums in float32 (float64 for float64) and rounds once, at the end; `reference` rounds to the
+        dtype of x after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by bit,
+        whatever the number of threads.
 
-    Memory: `reference` keeps six maps of the size of x for backward.
+    Memory: `cpu` keeps two maps of the size of x for backward (one for the half dtypes), `reference` seven.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
     given = [name for name, pair in zip(NAMES, pairs, strict=False) if pair is not None]
@@ -53,9 +58,48 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
     pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(given)}
     if not _backends.exporting():
         _check(x, pairs, dilation)
-    _backends.choose("lska", backend, x)
+    name = _backends.choose("lska", backend, x)
     with spent:
-        return reference.lska(x, *_convolutions(pairs, dilation))
+        if name == "reference":
+            return reference.lska(x, *_convolutions(pairs, dilation))
+        weights = [t for name in NAMES for t in pairs.get(name, (None, None))]
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)):
+            return _Lska.apply(name, dilation, x, *weights)[0]
+        return _op("fwd", name)(x, *weights, dilation, False)[0]
+
+
+def _op(direction, backend):
+    return getattr(torch.ops.lska_ops, f"lska_{direction}_{backend}")
+
+
+class _Lska(torch.autograd.Function):
+    """Outside the registered op: recording is cheaper than through the op's own autograd key."""
+
+    @staticmethod
+    def forward(backend, dilation, x, *weights):
+        return _op("fwd", backend)(x, *weights, dilation, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.backend, ctx.dilation, *tensors = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *tensors)
+
+    @staticmethod
+    def backward(ctx, grad_y, _):
+        product, x, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: the second derivative is the reference's
+            return None, None, *_differentiable_grads(grad_y, ctx.dilation, x, weights)
+        grads = _op("bwd", ctx.backend)(grad_y, x, product, *weights, ctx.dilation)
+        return None, None, *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True))
+
+
+def _differentiable_grads(grad_y, dilation, x, weights):
+    pairs = {n: pair for n, pair in zip(NAMES, zip(weights[::2], weights[1::2], strict=True), strict=True) if pair[0] is not None}
+    y = reference.lska(x, *_convolutions(pairs, dilation))
+    inputs = [t for t in (x, *weights) if t is not None and t.requires_grad]
+    grads = iter(torch.autograd.grad(y, inputs, grad_y, create_graph=True))
+    return [next(grads) if t is not None and t.requires_grad else None for t in (x, *weights)]
 
 
 def _convolutions(pairs, dilation):

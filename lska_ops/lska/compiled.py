@@ -1,0 +1,43 @@
+"""LSKA's compiled backends: what they accept, and what torch.compile has to know of their ops."""
+
+import torch
+
+from .. import _compiled
+
+
+def why_not_cpu(x):
+    if x.device.type != "cpu":
+        return f"x is on {x.device.type}; move it to the CPU"
+    if _compiled.problem:
+        return f"the compiled library is missing ({_compiled.problem})"
+    return None
+
+
+def _map_like(x):
+    """What the launchers return for x: its own order where that is NCHW or channels_last, else NCHW."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _cascade_fwd(x, *weights_and_dilation):
+    return _map_like(x)
+
+
+def _fwd(x, *rest):
+    keeps_product = rest[-1] and x.dtype in (torch.float32, torch.float64)
+    return _map_like(x), _map_like(x) if keeps_product else x.new_empty(0)
+
+
+def _bwd(grad_y, x, product, *rest):
+    weights = rest[:10]
+    shapes = [(0,) if w is None else w.shape for w in weights[::2]]
+    grads = [x.new_empty(shape) for s in shapes for shape in (s, s[:1])]
+    if weights[4] is None:  # LSKA-trivial: the gradients of the pair that is not there are empty
+        grads[4:8] = [x.new_empty(shape) for shape in ((0, 1, 1, 0), (0,), (0, 1, 0, 1), (0,))]
+    return _map_like(x), *grads
+
+
+if _compiled.problem is None:
+    torch.library.register_fake("lska_ops::lska_cascade_fwd_cpu", _cascade_fwd)
+    torch.library.register_fake("lska_ops::lska_fwd_cpu", _fwd)
+    torch.library.register_fake("lska_ops::lska_bwd_cpu", _bwd)
