@@ -2,13 +2,14 @@
 
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 
 from .. import _backends
 from .._calls import check_map, check_number, check_pair, check_parameter, follow_autocast, shape_of
-from . import reference
+from . import compiled, reference
 
-_backends.WHY_NOT["acmix"] = {"reference": _backends.why_not_reference}
+_backends.WHY_NOT["acmix"] = {"cpu": compiled.why_not_cpu, "reference": _backends.why_not_reference}
 
 NAMES = ("conv1", "conv2", "conv3", "conv_p", "fc", "dep_conv")
 
@@ -60,10 +61,12 @@ def acmix(
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: positions are computed in float32 at least. `reference` rounds to the dtype of x after each
-        step, as PyTorch does.
+    Numerics: positions are computed in float32 at least. `cpu` rounds q, k, v and the result once to the dtype of
+        x and computes everything between in float32 (float64 for float64), in a fixed order; `reference` rounds
+        to the dtype of x after each step, as PyTorch does.
 
-    Memory: `reference` keeps about 2 K * K maps of the size of q for backward.
+    Memory: for backward, `cpu` keeps x, q, k, v and one number per pixel and head; `reference` about 2 K * K maps
+        of the size of q.
     """
     pairs = (conv1, conv2, conv3, conv_p, fc, dep_conv)
     for name, pair in zip(NAMES, pairs, strict=False):
@@ -73,12 +76,72 @@ def acmix(
     pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(NAMES)}
     if not _backends.exporting():
         _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation)
-    _backends.choose("acmix", backend, x)
+    name = _backends.choose("acmix", backend, x)
+    options = dict(head=head, kernel_att=kernel_att, stride=stride, dilation=dilation)
     with spent:
-        return reference.acmix(
-            x, *_convolutions(pairs, head, stride), rate1, rate2,
-            head=head, kernel_att=kernel_att, stride=stride, dilation=dilation,
-        )  # fmt: skip
+        if name == "reference":
+            return reference.acmix(x, *_convolutions(pairs, head, stride), rate1, rate2, **options)
+        return _fused(name, x, pairs, rate1, rate2, options)
+
+
+def _fused(backend, x, pairs, rate1, rate2, options):
+    """The projections as one convolution of PyTorch's, then attention and shift in one op."""
+    projections = [pairs[name] for name in NAMES[:3]]
+    (conv_p, conv_p_bias), (fc, _), (dep_conv, _) = (pairs[name] for name in NAMES[3:])
+    qkv = F.conv2d(x, torch.cat([weight for weight, _ in projections]), _one_bias(projections))
+    tensors = (qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _AcmixCore.apply(backend, tuple(options.items()), *tensors)[0]
+    return _op("fwd", backend)(qkv, conv_p, fc, dep_conv, rate1, rate2, *options.values())[0]
+
+
+def _one_bias(projections):
+    if all(bias is None for _, bias in projections):
+        return None
+    return torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in projections])
+
+
+def _op(direction, backend):
+    return getattr(torch.ops.lska_ops, f"acmix_core_{direction}_{backend}")
+
+
+class _AcmixCore(torch.autograd.Function):
+    """From q, k, v on. conv_p's bias is an input for the sake of its gradient, which is zero but not missing."""
+
+    @staticmethod
+    def forward(backend, options, qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2):
+        return _op("fwd", backend)(qkv, conv_p, fc, dep_conv, rate1, rate2, *dict(options).values())
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.backend, ctx.options, *tensors = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *tensors)
+
+    @staticmethod
+    def backward(ctx, grad_y, _):
+        lse, qkv, conv_p, conv_p_bias, *shift = ctx.saved_tensors
+        options = dict(ctx.options)
+        if torch.is_grad_enabled():  # create_graph: the second derivative is the reference's
+            return None, None, *_differentiable_grads(grad_y, options, qkv, conv_p, conv_p_bias, *shift)
+        grads = _op("bwd", ctx.backend)(grad_y, qkv, lse, conv_p, *shift, *options.values())
+        zero = None if conv_p_bias is None else torch.zeros_like(conv_p_bias)
+        grads = (*grads[:2], zero, *grads[2:])
+        return None, None, *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True))
+
+
+def _differentiable_grads(grad_y, options, qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2):
+    """The core's gradients in operations that can be differentiated once more."""
+    q, k, v = qkv.chunk(3, 1)
+    pairs = dict.fromkeys(NAMES[:3], (None, None))
+    pairs.update(conv_p=(conv_p, conv_p_bias), fc=(fc, None), dep_conv=(dep_conv, None))
+    *_, position, mix, shift = _convolutions(pairs, options["head"], options["stride"])
+    attended = reference.attention(q, k, v, position, **options)
+    y = rate1 * attended + rate2 * reference.shift_aggregate(q, k, v, mix, shift, head=options["head"])
+    tensors = (qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2)
+    inputs = [t for t in tensors if t is not None and t.requires_grad]
+    grads = iter(torch.autograd.grad(y, inputs, grad_y, create_graph=True))
+    return [next(grads) if t is not None and t.requires_grad else None for t in tensors]
 
 
 def _convolutions(pairs, head, stride):

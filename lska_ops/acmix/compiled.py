@@ -1,0 +1,30 @@
+"""ACmix's compiled backends: what they accept, and what torch.compile has to know of their ops."""
+
+import torch
+
+from .. import _compiled
+
+
+def why_not_cpu(x):
+    if x.device.type != "cpu":
+        return f"x is on {x.device.type}; move it to the CPU"
+    if _compiled.problem:
+        return f"the compiled library is missing ({_compiled.problem})"
+    return None
+
+
+def _core_fwd(qkv, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride, dilation):
+    B, C3, H, W = qkv.shape
+    side = [-(-H // stride), -(-W // stride)]
+    lse_dtype = torch.promote_types(qkv.dtype, torch.float32)
+    return qkv.new_empty(B, C3 // 3, *side), qkv.new_empty(B, head, *side, dtype=lse_dtype)
+
+
+def _core_bwd(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, *options):
+    like = (qkv, conv_p, fc, dep_conv, rate1, rate2)
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
+
+
+if _compiled.problem is None:
+    torch.library.register_fake("lska_ops::acmix_core_fwd_cpu", _core_fwd)
+    torch.library.register_fake("lska_ops::acmix_core_bwd_cpu", _core_bwd)
