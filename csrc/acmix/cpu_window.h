@@ -45,6 +45,7 @@ Window<A> make_window(const AcmixSizes& s, Arena& arena, bool for_gradient) {
   w.dy = arena.take<A>(w.K);
   if (!arena.base) return w;
 
+  memset(w.dx, 0, w.K * w.x_pitch * sizeof(A));  // beyond the map too: 0 times garbage need not be 0
   reflect_indices(w.folds, w.line, s.W, w.reach);
   const double x_step = 2. / double(larger(s.W - 1, 1));
   w.y_step = A(2. / double(larger(s.H - 1, 1)));
