@@ -48,19 +48,19 @@ ForwardScratch<A> lay_out(const AcmixSizes& s, int64_t band, Arena& arena) {
 // Writes: y = tile + rate1 * attention, and lse. Keeps: weights and sums, in L1.
 // The reference: `weights = (q * (windows(k) + p_offset)).sum(1).softmax(1)` to the return of acmix().
 template <typename T, typename A = Acc<T>>
-void attend(const AcmixSizes& s, const ForwardScratch<A>& f, const A* q, const A* k, const A* v, int64_t yo, int64_t x,
+[[gnu::noinline]] void attend(const AcmixSizes& s, const ForwardScratch<A>& f, const A* q, const A* k, const A* v, int64_t yo, int64_t x,
             int64_t rows, const A* tile, int64_t tile_dim, A rate1, T* y, A* lse) {
   constexpr int V = kLanes<A>;
   const Window<A>& w = f.window;
   const int64_t weights_row = w.taps * V, sums_row = s.D * V, lanes = smaller(V, s.Wo - x);
   window_dots(w, s, q, w.x_pitch, k, rows, f.weights, weights_row, V);
+  const A scale = inverse_root<A>(s.D);
   Vec<A> inverse[kRows];
   for (int64_t r = 0; r < rows; ++r) {
     A* weights = f.weights + r * weights_row;
-    set_row(w, s, yo + r);
     const Slopes<A> slope = slopes(q + r * s.D * w.x_pitch, w.x_pitch, f.conv_p, s.D);
     Vec<A> largest = broadcast(-A(__builtin_huge_val())), sum = {};
-    for_logits(w, weights, V, w.dx + x, slope, inverse_root<A>(s.D), [&](int64_t i, Vec<A> logit) {
+    for_logits(w, weights, V, w.dx + x, w.dy + (yo + r) * w.K, slope, scale, [&](int64_t i, Vec<A> logit) {
       largest = logit > largest ? logit : largest;
       store(weights + i * V, logit);
     });
@@ -90,7 +90,7 @@ void attend(const AcmixSizes& s, const ForwardScratch<A>& f, const A* q, const A
 
 // The shift branch of a band: tile [C, band, tile_pitch] = rate2 * shift_aggregate(q, k, v).
 template <typename T, typename A = Acc<T>>
-void shift_band(const AcmixSizes& s, const ForwardScratch<A>& f, const T* qkv, const A* composite, A rate2, int64_t yo,
+[[gnu::noinline]] void shift_band(const AcmixSizes& s, const ForwardScratch<A>& f, const T* qkv, const A* composite, A rate2, int64_t yo,
                 int64_t rows, int64_t band) {
   Convolution<A> c;
   c.lines = f.shift.lines;

@@ -93,7 +93,7 @@ struct QueryTile {
 // tile's logit_grads and rate1 * weights. Keeps: the same two, K * K vectors each. Adds to the sums of conv_p and rate1.
 // The reference: the backward of attention(); delta = sum over the window of weights * grad of weights.
 template <typename A>
-void query_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const QueryTile<A>& at, const A* lse, A rate1,
+[[gnu::noinline]] void query_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const QueryTile<A>& at, const A* lse, A rate1,
                 Vec<A>& rate1_sum) {
   constexpr int V = kLanes<A>;
   const Window<A>& w = f.window;
@@ -110,10 +110,10 @@ void query_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const QueryTi
   for (int64_t r = 0; r < at.rows; ++r) {
     A *logit_grads = at.logit_grads + r * row, *weights = at.weights + r * row;
     const A* q = at.q + r * s.D * w.x_pitch;
-    set_row(w, s, at.yo + r);
+    const A* dy = w.dy + (at.yo + r) * w.K;
     const Vec<A> row_lse = load(lse + (at.yo + r) * s.Wo + at.x, lanes);
     Vec<A> delta = {};
-    for_logits(w, logit_grads, tap, w.dx + at.x, slopes(q, w.x_pitch, f.conv_p, s.D), scale,
+    for_logits(w, logit_grads, tap, w.dx + at.x, dy, slopes(q, w.x_pitch, f.conv_p, s.D), scale,
                [&](int64_t i, Vec<A> logit) {
                  // lanes beyond the map hold no query: whatever they read must not reach the keys
                  const Vec<A> weight = inside ? exp_of_nonpositive<A>(logit - row_lse) : Vec<A>{};
@@ -135,7 +135,7 @@ void query_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const QueryTi
         store(logit_grads + j, grad);
         store(weights + j, weight);
       }
-      slope.y += of_row * w.dy[i];
+      slope.y += of_row * dy[i];
     }
     slope_grads[r] = slope;
     for (int64_t d = 0; d < s.D; ++d) {
@@ -203,9 +203,7 @@ void fold_plane(const AcmixSizes& s, const InputGradScratch<A>& f, A* plane) {
   const Window<A>& w = f.window;
   for (int64_t i = 0; i < f.plane_rows * s.D; ++i) {
     A* line = plane + i * w.line.pitch;
-    const int32_t* fold = w.folds;
-    for (int64_t x = -w.reach; x < 0; ++x) line[*fold++] += line[w.line.index(x)];
-    for (int64_t x = s.W; x < s.W + w.reach; ++x) line[*fold++] += line[w.line.index(x)];
+    for (int64_t j = 0; j < 2 * w.reach; ++j) line[w.folds[j].pixel] += line[w.folds[j].border];
   }
   for (int64_t i = 0; i < f.plane_rows; ++i) {
     const int64_t y = i - w.reach;
@@ -218,7 +216,7 @@ void fold_plane(const AcmixSizes& s, const InputGradScratch<A>& f, A* plane) {
 
 // Adds the shift branch's gradient to the planes' and writes the sum: grad_qkv of head g.
 template <typename T, typename A = Acc<T>>
-void write_input_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* grad_y, const A* composite,
+[[gnu::noinline]] void write_input_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* grad_y, const A* composite,
                       A rate2, int64_t g, T* grad_qkv) {
   constexpr int V = kLanes<A>;
   const LineShape& line = f.window.line;

@@ -51,9 +51,12 @@ inline LineShape line_shape(int64_t W, int64_t Wo, int64_t reach, int64_t stride
 template <typename T>
 inline void convert_row(Acc<T>* to, const T* from, int64_t n) {
   constexpr int V = kLanes<Acc<T>>;
-  int64_t x = 0;
-  for (; x + V <= n; x += V) store(to + x, load(from + x));
-  for (; x < n; ++x) to[x] = to_acc(from[x]);
+  if (n < V) {
+    for (int64_t x = 0; x < n; ++x) to[x] = to_acc(from[x]);
+    return;
+  }
+  for (int64_t x = 0; x < n - V; x += V) store(to + x, load(from + x));
+  store(to + n - V, load(from + n - V));  // overlaps the one before
 }
 
 // Every stride-th pixel of a row.
@@ -69,27 +72,28 @@ inline void fill_line(Acc<T>* line, const LineShape& s, const T* row, int64_t W)
   for (int64_t x = 0; x < W; ++x) line[s.index(x)] = to_acc(row[x]);
 }
 
-// Reflected columns; folds [2 * reach] holds the index each of them copies (left ones first).
-template <typename A>
-inline void reflect_line(A* line, const LineShape& s, int64_t W, int64_t reach, const int32_t* folds) {
-  for (int64_t x = -reach; x < 0; ++x) line[s.index(x)] = line[*folds++];
-  for (int64_t x = W; x < W + reach; ++x) line[s.index(x)] = line[*folds++];
-}
+// A column of the reflected border: where it stands in a line, and the pixel it repeats.
+struct Fold {
+  int32_t border, pixel;
+};
 
-inline void reflect_indices(int32_t* folds, const LineShape& s, int64_t W, int64_t reach) {
-  for (int64_t x = -reach; x < 0; ++x) *folds++ = int32_t(s.index(folded(x, W)));
-  for (int64_t x = W; x < W + reach; ++x) *folds++ = int32_t(s.index(folded(x, W)));
+// folds [2 * reach]: all of them, left ones first.
+inline void make_folds(Fold* folds, const LineShape& s, int64_t W, int64_t reach) {
+  for (int64_t i = 0; i < 2 * reach; ++i) {
+    const int64_t x = i < reach ? i - reach : W + i - reach;
+    folds[i] = {int32_t(s.index(x)), int32_t(s.index(folded(x, W)))};
+  }
 }
 
 // Lines [rows][planes][pitch] of the map rows y, y + 1, ... with their reflections; from [planes, H, W].
 template <typename T>
 inline void fill_reflected(Acc<T>* lines, const LineShape& s, const T* from, int64_t planes, int64_t H, int64_t W,
-                           int64_t y, int64_t rows, int64_t reach, const int32_t* folds) {
+                           int64_t y, int64_t rows, int64_t reach, const Fold* folds) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* row = from + folded(y + r, H) * W;
     for (int64_t d = 0; d < planes; ++d, lines += s.pitch) {
       fill_line(lines, s, row + d * H * W, W);
-      reflect_line(lines, s, W, reach, folds);
+      for (int64_t i = 0; i < 2 * reach; ++i) lines[folds[i].border] = lines[folds[i].pixel];
     }
   }
 }

@@ -150,9 +150,10 @@ void tap_sums(const TapSums<A>& s, int64_t D, int64_t rows) {
 }
 
 // sum[o][j] = sum over i < n of weights[i][o] * at[j][offset[i]], for NO outputs and kPixels vectors of pixels.
+// Not inlined: among the callers' variables the compiler would run out of registers.
 template <int NO, typename A>
-inline void convolve_block(const A* const* at, const int32_t* offset, int64_t n, const A* weights,
-                           Vec<A> (&sum)[NO][kPixels]) {
+[[gnu::noinline]] void convolve_block(const A* const* at, const int32_t* offset, int64_t n, const A* weights,
+                                      Vec<A> (&sum)[NO][kPixels]) {
   const A* from[kPixels];
 #pragma GCC unroll 8
   for (int j = 0; j < kPixels; ++j) from[j] = at[j];
@@ -187,19 +188,23 @@ struct Convolution {
 // Calls write(o, row, x, sums) for NO outputs (from o0 on) of every vector of pixels.
 template <int NO, typename A, typename Write>
 void convolve_outputs(const Convolution<A>& s, const A* weights, int64_t o0, const Write& write) {
-  constexpr int V = kLanes<A>;
-  const int64_t per_row = (s.width + V - 1) / V, vectors = s.rows * per_row;
-  for (int64_t first = 0; first < vectors; first += kPixels) {
+  int64_t row = 0, x = 0;
+  while (row < s.rows) {
     const A* at[kPixels];
-    const int count = int(smaller(kPixels, vectors - first));
-    for (int j = 0; j < kPixels; ++j) {
-      const int64_t i = first + (j < count ? j : 0);
-      at[j] = s.lines + i / per_row * s.row_step + i % per_row * V;
+    int64_t rows[kPixels], xs[kPixels];
+    int count = 0;
+    for (; count < kPixels && row < s.rows; ++count) {
+      rows[count] = row;
+      xs[count] = x;
+      at[count] = s.lines + row * s.row_step + x;
+      x += kLanes<A>;
+      if (x >= s.width) x = 0, ++row;
     }
+    for (int j = count; j < kPixels; ++j) at[j] = at[0];
     Vec<A> sum[NO][kPixels];
     convolve_block<NO>(at, s.offset, s.n, weights, sum);
     for (int o = 0; o < NO; ++o) {
-      for (int j = 0; j < count; ++j) write(o0 + o, (first + j) / per_row, (first + j) % per_row * V, sum[o][j]);
+      for (int j = 0; j < count; ++j) write(o0 + o, rows[j], xs[j], sum[o][j]);
     }
   }
 }

@@ -17,11 +17,10 @@ struct Window {
   int64_t x_pitch;               // of tables and query lines
   LineShape line;                // of keys and values
   int64_t row_pitch;             // from one row of keys to the next: D lines
-  int32_t* folds;                // [2 * reach]
+  Fold* folds;                   // [2 * reach]
   int32_t* offset;               // [K]: of the taps of a row
   A* dx;                         // [K, x_pitch]: x_i - x_j, in the coordinates of the whole map
-  A* dy;                         // [K]: y_i - y_j of one query row
-  A y_step;
+  A* dy;                         // [Ho, K]: y_i - y_j
 };
 
 // Lays the tables out, and fills them unless the arena only measures.
@@ -39,16 +38,15 @@ Window<A> make_window(const AcmixSizes& s, Arena& arena, bool for_gradient) {
   const int64_t span = for_gradient ? (2 * w.reach + s.stride - 1) / s.stride : 0;
   w.lead = round_up(span, V);
   w.x_pitch = w.lead + round_up(s.Wo + span, V);
-  w.folds = arena.take<int32_t>(2 * w.reach);
+  w.folds = arena.take<Fold>(2 * w.reach);
   w.offset = arena.take<int32_t>(w.K);
   w.dx = arena.take<A>(w.K * w.x_pitch);
-  w.dy = arena.take<A>(w.K);
+  w.dy = arena.take<A>(s.Ho * w.K);
   if (!arena.base) return w;
 
   memset(w.dx, 0, w.K * w.x_pitch * sizeof(A));  // beyond the map too: 0 times garbage need not be 0
-  reflect_indices(w.folds, w.line, s.W, w.reach);
-  const double x_step = 2. / double(larger(s.W - 1, 1));
-  w.y_step = A(2. / double(larger(s.H - 1, 1)));
+  make_folds(w.folds, w.line, s.W, w.reach);
+  const double x_step = 2. / double(larger(s.W - 1, 1)), y_step = 2. / double(larger(s.H - 1, 1));
   for (int64_t t = 0; t < w.K; ++t) {
     const int64_t shift = (t - w.K / 2) * s.dilation;
     w.offset[t] = int32_t(w.line.index(shift));
@@ -56,16 +54,12 @@ Window<A> make_window(const AcmixSizes& s, Arena& arena, bool for_gradient) {
       const int64_t at = x * s.stride;
       w.dx[t * w.x_pitch + x] = A(double(at - folded(at + shift, s.W)) * x_step);
     }
+    for (int64_t y = 0; y < s.Ho; ++y) {
+      const int64_t at = y * s.stride;
+      w.dy[y * w.K + t] = A(double(at - folded(at + shift, s.H)) * y_step);
+    }
   }
   return w;
-}
-
-template <typename A>
-void set_row(const Window<A>& w, const AcmixSizes& s, int64_t yo) {
-  const int64_t y = yo * s.stride;
-  for (int64_t t = 0; t < w.K; ++t) {
-    w.dy[t] = w.y_step * A(y - folded(y + (t - w.K / 2) * s.dilation, s.H));
-  }
 }
 
 // For rows of keys i = 0, 1, ... and the query rows r of a block: calls visit(i, count, r0, r1) for runs of `count`
@@ -145,12 +139,12 @@ inline Slopes<A> slopes(const A* q, int64_t q_pitch, const A* conv_p, int64_t D)
   return sum;
 }
 
-// Logits D^-1/2 (q . k + q . (p_i - p_j)) from the products q . k; dx at the vector of pixels wanted.
+// Logits D^-1/2 (q . k + q . (p_i - p_j)) from the products q . k; dx at the vector of pixels wanted, dy of the row.
 template <typename A, typename Use>
-inline void for_logits(const Window<A>& w, const A* dots, int64_t tap, const A* dx, const Slopes<A>& slope, A scale,
-                       const Use& use) {
+inline void for_logits(const Window<A>& w, const A* dots, int64_t tap, const A* dx, const A* dy,
+                       const Slopes<A>& slope, A scale, const Use& use) {
   for (int64_t i = 0; i < w.K; ++i) {
-    const Vec<A> from_y = slope.y * w.dy[i];
+    const Vec<A> from_y = slope.y * dy[i];
     for (int64_t t = 0; t < w.K; ++t, dots += tap) {
       use(i * w.K + t, (load(dots) + (slope.x * load(dx + t * w.x_pitch) + from_y)) * scale);
     }
