@@ -1,0 +1,357 @@
+#include "csrc/acmix/cpu_kernels_parts.h"
+#include "csrc/acmix/cpu_shift.h"
+#include "csrc/acmix/cpu_window.h"
+
+namespace lska_ops::LSKA_OPS_ISA {
+namespace {
+
+constexpr int64_t kBand = 6;  // query rows whose lines are filled at a time
+
+// Taps of one phase of a line, as TapSums wants them when keys gather from their queries.
+struct Phase {
+  int64_t taps, from, width;  // [from, from + width) of the phase is what they reach
+  int32_t *weight_offset, *query_offset;
+};
+
+template <typename A>
+struct InputGradScratch {
+  Window<A> window;
+  ShiftLines<A> shift;
+  Phase* phases;        // [stride]
+  int64_t plane_rows;   // rows of the padded map
+  A* planes[3];         // grad_q, grad_k, grad_v of one head: [plane_rows][D] lines
+  A *keys, *values;     // lines of the band's windows
+  A *queries, *grads;   // [kBand][D] lines of q and grad_y, zero around the map
+  A *logit_grads;       // [block, K * K, x_pitch]: products q . k, then softmax weights, then the gradient of the logits
+  A *weights;           // [block, K * K, x_pitch]: products grad_y . v, then rate1 * softmax weights
+  A *sums;              // [block, D, lanes]
+  A *conv_p;            // [D, 2]
+  A *conv_p_sums;       // [2, D, lanes]
+  int32_t* weight_offset;  // [K]
+};
+
+template <typename A>
+void set_phases(const AcmixSizes& s, const InputGradScratch<A>& f, int32_t* offsets) {
+  const Window<A>& w = f.window;
+  for (int64_t phase = 0; phase < s.stride; ++phase) {
+    Phase& p = f.phases[phase];
+    p = {0, 0, 0, offsets, offsets + w.K};
+    offsets += 2 * w.K;
+    int64_t last = 0;
+    for (int64_t t = 0; t < w.K; ++t) {
+      if (w.offset[t] / w.line.phase != phase) continue;
+      const int64_t at = w.offset[t] % w.line.phase;
+      if (p.taps == 0) p.from = at;
+      last = at;
+      p.weight_offset[p.taps] = int32_t(t * w.x_pitch - (at - p.from));
+      p.query_offset[p.taps++] = int32_t(p.from - at);
+    }
+    p.width = last - p.from + s.Wo;
+  }
+}
+
+template <typename A>
+InputGradScratch<A> lay_out(const AcmixSizes& s, Arena& arena) {
+  constexpr int V = kLanes<A>;
+  InputGradScratch<A> f;
+  f.window = make_window<A>(s, arena, true);
+  const Window<A>& w = f.window;
+  f.shift = make_shift_lines<A>(s.G, s.kernel_conv, s.W, s.W, 1, kBand, arena);
+  f.phases = arena.take<Phase>(s.stride);
+  int32_t* offsets = arena.take<int32_t>(2 * s.stride * w.K);
+  f.weight_offset = arena.take<int32_t>(w.K);
+  f.plane_rows = larger((s.Ho - 1) * s.stride + w.reach, s.H - 1) + w.reach + 1;
+  for (A*& plane : f.planes) plane = arena.take<A>(f.plane_rows * w.row_pitch);
+  f.conv_p = arena.take<A>(2 * s.D);
+  f.conv_p_sums = arena.take<A>(2 * s.D * V);
+  f.sums = arena.take<A>(w.block * s.D * V);
+  const int64_t cleared_from = arena.used;
+  const int64_t lines = ((kBand - 1) * s.stride + 2 * w.reach + 1) * w.row_pitch, queries = kBand * s.D * w.x_pitch;
+  f.keys = arena.take<A>(lines);
+  f.values = arena.take<A>(lines);
+  f.queries = arena.take<A>(queries);
+  f.grads = arena.take<A>(queries);
+  f.logit_grads = arena.take<A>(w.block * w.taps * w.x_pitch);
+  f.weights = arena.take<A>(w.block * w.taps * w.x_pitch);
+  if (!arena.base) return f;
+  memset(f.keys, 0, arena.used - cleared_from);
+  for (int64_t t = 0; t < w.K; ++t) f.weight_offset[t] = int32_t(t * w.x_pitch);
+  set_phases(s, f, offsets);
+  return f;
+}
+
+// One vector of pixels of a block of query rows, all at (row yo + r, pixels [x, x + lanes)) of one head.
+template <typename A>
+struct QueryTile {
+  const A *q, *grad, *k, *v;
+  A *weights, *logit_grads;
+  int64_t yo, x, rows;
+};
+
+// The query's side of attention's backward.
+// Owns: a tile. Reads: q, grad_y, lse and the lines of keys and values. Writes: grad_q, and for the keys' side the
+// tile's logit_grads and rate1 * weights. Keeps: the same two, K * K vectors each. Adds to the sums of conv_p and rate1.
+// The reference: the backward of attention(); delta = sum over the window of weights * grad of weights.
+template <typename A>
+[[gnu::noinline]] void query_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const QueryTile<A>& at, const A* lse, A rate1,
+                Vec<A>& rate1_sum) {
+  constexpr int V = kLanes<A>;
+  const Window<A>& w = f.window;
+  const int64_t tap = w.x_pitch, row = w.taps * tap, sums_row = s.D * V;
+  const int lanes = int(smaller(V, s.Wo - at.x));
+  const A scale = inverse_root<A>(s.D);
+  window_dots(w, s, at.q, w.x_pitch, at.k, at.rows, at.logit_grads, row, tap);
+  window_dots(w, s, at.grad, w.x_pitch, at.v, at.rows, at.weights, row, tap);
+  typename Exponent<A>::Bits lane;
+  for (int i = 0; i < V; ++i) lane[i] = i;
+  const auto inside = lane < typename Exponent<A>::Bits{} + lanes;
+  memset(f.sums, 0, at.rows * sums_row * sizeof(A));
+  Slopes<A> slope_grads[kRows];
+  for (int64_t r = 0; r < at.rows; ++r) {
+    A *logit_grads = at.logit_grads + r * row, *weights = at.weights + r * row;
+    const A* q = at.q + r * s.D * w.x_pitch;
+    const A* dy = w.dy + (at.yo + r) * w.K;
+    const Vec<A> row_lse = load(lse + (at.yo + r) * s.Wo + at.x, lanes);
+    Vec<A> delta = {};
+    for_logits(w, logit_grads, tap, w.dx + at.x, dy, slopes(q, w.x_pitch, f.conv_p, s.D), scale,
+               [&](int64_t i, Vec<A> logit) {
+                 // lanes beyond the map hold no query: whatever they read must not reach the keys
+                 const Vec<A> weight = inside ? exp_of_nonpositive<A>(logit - row_lse) : Vec<A>{};
+                 const Vec<A> grad = inside ? load(weights + i * tap) : Vec<A>{};
+                 delta += weight * grad;
+                 store(logit_grads + i * tap, weight);
+                 store(weights + i * tap, grad);
+               });
+    rate1_sum += delta;
+    Slopes<A> slope = {};
+    for (int64_t i = 0; i < w.K; ++i) {
+      Vec<A> of_row = {};
+      for (int64_t t = 0; t < w.K; ++t) {
+        const int64_t j = (i * w.K + t) * tap;
+        const Vec<A> weight = load(logit_grads + j) * rate1;
+        const Vec<A> grad = weight * (load(weights + j) - delta) * scale;
+        of_row += grad;
+        slope.x += grad * load(w.dx + t * w.x_pitch + at.x);
+        store(logit_grads + j, grad);
+        store(weights + j, weight);
+      }
+      slope.y += of_row * dy[i];
+    }
+    slope_grads[r] = slope;
+    for (int64_t d = 0; d < s.D; ++d) {
+      A *x_sum = f.conv_p_sums + d * V, *y_sum = x_sum + s.D * V;
+      const Vec<A> of_d = load(q + d * w.x_pitch);
+      store(x_sum, load(x_sum) + of_d * slope.x);
+      store(y_sum, load(y_sum) + of_d * slope.y);
+    }
+  }
+  window_sums(w, s, at.logit_grads, row, tap, f.weight_offset, at.k, at.rows, f.sums, sums_row, V);
+  for (int64_t r = 0; r < at.rows; ++r) {
+    A* out = f.planes[0] + ((at.yo + r) * s.stride + w.reach) * w.row_pitch + w.line.index(0) + at.x;
+    for (int64_t d = 0; d < s.D; ++d) {
+      const Vec<A> of_keys = load(f.sums + r * sums_row + d * V);
+      store(out + d * w.line.pitch,
+            of_keys + (slope_grads[r].x * f.conv_p[2 * d] + slope_grads[r].y * f.conv_p[2 * d + 1]));
+    }
+  }
+}
+
+// The keys' side: every key of the padded map adds up what the queries of a block, whose windows it is in, send it.
+// weights [rows][K * K][x_pitch], from [rows][D] lines; plane: lines of the block's first row of keys.
+template <typename A>
+void key_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const A* weights, const A* from, int64_t rows,
+              A* plane) {
+  const Window<A>& w = f.window;
+  const int64_t row = w.taps * w.x_pitch, keys = rows + w.K - 1;
+  for (int64_t phase = 0; phase < s.stride; ++phase) {
+    const Phase& p = f.phases[phase];
+    for (int64_t x = 0; p.taps > 0 && x < p.width; x += kLanes<A>) {
+      for (int64_t i0 = 0; i0 < keys; i0 += kRows) {
+        for (int64_t r = 0; r < rows;) {
+          const auto first_key = [&](int64_t q) { return larger(i0, q); };
+          const auto last_key = [&](int64_t q) { return smaller(smaller(i0 + kRows, keys), q + w.K); };
+          const int64_t i = first_key(r), count = last_key(r) - i;
+          int64_t end = r + 1;
+          while (end < rows && first_key(end) == i && last_key(end) == i + count) ++end;
+          if (count > 0) {
+            TapSums<A> sums;
+            sums.p = weights + r * row + (i - r) * w.K * w.x_pitch + w.lead + x;
+            sums.p_i = row - w.K * w.x_pitch;
+            sums.p_row = w.K * w.x_pitch;
+            sums.p_offset = p.weight_offset;
+            sums.v = from + r * s.D * w.x_pitch + w.lead + x;
+            sums.v_i = s.D * w.x_pitch;
+            sums.v_dim = w.x_pitch;
+            sums.v_offset = p.query_offset;
+            sums.n = end - r;
+            sums.taps = p.taps;
+            sums.sum = plane + i * s.dilation * w.row_pitch + phase * w.line.phase + p.from + x;
+            sums.sum_row = s.dilation * w.row_pitch;
+            sums.sum_dim = w.line.pitch;
+            tap_sums(sums, s.D, count);
+          }
+          r = end;
+        }
+      }
+    }
+  }
+}
+
+// What the reflected border of a plane gathered belongs to the pixels it repeats.
+template <typename A>
+void fold_plane(const AcmixSizes& s, const InputGradScratch<A>& f, A* plane) {
+  const Window<A>& w = f.window;
+  for (int64_t i = 0; i < f.plane_rows * s.D; ++i) {
+    A* line = plane + i * w.line.pitch;
+    for (int64_t j = 0; j < 2 * w.reach; ++j) line[w.folds[j].pixel] += line[w.folds[j].border];
+  }
+  for (int64_t i = 0; i < f.plane_rows; ++i) {
+    const int64_t y = i - w.reach;
+    if (y >= 0 && y < s.H) continue;
+    const A* from = plane + i * w.row_pitch;
+    A* to = plane + (folded(y, s.H) + w.reach) * w.row_pitch;
+    for (int64_t j = 0; j < w.row_pitch; ++j) to[j] += from[j];
+  }
+}
+
+// Adds the shift branch's gradient to the planes' and writes the sum: grad_qkv of head g.
+template <typename T, typename A = Acc<T>>
+[[gnu::noinline]] void write_input_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* grad_y, const A* composite,
+                      A rate2, int64_t g, T* grad_qkv) {
+  constexpr int V = kLanes<A>;
+  const LineShape& line = f.window.line;
+  const int64_t n = f.shift.n, reach = s.kernel_conv / 2;
+  for (int64_t d = 0; d < s.D; ++d) {
+    for (int64_t y = 0; y < s.H; y += kBand) {
+      const int64_t rows = smaller(kBand, s.H - y);
+      for (int64_t o = 0; o < s.G; ++o) {
+        const T* from = grad_y + (d * s.G + o) * s.Ho * s.Wo;
+        A* to = f.shift.lines + o * f.shift.rows * f.shift.line.pitch;
+        for (int64_t i = 0; i < rows + 2 * reach; ++i, to += f.shift.line.pitch) {
+          const int64_t at = y + i - reach;
+          if (at < 0 || at >= s.H || at % s.stride != 0) {
+            memset(to, 0, f.shift.line.pitch * sizeof(A));
+          } else if (s.stride == 1) {
+            fill_line(to, f.shift.line, from + at * s.Wo, s.Wo);
+          } else {
+            const T* row = from + at / s.stride * s.Wo;
+            for (int64_t x = 0; x < s.Wo; ++x) to[f.shift.line.index(x * s.stride)] = to_acc(row[x]);
+          }
+        }
+      }
+      Convolution<A> c;
+      c.lines = f.shift.lines;
+      c.row_step = f.shift.line.pitch;
+      c.rows = rows;
+      c.width = s.W;
+      c.offset = f.shift.offset;
+      c.n = n;
+      convolve(c, composite + (d * s.G + g) * 3 * n, 3, [&](int64_t m, int64_t r, int64_t x, Vec<A> sum) {
+        const A* attended = f.planes[m] + (y + r + f.window.reach) * f.window.row_pitch + d * line.pitch;
+        T* out = grad_qkv + ((m * s.C + g * s.D + d) * s.H + y + r) * s.W + x;
+        const int lanes = int(smaller(V, s.W - x));
+        Vec<A> both = sum * rate2;
+        if (s.stride == 1) {
+          both += load(attended + line.pad + x);
+        } else {
+          for (int i = 0; i < lanes; ++i) both[i] += attended[line.index(x + i)];
+        }
+        if (lanes == V) {
+          store(out, both);
+        } else {
+          store(out, both, lanes);
+        }
+      });
+    }
+  }
+}
+
+template <typename A>
+A lane_sum(Vec<A> v) {
+  A total = 0;
+  for (int i = 0; i < kLanes<A>; ++i) total += v[i];
+  return total;
+}
+
+// Fills the planes of head g: attention's gradients, still on the padded map; returns the sum for rate1.
+template <typename T, typename A = Acc<T>>
+Vec<A> attention_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* q, const T* grad_y, const A* lse,
+                      A rate1) {
+  const Window<A>& w = f.window;
+  Vec<A> rate1_sum = {};
+  for (A* plane : f.planes) memset(plane, 0, f.plane_rows * w.row_pitch * sizeof(A));
+  for (int64_t yo = 0; yo < s.Ho; yo += kBand) {
+    const int64_t rows = smaller(kBand, s.Ho - yo), top = yo * s.stride - w.reach;
+    const int64_t key_rows = (rows - 1) * s.stride + 2 * w.reach + 1;
+    fill_reflected(f.keys, w.line, q + s.C * s.H * s.W, s.D, s.H, s.W, top, key_rows, w.reach, w.folds);
+    fill_reflected(f.values, w.line, q + 2 * s.C * s.H * s.W, s.D, s.H, s.W, top, key_rows, w.reach, w.folds);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t d = 0; d < s.D; ++d) {
+        const int64_t to = (r * s.D + d) * w.x_pitch + w.lead;
+        convert_strided(f.queries + to, q + (d * s.H + (yo + r) * s.stride) * s.W, s.Wo, s.stride);
+        convert_row(f.grads + to, grad_y + (d * s.Ho + yo + r) * s.Wo, s.Wo);
+      }
+    }
+    for (int64_t r = 0; r < rows; r += w.block) {
+      const int64_t queries = r * s.D * w.x_pitch, in_block = smaller(w.block, rows - r);
+      for (int64_t x = 0; x < s.Wo; x += kLanes<A>) {
+        const int64_t at = queries + w.lead + x, key = r * s.stride * w.row_pitch + x;
+        const QueryTile<A> tile = {f.queries + at,          f.grads + at,
+                                   f.keys + key,            f.values + key,
+                                   f.weights + w.lead + x,  f.logit_grads + w.lead + x,
+                                   yo + r,                  x,
+                                   in_block};
+        query_grad(s, f, tile, lse, rate1, rate1_sum);
+      }
+      const int64_t plane = (yo + r) * s.stride * w.row_pitch;
+      key_grad(s, f, f.logit_grads, f.queries + queries, in_block, f.planes[1] + plane);
+      key_grad(s, f, f.weights, f.grads + queries, in_block, f.planes[2] + plane);
+    }
+  }
+  return rate1_sum;
+}
+
+template <typename T, typename A = Acc<T>>
+void input_grad(const AcmixSizes& s, const AcmixWeights& weights, const AcmixInputGrad& io, int64_t first,
+                int64_t last, void* scratch) {
+  constexpr int V = kLanes<A>;
+  Arena arena{reinterpret_cast<uintptr_t>(scratch)};
+  const InputGradScratch<A> f = lay_out<A>(s, arena);
+  const A rate1 = to_acc(*static_cast<const T*>(weights.rate1)), rate2 = to_acc(*static_cast<const T*>(weights.rate2));
+  convert_row(f.conv_p, static_cast<const T*>(weights.conv_p), 2 * s.D);
+  for (int64_t unit = first; unit < last; ++unit) {
+    const int64_t b = unit / s.G, g = unit % s.G, map = s.H * s.W, out_map = s.Ho * s.Wo;
+    const T* grad_y = static_cast<const T*>(io.grad_y) + b * s.C * out_map;
+    memset(f.conv_p_sums, 0, 2 * s.D * V * sizeof(A));
+    const Vec<A> rate1_sum =
+        attention_grad(s, f, static_cast<const T*>(io.qkv) + (b * 3 * s.C + g * s.D) * map,
+                       grad_y + g * s.D * out_map, static_cast<const A*>(io.lse) + unit * out_map, rate1);
+    static_cast<A*>(io.rate1_parts)[unit] = lane_sum<A>(rate1_sum);
+    for (int64_t i = 0; i < 2 * s.D; ++i) {
+      static_cast<A*>(io.conv_p_parts)[unit * 2 * s.D + i] = lane_sum<A>(load(f.conv_p_sums + i * V));
+    }
+    fold_plane(s, f, f.planes[1]);
+    fold_plane(s, f, f.planes[2]);
+    write_input_grad(s, f, grad_y, static_cast<const A*>(io.composite), rate2, g,
+                     static_cast<T*>(io.grad_qkv) + b * 3 * s.C * map);
+  }
+}
+
+template <typename A>
+int64_t input_grad_scratch(const AcmixSizes& s) {
+  Arena arena{0};
+  lay_out<A>(s, arena);
+  return arena.used;
+}
+
+}  // namespace
+
+void add_input_grad(Dtype dtype, AcmixCpuKernels& kernels) {
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    kernels.input_grad_scratch = input_grad_scratch<Acc<T>>;
+    kernels.input_grad = input_grad<T>;
+  });
+}
+
+}  // namespace lska_ops::LSKA_OPS_ISA
