@@ -91,8 +91,8 @@ struct Problem {
     STD_TORCH_CHECK(width < (1 << 24) && kernel_att * kernel_att * width < (1 << 30) &&
                         3 * head * k * (k + kLargestBand * stride) * width < (1 << 30),
                     op, ": qkv has shape ", in_words(qkv.sizes()), "; that is too wide for this kernel_att");
-    check_shape(op, "conv_p", conv_p, {s.D, 2});
-    check_shape(op, "fc", fc, {k * k, 3 * head});
+    check_shape(op, "conv_p", conv_p, {s.D, 2, 1, 1});
+    check_shape(op, "fc", fc, {k * k, 3 * head, 1, 1});
     check_shape(op, "dep_conv", dep_conv, {C, k * k, k, k});
     const std::pair<const char*, Tensor*> named[] = {
         {"conv_p", &conv_p}, {"fc", &fc}, {"dep_conv", &dep_conv}, {"rate1", &rate1}, {"rate2", &rate2}};
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> acmix_core_bwd_cpu(
   const Tensor grad_y = torch::stable::contiguous(grad_y_), lse = torch::stable::contiguous(lse_);
 
   const int64_t fc_size = p.fc.numel();
-  Tensor grad_qkv = empty_of({s.B, 3 * s.C, s.H, s.W}, p.type), grad_conv_p = empty_of({s.D, 2}, p.type);
+  Tensor grad_qkv = empty_of({s.B, 3 * s.C, s.H, s.W}, p.type), grad_conv_p = empty_of({s.D, 2, 1, 1}, p.type);
   Tensor grad_fc = torch::stable::empty_like(p.fc), grad_dep_conv = torch::stable::empty_like(p.dep_conv);
   Tensor grad_rate1 = torch::stable::empty_like(p.rate1), grad_rate2 = torch::stable::empty_like(p.rate2);
   Tensor conv_p_parts = empty_of({s.B * s.G, 2, s.D}, p.accumulate_type);
