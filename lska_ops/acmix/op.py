@@ -89,10 +89,27 @@ def _fused(backend, x, pairs, rate1, rate2, options):
     projections = [pairs[name] for name in NAMES[:3]]
     (conv_p, conv_p_bias), (fc, _), (dep_conv, _) = (pairs[name] for name in NAMES[3:])
     qkv = F.conv2d(x, torch.cat([weight for weight, _ in projections]), _one_bias(projections))
-    tensors = (qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2)
+    return core(qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2, backend=backend, **options)
+
+
+def core(*tensors, backend, **options):
+    """ACmix from q, k, v on: ``qkv [B, 3 C_out, H, W]``, q first, in place of x and its projections.
+
+    Takes (qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2) and acmix's options, unchecked.
+    """
+    if backend == "reference":
+        return _reference_core(*tensors, **options)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _AcmixCore.apply(backend, tuple(options.items()), *tensors)[0]
-    return _op("fwd", backend)(qkv, conv_p, fc, dep_conv, rate1, rate2, *options.values())[0]
+    qkv, conv_p, _, *shift = tensors
+    return _op("fwd", backend)(qkv, conv_p, *shift, *options.values())[0]
+
+
+def _reference_core(qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2, **options):
+    q, k, v = qkv.chunk(3, 1)
+    position, mix, shift = _core_convolutions(conv_p, conv_p_bias, fc, dep_conv, options["head"], options["stride"])
+    attended = reference.attention(q, k, v, position, **options)
+    return rate1 * attended + rate2 * reference.shift_aggregate(q, k, v, mix, shift, head=options["head"])
 
 
 def _one_bias(projections):
@@ -120,25 +137,20 @@ class _AcmixCore(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y, _):
-        lse, qkv, conv_p, conv_p_bias, *shift = ctx.saved_tensors
+        lse, *tensors = ctx.saved_tensors
         options = dict(ctx.options)
         if torch.is_grad_enabled():  # create_graph: the second derivative is the reference's
-            return None, None, *_differentiable_grads(grad_y, options, qkv, conv_p, conv_p_bias, *shift)
+            return None, None, *_differentiable_grads(tensors, options, grad_y)
+        qkv, conv_p, conv_p_bias, *shift = tensors
         grads = _op("bwd", ctx.backend)(grad_y, qkv, lse, conv_p, *shift, *options.values())
         zero = None if conv_p_bias is None else torch.zeros_like(conv_p_bias)
         grads = (*grads[:2], zero, *grads[2:])
         return None, None, *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True))
 
 
-def _differentiable_grads(grad_y, options, qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2):
+def _differentiable_grads(tensors, options, grad_y):
     """The core's gradients in operations that can be differentiated once more."""
-    q, k, v = qkv.chunk(3, 1)
-    pairs = dict.fromkeys(NAMES[:3], (None, None))
-    pairs.update(conv_p=(conv_p, conv_p_bias), fc=(fc, None), dep_conv=(dep_conv, None))
-    *_, position, mix, shift = _convolutions(pairs, options["head"], options["stride"])
-    attended = reference.attention(q, k, v, position, **options)
-    y = rate1 * attended + rate2 * reference.shift_aggregate(q, k, v, mix, shift, head=options["head"])
-    tensors = (qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2)
+    y = _reference_core(*tensors, **options)
     inputs = [t for t in tensors if t is not None and t.requires_grad]
     grads = iter(torch.autograd.grad(y, inputs, grad_y, create_graph=True))
     return [next(grads) if t is not None and t.requires_grad else None for t in tensors]
@@ -146,15 +158,17 @@ def _differentiable_grads(grad_y, options, qkv, conv_p, conv_p_bias, fc, dep_con
 
 def _convolutions(pairs, head, stride):
     """The reference's six callables."""
-    *projections, (p_weight, p_bias), (fc, _), (dep_conv, _) = pairs.values()
+    projections = [partial(F.conv2d, weight=weight, bias=bias) for weight, bias in (pairs[n] for n in NAMES[:3])]
+    return *projections, *_core_convolutions(*pairs["conv_p"], pairs["fc"][0], pairs["dep_conv"][0], head, stride)
 
+
+def _core_convolutions(conv_p, conv_p_bias, fc, dep_conv, head, stride):
     def position(loc):
-        return F.conv2d(loc, p_weight.to(loc.dtype), None if p_bias is None else p_bias.to(loc.dtype))
+        return F.conv2d(loc, conv_p.to(loc.dtype), None if conv_p_bias is None else conv_p_bias.to(loc.dtype))
 
     groups = dep_conv.shape[0] // head
     shift = partial(F.conv2d, weight=dep_conv, padding=dep_conv.shape[2] // 2, stride=stride, groups=groups)
-    q, k, v = (partial(F.conv2d, weight=weight, bias=bias) for weight, bias in projections)
-    return q, k, v, position, partial(F.conv2d, weight=fc), shift
+    return position, partial(F.conv2d, weight=fc), shift
 
 
 def _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation):

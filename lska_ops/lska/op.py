@@ -89,17 +89,19 @@ class _Lska(torch.autograd.Function):
     def backward(ctx, grad_y, _):
         product, x, *weights = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: the second derivative is the reference's
-            return None, None, *_differentiable_grads(grad_y, ctx.dilation, x, weights)
+            return None, None, *_differentiable_grads((x, *weights), ctx.dilation, grad_y)
         grads = _op("bwd", ctx.backend)(grad_y, x, product, *weights, ctx.dilation)
         return None, None, *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True))
 
 
-def _differentiable_grads(grad_y, dilation, x, weights):
-    pairs = {n: pair for n, pair in zip(NAMES, zip(weights[::2], weights[1::2], strict=True), strict=True) if pair[0] is not None}
-    y = reference.lska(x, *_convolutions(pairs, dilation))
-    inputs = [t for t in (x, *weights) if t is not None and t.requires_grad]
+def _differentiable_grads(tensors, dilation, grad_y):
+    """The gradients in operations that can be differentiated once more."""
+    x, *weights = tensors
+    pairs = zip(NAMES, zip(weights[::2], weights[1::2], strict=True), strict=True)
+    y = reference.lska(x, *_convolutions({n: pair for n, pair in pairs if pair[0] is not None}, dilation))
+    inputs = [t for t in tensors if t is not None and t.requires_grad]
     grads = iter(torch.autograd.grad(y, inputs, grad_y, create_graph=True))
-    return [next(grads) if t is not None and t.requires_grad else None for t in (x, *weights)]
+    return [next(grads) if t is not None and t.requires_grad else None for t in tensors]
 
 
 def _convolutions(pairs, dilation):

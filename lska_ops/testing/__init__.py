@@ -30,15 +30,17 @@ def error_ratio(out, r, A, operations, roundings=1):
     Returns:
         float: inf where one is finite and the other is not.
     """
+    lost = gamma(operations, UNIT[torch.promote_types(out.dtype, torch.float32)]) * A
+    if roundings > 1:
+        lost = lost + gamma(roundings - 1, UNIT[out.dtype]) * (A + lost)
+    return bound_ratio(out, r, lost)
+
+
+def bound_ratio(out, r, lost):
+    """Largest ``|out - r| / (u (|r| + lost) + lost + tiny)``: one rounding of a value off by up to ``lost``."""
     if out.numel() == 0:
         return 0.0
-    u = UNIT[out.dtype]
-    g = gamma(operations, UNIT[torch.promote_types(out.dtype, torch.float32)])
-    bound = (
-        gamma(roundings, u) * ((r.abs() if roundings == 1 else A) + g * A)
-        + g * A
-        + TINY[out.dtype] * roundings
-    )
+    bound = UNIT[out.dtype] * (r.abs() + lost) + lost + TINY[out.dtype]
     ratio = (out.double() - r).abs() / bound.clamp_min(1e-300)
     return torch.nan_to_num(ratio, nan=torch.inf).max().item()
 

@@ -1,0 +1,65 @@
+"""Random LSKA problems and their error bound."""
+
+import torch
+
+from ..lska import lska
+from . import error_ratio
+
+NAMES = ("conv0h", "conv0v", "conv_spatial_h", "conv_spatial_v", "conv1")
+PUBLISHED_SPLITS = ((3, 3, 2), (3, 5, 2), (5, 7, 3), (5, 11, 3), (5, 13, 3), (5, 17, 3))
+
+
+def draw(choice, generator):
+    """Half of the problems have a published kernel, half any odd pair; a tenth are LSKA-trivial."""
+    k0, k1, d = choice.choice(PUBLISHED_SPLITS)
+    if choice.random() < 0.5:
+        k0, k1, d = choice.randrange(1, 10, 2), choice.randrange(1, 20, 2), choice.randint(1, 6)
+    trivial = choice.random() < 0.1
+    B, C = choice.choice((1, 1, 2, 3)), choice.choice((1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 33))
+    H, W = (choice.choice((1, 2, 3, 4, 5, 7, 8, 13, 16, 20, 31, 40)) for _ in range(2))
+
+    def normal(*shape, scale=1.0):
+        return torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+
+    tensors = {"x": normal(B, C, H, W, scale=10 ** choice.uniform(-1, 1))}
+    shapes = [(C, 1, 1, k0), (C, 1, k0, 1), (C, 1, 1, k1), (C, 1, k1, 1), (C, C, 1, 1)]
+    for name, shape in zip(NAMES, shapes, strict=True):
+        missing = trivial and name.startswith("conv_spatial")
+        fan_in = shape[1] * shape[2] * shape[3]
+        tensors[name] = None if missing else normal(*shape, scale=fan_in**-0.5)
+        tensors[f"{name}_bias"] = None if missing or choice.random() < 0.15 else normal(C)
+    return tensors, {"dilation": d}, normal(B, C, H, W)
+
+
+def call(tensors, options, backend):
+    pairs = [None if tensors[n] is None else (tensors[n], tensors[f"{n}_bias"]) for n in NAMES]
+    return lska(tensors["x"], *pairs, **options, backend=backend)
+
+
+def ratios(answers, exact, options, grad_y, roundings=1):
+    """See :func:`lska_ops.testing.problems.ratios`; A is the reference on absolute values, gradients included."""
+    forward = operations(exact)
+    B, C, H, W = exact["x"].shape
+    r = _solve(exact, options, grad_y)
+    absolute = {n: None if t is None else t.abs() for n, t in exact.items()}
+    A = _solve(absolute, options, None if grad_y is None else grad_y.abs())
+    # A gradient passes the forward stages and back, a weight's then sums over all pixels.
+    steps = {n: forward if n == "y" else 2 * forward + (0 if n == "grad_x" else B * H * W) for n in answers}
+    return {n: error_ratio(out, r[n], A[n], steps[n], roundings) for n, out in answers.items()}
+
+
+def operations(tensors):
+    """Operations on the longest path of the forward: every tap and bias, the 1x1 product, the gate."""
+    taps = sum(t.shape[1:].numel() + 1 for n, t in tensors.items() if t is not None and n in NAMES)
+    return taps + 1
+
+
+def _solve(tensors, options, grad_y):
+    inputs = {n: t for n, t in tensors.items() if t is not None}
+    if grad_y is None:
+        return {"y": call(tensors, options, "reference")}
+    for t in inputs.values():
+        t.requires_grad_()
+    y = call(tensors, options, "reference")
+    grads = torch.autograd.grad(y, list(inputs.values()), grad_y)
+    return {"y": y.detach(), **{f"grad_{n}": g for n, g in zip(inputs, grads, strict=True)}}
