@@ -1,5 +1,6 @@
 #include "csrc/acmix/cpu_kernels_parts.h"
 #include "csrc/acmix/cpu_shift.h"
+#include "csrc/common/simd_exp.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
 namespace {
@@ -86,6 +87,8 @@ void correlate_block(const ShiftGradScratch<A>& f, const AcmixSizes& s, const A*
   }
   const A* at[NJ];
   for (int j = 0; j < NJ; ++j) at[j] = lines + offset[j];
+  const int64_t last = (s.Wo - 1) / V * V;
+  const auto inside = first_lanes<A>(int(s.Wo - last));
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = r * s.stride * f.shift.line.pitch;
     for (int64_t x = 0; x < s.Wo; x += V) {
@@ -94,7 +97,8 @@ void correlate_block(const ShiftGradScratch<A>& f, const AcmixSizes& s, const A*
       for (int g = 0; g < NG; ++g) grad[g] = load(grads + (g * kBand + r) * f.grad_pitch + x);
 #pragma GCC unroll 8
       for (int j = 0; j < NJ; ++j) {
-        const Vec<A> pixels = load(at[j] + row + x);
+        Vec<A> pixels = load(at[j] + row + x);
+        if (x == last) pixels = inside ? pixels : Vec<A>{};  // grads are zero there, but 0 times infinity is not
 #pragma GCC unroll 8
         for (int g = 0; g < NG; ++g) sum[g][j] += grad[g] * pixels;
       }
