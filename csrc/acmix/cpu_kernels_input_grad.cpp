@@ -102,9 +102,7 @@ template <typename A>
   const A scale = inverse_root<A>(s.D);
   window_dots(w, s, at.q, w.x_pitch, at.k, at.rows, at.logit_grads, row, tap);
   window_dots(w, s, at.grad, w.x_pitch, at.v, at.rows, at.weights, row, tap);
-  typename Exponent<A>::Bits lane;
-  for (int i = 0; i < V; ++i) lane[i] = i;
-  const auto inside = lane < typename Exponent<A>::Bits{} + lanes;
+  const auto inside = first_lanes<A>(lanes);
   memset(f.sums, 0, at.rows * sums_row * sizeof(A));
   Slopes<A> slope_grads[kRows];
   for (int64_t r = 0; r < at.rows; ++r) {

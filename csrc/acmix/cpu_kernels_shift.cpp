@@ -1,5 +1,6 @@
 #include "csrc/acmix/cpu_kernels_parts.h"
 #include "csrc/acmix/cpu_shift.h"
+#include "csrc/common/simd_exp.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
 namespace {
@@ -75,6 +76,11 @@ ShiftGradScratch<A> lay_out(const AcmixSizes& s, Arena& arena) {
   return f;
 }
 
+template <bool b>
+struct Is {
+  static constexpr bool value = b;
+};
+
 // sums[g][j] += sum over rows and pixels of grads[g] * lines[offset[j]], for NG heads and NJ taps of a row.
 template <int NG, int NJ, typename A>
 void correlate_block(const ShiftGradScratch<A>& f, const AcmixSizes& s, const A* grads, const A* lines,
@@ -86,19 +92,25 @@ void correlate_block(const ShiftGradScratch<A>& f, const AcmixSizes& s, const A*
   }
   const A* at[NJ];
   for (int j = 0; j < NJ; ++j) at[j] = lines + offset[j];
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = r * s.stride * f.shift.line.pitch;
-    for (int64_t x = 0; x < s.Wo; x += V) {
-      Vec<A> grad[NG];
+  const int64_t last = (s.Wo - 1) / V * V;
+  const auto inside = first_lanes<A>(int(s.Wo - last));
+  const auto add = [&](const A* grads_at, int64_t pixel, auto masked) {
+    Vec<A> grad[NG];
 #pragma GCC unroll 8
-      for (int g = 0; g < NG; ++g) grad[g] = load(grads + (g * kBand + r) * f.grad_pitch + x);
+    for (int g = 0; g < NG; ++g) grad[g] = load(grads_at + g * kBand * f.grad_pitch);
 #pragma GCC unroll 8
-      for (int j = 0; j < NJ; ++j) {
-        const Vec<A> pixels = load(at[j] + row + x);
+    for (int j = 0; j < NJ; ++j) {
+      Vec<A> pixels = load(at[j] + pixel);
+      if constexpr (decltype(masked)::value) pixels = inside ? pixels : Vec<A>{};
 #pragma GCC unroll 8
-        for (int g = 0; g < NG; ++g) sum[g][j] += grad[g] * pixels;
-      }
+      for (int g = 0; g < NG; ++g) sum[g][j] += grad[g] * pixels;
     }
+  };
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* grads_row = grads + r * f.grad_pitch;
+    const int64_t row = r * s.stride * f.shift.line.pitch;
+    for (int64_t x = 0; x < last; x += V) add(grads_row + x, row + x, Is<false>{});
+    add(grads_row + last, row + last, Is<true>{});  // grad is zero beyond the map, but 0 times infinity is not
   }
   for (int g = 0; g < NG; ++g) {
     for (int j = 0; j < NJ; ++j) store(sums + (g * f.shift.n + j) * V, sum[g][j]);

@@ -31,6 +31,14 @@ struct Exponent<double> {
   static constexpr int kExpTerms = 13, kLogTerms = 11;
 };
 
+// True in the first n lanes.
+template <typename A>
+inline typename Exponent<A>::Bits first_lanes(int n) {
+  typename Exponent<A>::Bits lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i < n ? -1 : 0;
+  return lane;
+}
+
 template <typename A>
 struct InverseFactorials {
   A at[Exponent<A>::kExpTerms + 1] = {1};
