@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 FLOOR := .venv-floor/bin
+FLOOR_PYTHON ?= $(PYTHON)
 ARGS ?=
 
 .PHONY: help setup demo test fix check floor doctor clean
@@ -9,9 +10,15 @@ ARGS ?=
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
+SOURCES := setup.py $(wildcard build_backend/*.py) $(shell find csrc -type f)
+
 setup: .venv/ready  ## .venv with the package (editable) and everything the other words need
 
-.venv/ready: pyproject.toml
+.venv/ready: .venv/packages $(SOURCES)
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/packages: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install torch torchvision
@@ -35,10 +42,12 @@ check: setup  ## format, lint, rules of the tree
 
 floor: .venv-floor/ready  ## the tests with the oldest supported versions
 	$(FLOOR)/pip install --quiet --no-deps --force-reinstall .
+	cd tests && ../$(FLOOR)/python -c 'import lska_ops; assert "site-packages" in lska_ops.__file__, lska_ops'
 	cd tests && ../$(FLOOR)/pytest -q $(ARGS)
 
 .venv-floor/ready: Makefile
-	$(PYTHON) -m venv .venv-floor
+	$(FLOOR_PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "torch 2.3.1 needs Python 3.10 to 3.12: make floor FLOOR_PYTHON=python3.11")'
+	$(FLOOR_PYTHON) -m venv .venv-floor
 	$(FLOOR)/pip install torch==2.3.1 torchvision==0.18.1 ultralytics==8.3.0 'numpy<2' scikit-learn pytest
 	touch $@
 

@@ -25,7 +25,6 @@ def exporting():
     """True inside a tracer whose result must run without us: TorchScript, ONNX, torch.export."""
     return (
         torch.jit.is_tracing()
-        or torch.jit.is_scripting()
         or torch.onnx.is_in_onnx_export()
         or (hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting())
     )
@@ -38,10 +37,11 @@ def choose(op, asked, x):
         ValueError: `asked` (or the environment variable) is not a backend's name.
         RuntimeError: a backend asked for by name declines; the message is its reason.
     """
-    if asked == "auto":
-        asked = os.environ.get("LSKA_OPS_BACKEND", "auto")
+    source = "backend"
+    if asked == "auto" and os.environ.get("LSKA_OPS_BACKEND"):
+        source, asked = "LSKA_OPS_BACKEND", os.environ["LSKA_OPS_BACKEND"]
     if asked not in ACCEPTED_NAMES:
-        raise ValueError(f"{op}: backend is {asked!r}; expected one of {', '.join(ACCEPTED_NAMES)}")
+        raise ValueError(f"{op}: {source} is {asked!r}; expected one of {', '.join(ACCEPTED_NAMES)}")
     if asked != "auto":
         if reason := WHY_NOT[op][asked](x):
             raise RuntimeError(f"{op}: backend {asked!r} declined: {reason}")
@@ -65,7 +65,7 @@ def explain(op, x):
         ValueError: op is neither.
     """
     if op not in WHY_NOT:
-        raise ValueError(f"explain: op is {op!r}; expected one of {', '.join(WHY_NOT)}")
+        raise ValueError(f"explain: op is {op!r}; expected one of {', '.join(sorted(WHY_NOT))}")
     chosen = choose(op, "auto", x)
     lines = []
     for name, why_not in WHY_NOT[op].items():

@@ -4,6 +4,7 @@ The error grammar is *op, argument, got, expected*.
 """
 
 import contextlib
+import operator
 
 import torch
 
@@ -20,6 +21,13 @@ def check_map(op, x):
         raise TypeError(f"{op}: x is {x.dtype}; expected float64, float32, float16 or bfloat16")
     if x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"{op}: x has shape {list(x.shape)}; expected H and W of at least 1")
+
+
+def check_channels(op, x, channels):
+    """x is a map with as many channels as the module was made for."""
+    check_map(op, x)
+    if x.shape[1] != channels:
+        raise ValueError(f"{op}: x has shape {list(x.shape)}; expected [B, {channels}, H, W]")
 
 
 def shape_of(value):
@@ -49,38 +57,53 @@ def check_pair(op, name, pair):
 
 
 def check_number(op, name, value, *, odd=False, at_least=1):
-    """A size option: an int, odd where the window must have a middle."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{op}: {name} is {value!r}; expected {'an odd integer' if odd else 'an integer'}")
+    """A size option as an int, odd where the window must have a middle."""
+    what, given = "an odd integer" if odd else "an integer", value
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        try:
+            value = None if isinstance(value, bool) else operator.index(value)  # numpy's integers
+        except TypeError:
+            value = None
+        if value is None:
+            raise TypeError(f"{op}: {name} is {given!r}; expected {what}")
     if value < at_least or (odd and value % 2 == 0):
-        what = "an odd integer" if odd else "an integer"
         raise ValueError(f"{op}: {name} is {value}; expected {what} of at least {at_least}")
+    return value
+
+
+# torch 2.3 asks for the autocast of each device by a function of its own.
+_ONE_FOR_ALL_DEVICES = hasattr(torch, "get_autocast_dtype")
 
 
 def autocast_dtype(device_type):
-    """The dtype autocast computes in on this device, or None where it is off."""
-    try:
+    """The dtype autocast computes in on this device, or None where it is off or unknown."""
+    if device_type == "meta":
+        return None
+    if _ONE_FOR_ALL_DEVICES:
         return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    except (AttributeError, TypeError):  # torch 2.3 has one pair of functions for each device
-        if device_type == "cpu":
-            return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-        return (
-            torch.get_autocast_gpu_dtype() if device_type == "cuda" and torch.is_autocast_enabled() else None
-        )
+    if device_type == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if device_type == "cuda" and torch.is_autocast_enabled() else None
 
 
-def follow_autocast(x, parameters):
-    """x and the parameters in autocast's dtype, and the context to compute in: autocast is spent by these
-    casts.
+def without_autocast(device_type):
+    """The context in which autocast is off."""
+    if autocast_dtype(device_type) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def follow_autocast(x, parameters=()):
+    """x and the parameters in autocast's dtype; who computes with them does it :func:`without_autocast`.
 
     Like PyTorch's own convolutions, float64 tensors stay as they are.
     """
     dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
     if dtype is None:
-        return x, parameters, contextlib.nullcontext()
+        return x, list(parameters)
 
     def cast(t):
         castable = isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64
         return t.to(dtype) if castable else t
 
-    return cast(x), [cast(p) for p in parameters], torch.autocast(x.device.type, enabled=False)
+    return cast(x), [cast(p) for p in parameters]

@@ -6,16 +6,21 @@ from torch import nn
 
 from ._backends import exporting
 
+# torch 2.3 has no such function, and no cheap way to ask.
+_has_any_global_hook = getattr(nn.modules.module, "_has_any_global_hook", bool)
+
 
 class FusedModule(nn.Module):
     """A module whose forward reads the parameters of its submodules without calling them."""
 
     def _must_call_submodules(self):
-        # Hooks count FLOPs (thop), prune and normalise weights; a replaced submodule (LoRA, quantised) has
-        # its own forward; and in an exported graph a submodule's padding is a constant.
-        return exporting() or any(
-            type(m) is not nn.Conv2d or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
-            for m in self.children()
+        # Hooks count FLOPs (thop), prune and normalise weights; a replaced or patched submodule (LoRA,
+        # quantised, offloaded) has a forward of its own; and in an exported graph a submodule's padding is a
+        # constant.
+        return (
+            exporting()
+            or _has_any_global_hook()
+            or any(_is_more_than_its_weights(m) for m in self.children())
         )
 
     def __setstate__(self, state):
@@ -26,3 +31,8 @@ class FusedModule(nn.Module):
             from .yolo.register import register_after_unpickling
 
             register_after_unpickling()
+
+
+def _is_more_than_its_weights(m):
+    hooks = (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
+    return type(m) is not nn.Conv2d or any(hooks) or "forward" in m.__dict__ or m.padding_mode != "zeros"

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+
 from lska_ops import LSKA, ACmix, LSKATrivial, _backends, _compiled
 from lska_ops.testing import PUBLISHED, relative_error
 from lska_ops.testing.problems import LAYOUTS, OPS, random_problem, ratios, solve
@@ -103,7 +104,9 @@ def test_kernels_write_every_element_and_leave_inputs_alone(op, backend):
 def test_kernels_take_grad_y_in_any_layout(op, backend, layout):
     problem = random_problem(op, 50_000)
     given = problem.grad_y
-    problem.grad_y = LAYOUTS["contiguous"](given if layout != "expanded" else given[:1].expand_as(given).clone())
+    problem.grad_y = LAYOUTS["contiguous"](
+        given if layout != "expanded" else given[:1].expand_as(given).clone()
+    )
     expected = solve(problem, backend)
     problem.grad_y = LAYOUTS[layout](given)
     answers = solve(problem, backend)
@@ -121,7 +124,9 @@ def test_kernels_pass_nan_and_infinity_on_like_pytorch(op, backend, value):
         first[tuple((seed * n + n) % side for n, side in enumerate(first.shape, 1))] = value
         ours, theirs = solve(problem, backend), solve(problem, "reference")
         for name in ours:
-            assert torch.equal(ours[name].isfinite(), theirs[name].isfinite()), f"{name}: {problem.repro(backend)}"
+            assert torch.equal(ours[name].isfinite(), theirs[name].isfinite()), (
+                f"{name}: {problem.repro(backend)}"
+            )
 
 
 @every_backend
@@ -249,7 +254,9 @@ def captured_calls(problem):
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func.namespace == "lska_ops":
-                calls.append((func.name().split("::")[1], tuple(a.detach() if torch.is_tensor(a) else a for a in args)))
+                calls.append(
+                    (func.name().split("::")[1], tuple(a.detach() if torch.is_tensor(a) else a for a in args))
+                )
             return func(*args, **(kwargs or {}))
 
     with Recorder():
@@ -273,6 +280,10 @@ def test_kernels_offsets_beyond_two_to_the_31():
 
 def test_kernels_repro_command_runs():
     done = subprocess.run(
-        [sys.executable, "-m", "lska_ops.testing.problems", "lska", "reference", "3"], capture_output=True, text=True
+        [sys.executable, "-m", "lska_ops.testing.problems", "lska", "reference", "3"],
+        capture_output=True,
+        text=True,
     )
-    assert "python -m lska_ops.testing.problems lska reference 3" in done.stdout and "grad_x" in done.stdout, done.stderr
+    assert (
+        "python -m lska_ops.testing.problems lska reference 3" in done.stdout and "grad_x" in done.stdout
+    ), done.stderr

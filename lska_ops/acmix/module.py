@@ -3,9 +3,11 @@
 import warnings
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from .._calls import check_number
+from .._backends import exporting
+from .._calls import check_channels, check_number, follow_autocast, without_autocast
 from .._module import FusedModule
 from .op import acmix
 from .reference import acmix as plain_acmix
@@ -29,12 +31,13 @@ class ACmix(FusedModule):
     """
 
     def __init__(self, in_planes, out_planes=None, kernel_att=7, head=4, kernel_conv=3, stride=1, dilation=1):
-        out_planes = in_planes if out_planes is None else out_planes
-        sizes = dict(in_planes=in_planes, out_planes=out_planes, head=head, stride=stride, dilation=dilation)
-        for name, value in sizes.items():
-            check_number("ACmix", name, value)
-        for name, value in dict(kernel_att=kernel_att, kernel_conv=kernel_conv).items():
-            check_number("ACmix", name, value, odd=True)
+        in_planes = check_number("ACmix", "in_planes", in_planes)
+        out_planes = in_planes if out_planes is None else check_number("ACmix", "out_planes", out_planes)
+        kernel_att = check_number("ACmix", "kernel_att", kernel_att, odd=True)
+        head = check_number("ACmix", "head", head)
+        kernel_conv = check_number("ACmix", "kernel_conv", kernel_conv, odd=True)
+        stride = check_number("ACmix", "stride", stride)
+        dilation = check_number("ACmix", "dilation", dilation)
         if out_planes % head:
             divisors = ", ".join(str(n) for n in range(1, min(out_planes, 64) + 1) if out_planes % n == 0)
             raise ValueError(
@@ -76,18 +79,24 @@ class ACmix(FusedModule):
             self.dep_conv.weight.copy_(shifts.expand_as(self.dep_conv.weight))
 
     def forward(self, x):
+        if not exporting():
+            check_channels("ACmix", x, self.conv1.in_channels)
         options = dict(head=self.head, kernel_att=self.kernel_att, stride=self.stride, dilation=self.dilation)
         convs = (self.conv1, self.conv2, self.conv3, self.conv_p, self.fc, self.dep_conv)
-        if self._must_call_submodules():
-            q, k, v, _, fc, dep_conv = convs
-            return plain_acmix(x, q, k, v, self._position, fc, dep_conv, self.rate1, self.rate2, **options)
-        return acmix(x, *((c.weight, c.bias) for c in convs), self.rate1, self.rate2, **options)
+        if not self._must_call_submodules():
+            return acmix(x, *((c.weight, c.bias) for c in convs), self.rate1, self.rate2, **options)
+        x, rates = follow_autocast(x, (self.rate1, self.rate2))
+        q, k, v, _, fc, dep_conv = convs
+        y = plain_acmix(x, q, k, v, self._position, fc, dep_conv, *rates, **options)
+        return y.to(x.dtype)  # autocast computes a softmax in float32
 
     def _position(self, loc):
-        with torch.autocast(
-            loc.device.type, enabled=False
-        ):  # a half dtype cannot tell neighbouring columns apart
-            return self.conv_p(loc.to(self.conv_p.weight.dtype)).to(loc.dtype)
+        # In float32 at least: a half dtype cannot tell neighbouring columns apart.
+        weight, bias = self.conv_p.weight, self.conv_p.bias
+        with without_autocast(loc.device.type):
+            if weight.dtype == loc.dtype:
+                return self.conv_p(loc)
+            return F.conv2d(loc, weight.to(loc.dtype), None if bias is None else bias.to(loc.dtype))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # The published module sets dep_conv.bias to None; some copies of it keep and train one.

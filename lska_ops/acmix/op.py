@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from .. import _backends
-from .._calls import check_map, check_number, check_pair, check_parameter, follow_autocast, shape_of
+from .._calls import (
+    check_map,
+    check_number,
+    check_pair,
+    check_parameter,
+    follow_autocast,
+    shape_of,
+    without_autocast,
+)
 from . import compiled, reference
 
 _backends.WHY_NOT["acmix"] = {"cpu": compiled.why_not_cpu, "reference": _backends.why_not_reference}
@@ -61,24 +69,24 @@ def acmix(
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: positions are computed in float32 at least. `cpu` rounds q, k, v and the result once to the dtype of
-        x and computes everything between in float32 (float64 for float64), in a fixed order; `reference` rounds
-        to the dtype of x after each step, as PyTorch does.
+    Numerics: positions are computed in float32 at least. `cpu` rounds q, k, v and the result once to the
+        dtype of x and computes everything between in float32 (float64 for float64), in a fixed order;
+        `reference` rounds to the dtype of x after each step, as PyTorch does.
 
-    Memory: for backward, `cpu` keeps x, q, k, v and one number per pixel and head; `reference` about 2 K * K maps
-        of the size of q.
+    Memory: for backward, `cpu` keeps x, q, k, v and one number per pixel and head; `reference` about 2 K * K
+        maps of the size of q.
     """
     pairs = (conv1, conv2, conv3, conv_p, fc, dep_conv)
     for name, pair in zip(NAMES, pairs, strict=False):
         check_pair("acmix", name, pair)
-    x, flat, spent = follow_autocast(x, [*(t for pair in pairs for t in pair), rate1, rate2])
+    x, flat = follow_autocast(x, [*(t for pair in pairs for t in pair), rate1, rate2])
     *flat, rate1, rate2 = flat
     pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(NAMES)}
     if not _backends.exporting():
         _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation)
     name = _backends.choose("acmix", backend, x)
     options = dict(head=head, kernel_att=kernel_att, stride=stride, dilation=dilation)
-    with spent:
+    with without_autocast(x.device.type):
         if name == "reference":
             return reference.acmix(x, *_convolutions(pairs, head, stride), rate1, rate2, **options)
         return _fused(name, x, pairs, rate1, rate2, options)
@@ -107,7 +115,9 @@ def core(*tensors, backend, **options):
 
 def _reference_core(qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2, **options):
     q, k, v = qkv.chunk(3, 1)
-    position, mix, shift = _core_convolutions(conv_p, conv_p_bias, fc, dep_conv, options["head"], options["stride"])
+    position, mix, shift = _core_convolutions(
+        conv_p, conv_p_bias, fc, dep_conv, options["head"], options["stride"]
+    )
     attended = reference.attention(q, k, v, position, **options)
     return rate1 * attended + rate2 * reference.shift_aggregate(q, k, v, mix, shift, head=options["head"])
 
@@ -115,7 +125,9 @@ def _reference_core(qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2, **opti
 def _one_bias(projections):
     if all(bias is None for _, bias in projections):
         return None
-    return torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in projections])
+    return torch.cat(
+        [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in projections]
+    )
 
 
 def _op(direction, backend):
@@ -123,7 +135,7 @@ def _op(direction, backend):
 
 
 class _AcmixCore(torch.autograd.Function):
-    """From q, k, v on. conv_p's bias is an input for the sake of its gradient, which is zero but not missing."""
+    """From q, k, v on. conv_p's bias is an input for its gradient's sake, which is zero but not missing."""
 
     @staticmethod
     def forward(backend, options, qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2):
@@ -145,7 +157,11 @@ class _AcmixCore(torch.autograd.Function):
         grads = _op("bwd", ctx.backend)(grad_y, qkv, lse, conv_p, *shift, *options.values())
         zero = None if conv_p_bias is None else torch.zeros_like(conv_p_bias)
         grads = (*grads[:2], zero, *grads[2:])
-        return None, None, *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True))
+        return (
+            None,
+            None,
+            *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True)),
+        )
 
 
 def _differentiable_grads(tensors, options, grad_y):
@@ -158,8 +174,12 @@ def _differentiable_grads(tensors, options, grad_y):
 
 def _convolutions(pairs, head, stride):
     """The reference's six callables."""
-    projections = [partial(F.conv2d, weight=weight, bias=bias) for weight, bias in (pairs[n] for n in NAMES[:3])]
-    return *projections, *_core_convolutions(*pairs["conv_p"], pairs["fc"][0], pairs["dep_conv"][0], head, stride)
+    projections = [
+        partial(F.conv2d, weight=weight, bias=bias) for weight, bias in (pairs[n] for n in NAMES[:3])
+    ]
+    return *projections, *_core_convolutions(
+        *pairs["conv_p"], pairs["fc"][0], pairs["dep_conv"][0], head, stride
+    )
 
 
 def _core_convolutions(conv_p, conv_p_bias, fc, dep_conv, head, stride):

@@ -11,23 +11,30 @@ import torch.nn.functional as F
 
 def coordinates(H, W, dtype, device):
     """``[1, 2, H, W]``: x, then y, each from -1 to 1 over the map; a side of one pixel stands at -1."""
-    x = torch.arange(W, device=device).to(dtype) * 2 / max(W - 1, 1) - 1
-    y = torch.arange(H, device=device).to(dtype) * 2 / max(H - 1, 1) - 1
+    x = torch.arange(W, device=device).to(dtype) * 2 / _at_least_one(W - 1) - 1
+    y = torch.arange(H, device=device).to(dtype) * 2 / _at_least_one(H - 1) - 1
     return torch.stack([x.expand(H, W), y[:, None].expand(H, W)])[None]
+
+
+def _at_least_one(n):
+    """max(n, 1); a tracer's n is a tensor, and the trace must not freeze which of the two it was."""
+    return n + (n == 0) if isinstance(n, torch.Tensor) else max(n, 1)
 
 
 def reflect_pad(x, reach):
     """Reflection padding by ``reach`` on all sides; it goes on reflecting where the map is smaller."""
     H, W = x.shape[-2:]
-    old_half = x.dtype == torch.float16 and x.device.type == "cpu"  # torch 2.3 cannot reflect these
-    if min(H, W) > reach and not old_half:
+    # An exported graph has to serve maps of all sizes; torch 2.3 cannot reflect fp16 on a CPU.
+    exporting = torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)()
+    old_half = x.dtype == torch.float16 and x.device.type == "cpu"
+    if not exporting and not old_half and min(H, W) > reach:
         return F.pad(x, (reach, reach, reach, reach), mode="reflect")
     rows, columns = (_reflected(n, reach, x.device) for n in (H, W))
     return x.index_select(-2, rows).index_select(-1, columns)
 
 
 def _reflected(n, reach, device):
-    i = torch.arange(-reach, n + reach, device=device) % max(2 * (n - 1), 1)
+    i = torch.arange(-reach, n + reach, device=device) % _at_least_one(2 * (n - 1))
     return (n - 1) - (i - (n - 1)).abs()
 
 
@@ -39,19 +46,24 @@ def windows(x, kernel_att, stride, dilation):
     return columns.view(N, D, kernel_att * kernel_att, -(-H // stride), -(-W // stride))
 
 
+def position_offsets(conv_p, H, W, window, dtype, device):
+    """``p_i - p_j`` over the window, ``[1, D, K*K, H_out, W_out]``; only fp32 and wider resolve it."""
+    p = conv_p(coordinates(H, W, torch.promote_types(dtype, torch.float32), device))
+    stride = window[1]
+    return (p[:, :, None, ::stride, ::stride] - windows(p, *window)).to(dtype)
+
+
 def attention(q, k, v, conv_p, *, head, kernel_att, stride, dilation):
-    """Softmax over the K*K window of ``D^-1/2 q_i . (k_j + p_i - p_j)``, head by head; p is computed in at
-    least fp32.
+    """Softmax over the K*K window of ``D^-1/2 q_i . (k_j + p_i - p_j)``, head by head, as weights of v.
 
     conv_p: callable that maps the coordinates ``[1, 2, H, W]`` to p ``[1, D, H, W]``.
     """
     B, C, H, W = q.shape
     D, window = int(C) // head, (kernel_att, stride, dilation)  # int: a tracer's C would make D**-0.5 float32
     q, k, v = (t.reshape(B * head, D, H, W) for t in (q, k, v))
-    p = conv_p(coordinates(H, W, torch.promote_types(q.dtype, torch.float32), q.device))
-    p_offset = (p[:, :, None, ::stride, ::stride] - windows(p, *window)).to(q.dtype)
+    offsets = position_offsets(conv_p, H, W, window, q.dtype, q.device)
     q = q[:, :, None, ::stride, ::stride] * D**-0.5
-    weights = (q * (windows(k, *window) + p_offset)).sum(1).softmax(1)
+    weights = (q * (windows(k, *window) + offsets)).sum(1).softmax(1)
     out = (weights[:, None] * windows(v, *window)).sum(2)
     return out.reshape(B, C, *out.shape[-2:])
 

@@ -2,10 +2,11 @@
 
 from torch import nn
 
-from .._calls import check_number
+from .._backends import exporting
+from .._calls import check_channels, check_number, follow_autocast
 from .._module import FusedModule
 from .op import lska
-from .reference import lska as plain_lska
+from .reference import gate as plain_gate
 
 
 def split_kernel(k_size, dilation=None, op="LSKA"):
@@ -18,9 +19,9 @@ def split_kernel(k_size, dilation=None, op="LSKA"):
         TypeError: k_size or dilation is not an integer.
         ValueError: k_size has no such split; the message names the nearest sizes that have one.
     """
-    check_number(op, "k_size", k_size)
+    k_size = check_number(op, "k_size", k_size)
     if dilation is not None:
-        check_number(op, "dilation", dilation)
+        dilation = check_number(op, "dilation", dilation)
     if split := _split(k_size, dilation):
         return split
     nearest = [next((k for k in sizes if _split(k, dilation)), None) for sizes in _outwards(k_size, dilation)]
@@ -51,7 +52,31 @@ def _depthwise(dim, height, width, dilation=1):
     return nn.Conv2d(dim, dim, (height, width), padding=padding, dilation=dilation, groups=dim)
 
 
-class LSKA(FusedModule):
+class _Gate(FusedModule):
+    """``x * conv1(depthwise stages)``: what the four designs share."""
+
+    def __init__(self, dim, k_size, **stages):
+        super().__init__()
+        self.k_size = k_size
+        for name, stage in stages.items():
+            self.add_module(name, stage)
+        self.conv1 = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x):
+        if not exporting():
+            check_channels(type(self).__name__, x, self.conv1.in_channels)
+        if self._has_fused_form and not self._must_call_submodules():
+            *stages, conv1 = ((conv.weight, conv.bias) for conv in self.children())
+            missing = [None] * (4 - len(stages))
+            return lska(x, *stages, *missing, conv1, dilation=self._dilation)
+        x, _ = follow_autocast(x)
+        *stages, conv1 = self.children()
+        return plain_gate(x, conv1, *stages)
+
+    _has_fused_form = False
+
+
+class LSKA(_Gate):
     """Large separable kernel attention; see :func:`lska_ops.lska`.
 
     Args:
@@ -64,25 +89,26 @@ class LSKA(FusedModule):
         TypeError, ValueError: see :func:`split_kernel`.
     """
 
+    _has_fused_form = True
+
     def __init__(self, dim, k_size=7, dilation=None):
-        check_number("LSKA", "dim", dim)
+        dim = check_number("LSKA", "dim", dim)
         k0, k1, d = split_kernel(k_size, dilation)
-        super().__init__()
-        self.k_size = k_size
-        self.conv0h = _depthwise(dim, 1, k0)
-        self.conv0v = _depthwise(dim, k0, 1)
-        self.conv_spatial_h = _depthwise(dim, 1, k1, d)
-        self.conv_spatial_v = _depthwise(dim, k1, 1, d)
-        self.conv1 = nn.Conv2d(dim, dim, 1)
+        super().__init__(
+            dim,
+            k_size,
+            conv0h=_depthwise(dim, 1, k0),
+            conv0v=_depthwise(dim, k0, 1),
+            conv_spatial_h=_depthwise(dim, 1, k1, d),
+            conv_spatial_v=_depthwise(dim, k1, 1, d),
+        )
 
-    def forward(self, x):
-        convs = (self.conv0h, self.conv0v, self.conv_spatial_h, self.conv_spatial_v, self.conv1)
-        if self._must_call_submodules():
-            return plain_lska(x, *convs)
-        return lska(x, *((c.weight, c.bias) for c in convs), dilation=self.conv_spatial_h.dilation[1])
+    @property
+    def _dilation(self):
+        return self.conv_spatial_h.dilation[1]
 
 
-class LSKATrivial(FusedModule):
+class LSKATrivial(_Gate):
     """The paper's LSKA-trivial: 1xk then kx1, no dilated pair; see :func:`lska_ops.lska`.
 
     Args:
@@ -94,22 +120,14 @@ class LSKATrivial(FusedModule):
         TypeError, ValueError: k_size is not odd, or dilation is neither None nor 1.
     """
 
+    _has_fused_form, _dilation = True, 1
+
     def __init__(self, dim, k_size=7, dilation=None):
-        _check_trivial("LSKATrivial", dim, k_size, dilation)
-        super().__init__()
-        self.k_size = k_size
-        self.conv0h = _depthwise(dim, 1, k_size)
-        self.conv0v = _depthwise(dim, k_size, 1)
-        self.conv1 = nn.Conv2d(dim, dim, 1)
-
-    def forward(self, x):
-        if self._must_call_submodules():
-            return plain_lska(x, self.conv0h, self.conv0v, None, None, self.conv1)
-        pairs = ((c.weight, c.bias) for c in (self.conv0h, self.conv0v))
-        return lska(x, *pairs, None, None, (self.conv1.weight, self.conv1.bias), dilation=1)
+        dim, k = _check_trivial("LSKATrivial", dim, k_size, dilation)
+        super().__init__(dim, k, conv0h=_depthwise(dim, 1, k), conv0v=_depthwise(dim, k, 1))
 
 
-class LKA(FusedModule):
+class LKA(_Gate):
     """The paper's LKA (VAN's): k0xk0 depthwise, then k1xk1 depthwise with dilation d, as a gate. Plain
     PyTorch.
 
@@ -117,39 +135,25 @@ class LKA(FusedModule):
     """
 
     def __init__(self, dim, k_size=7, dilation=None):
-        check_number("LKA", "dim", dim)
+        dim = check_number("LKA", "dim", dim)
         k0, k1, d = split_kernel(k_size, dilation, op="LKA")
-        super().__init__()
-        self.k_size = k_size
-        self.conv0 = _depthwise(dim, k0, k0)
-        self.conv_spatial = _depthwise(dim, k1, k1, d)
-        self.conv1 = nn.Conv2d(dim, dim, 1)
-
-    def forward(self, x):
-        return x * self.conv1(self.conv_spatial(self.conv0(x)))
+        super().__init__(dim, k_size, conv0=_depthwise(dim, k0, k0), conv_spatial=_depthwise(dim, k1, k1, d))
 
 
-class LKATrivial(FusedModule):
+class LKATrivial(_Gate):
     """The paper's LKA-trivial: one kxk depthwise convolution as a gate. Plain PyTorch.
 
     Args: as :class:`LSKATrivial`.
     """
 
     def __init__(self, dim, k_size=7, dilation=None):
-        _check_trivial("LKATrivial", dim, k_size, dilation)
-        super().__init__()
-        self.k_size = k_size
-        self.conv0 = _depthwise(dim, k_size, k_size)
-        self.conv1 = nn.Conv2d(dim, dim, 1)
-
-    def forward(self, x):
-        return x * self.conv1(self.conv0(x))
+        dim, k = _check_trivial("LKATrivial", dim, k_size, dilation)
+        super().__init__(dim, k, conv0=_depthwise(dim, k, k))
 
 
 def _check_trivial(op, dim, k_size, dilation):
-    check_number(op, "dim", dim)
-    check_number(op, "k_size", k_size, odd=True)
     if dilation not in (None, 1):
         raise ValueError(
             f"{op}: dilation is {dilation!r}; expected None or 1, this design has no dilated convolution"
         )
+    return check_number(op, "dim", dim), check_number(op, "k_size", k_size, odd=True)

@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from .. import _backends
-from .._calls import check_map, check_number, check_pair, check_parameter, follow_autocast, shape_of
+from .._calls import (
+    check_map,
+    check_number,
+    check_pair,
+    check_parameter,
+    follow_autocast,
+    shape_of,
+    without_autocast,
+)
 from . import compiled, reference
 
 _backends.WHY_NOT["lska"] = {"cpu": compiled.why_not_cpu, "reference": _backends.why_not_reference}
@@ -42,9 +50,9 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: `cpu` sums in float32 (float64 for float64) and rounds once, at the end; `reference` rounds to the
-        dtype of x after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by bit,
-        whatever the number of threads.
+    Numerics: `cpu` sums in float32 (float64 for float64) and rounds once, at the end; `reference` rounds to
+        the dtype of x after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by
+        bit, whatever the number of threads.
 
     Memory: `cpu` keeps two maps of the size of x for backward (one for the half dtypes), `reference` seven.
     """
@@ -54,14 +62,14 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         if name in given or not name.startswith("conv_spatial"):
             check_pair("lska", name, pair)
     flat = [t for pair in pairs if pair is not None for t in pair]
-    x, flat, spent = follow_autocast(x, flat)
+    x, flat = follow_autocast(x, flat)
     pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(given)}
     if not _backends.exporting():
         _check(x, pairs, dilation)
     name = _backends.choose("lska", backend, x)
-    with spent:
+    with without_autocast(x.device.type):
         if name == "reference":
-            return reference.lska(x, *_convolutions(pairs, dilation))
+            return reference.gate(x, *_convolutions(pairs, dilation))
         weights = [t for name in NAMES for t in pairs.get(name, (None, None))]
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)):
             return _Lska.apply(name, dilation, x, *weights)[0]
@@ -91,35 +99,32 @@ class _Lska(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: the second derivative is the reference's
             return None, None, *_differentiable_grads((x, *weights), ctx.dilation, grad_y)
         grads = _op("bwd", ctx.backend)(grad_y, x, product, *weights, ctx.dilation)
-        return None, None, *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True))
+        return (
+            None,
+            None,
+            *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True)),
+        )
 
 
 def _differentiable_grads(tensors, dilation, grad_y):
     """The gradients in operations that can be differentiated once more."""
     x, *weights = tensors
     pairs = zip(NAMES, zip(weights[::2], weights[1::2], strict=True), strict=True)
-    y = reference.lska(x, *_convolutions({n: pair for n, pair in pairs if pair[0] is not None}, dilation))
+    y = reference.gate(x, *_convolutions({n: pair for n, pair in pairs if pair[0] is not None}, dilation))
     inputs = [t for t in tensors if t is not None and t.requires_grad]
     grads = iter(torch.autograd.grad(y, inputs, grad_y, create_graph=True))
     return [next(grads) if t is not None and t.requires_grad else None for t in tensors]
 
 
 def _convolutions(pairs, dilation):
-    """The reference's five callables; None for a pair that is not there."""
-    calls = []
-    for name in NAMES:
-        if name not in pairs:
-            calls.append(None)
-            continue
-        weight, bias = pairs[name]
-        if name == "conv1":
-            calls.append(partial(F.conv2d, weight=weight, bias=bias))
-            continue
-        d = dilation if name.startswith("conv_spatial") else 1
-        padding = (weight.shape[2] // 2 * d, weight.shape[3] // 2 * d)
-        calls.append(
-            partial(F.conv2d, weight=weight, bias=bias, padding=padding, dilation=d, groups=weight.shape[0])
-        )
+    """The reference's callables: conv1, then the stages that are there."""
+    weight, bias = pairs["conv1"]
+    calls = [partial(F.conv2d, weight=weight, bias=bias)]
+    for name, (weight, bias) in pairs.items():
+        if name != "conv1":
+            d = dilation if name.startswith("conv_spatial") else 1
+            options = dict(padding=(weight.shape[2] // 2 * d, weight.shape[3] // 2 * d), dilation=d)
+            calls.append(partial(F.conv2d, weight=weight, bias=bias, groups=weight.shape[0], **options))
     return calls
 
 

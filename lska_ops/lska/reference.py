@@ -5,13 +5,9 @@ that a module can also run its own submodules through these lines and have their
 """
 
 
-def cascade(x, conv0h, conv0v, conv_spatial_h=None, conv_spatial_v=None):
-    """The depthwise stages in the published order; LSKA-trivial has no dilated pair."""
-    s = conv0v(conv0h(x))
-    if conv_spatial_h is not None:
-        s = conv_spatial_v(conv_spatial_h(s))
-    return s
-
-
-def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1):
-    return x * conv1(cascade(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v))
+def gate(x, conv1, *stages):
+    """``x * conv1(stages(x))``, the depthwise stages in their published order."""
+    s = x
+    for stage in stages:
+        s = stage(s)
+    return x * conv1(s)

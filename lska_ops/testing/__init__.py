@@ -28,7 +28,7 @@ def error_ratio(out, r, A, operations, roundings=1):
         roundings: how often a value on its way is rounded to the dtype of out.
 
     Returns:
-        float: inf where one is finite and the other is not.
+        float: inf where out or r is not finite.
     """
     lost = gamma(operations, UNIT[torch.promote_types(out.dtype, torch.float32)]) * A
     if roundings > 1:
@@ -37,12 +37,12 @@ def error_ratio(out, r, A, operations, roundings=1):
 
 
 def bound_ratio(out, r, lost):
-    """Largest ``|out - r| / (u (|r| + lost) + lost + tiny)``: one rounding of a value off by up to ``lost``."""
+    """Largest ``|out - r| / (u (|r| + lost) + lost + tiny)``: one rounding of a value off by ``lost``."""
     if out.numel() == 0:
         return 0.0
     bound = UNIT[out.dtype] * (r.abs() + lost) + lost + TINY[out.dtype]
     ratio = (out.double() - r).abs() / bound.clamp_min(1e-300)
-    return torch.nan_to_num(ratio, nan=torch.inf).max().item()
+    return torch.nan_to_num(ratio, nan=torch.inf, posinf=torch.inf).max().item()
 
 
 def relative_error(out, expected):

@@ -1,6 +1,7 @@
 """Random ACmix problems and their error bound.
 
-A problem starts from q, k, v: the projections in front are one convolution of PyTorch's, with its own rounding.
+A problem starts from q, k, v: the projections in front are one convolution of PyTorch's, with its own
+rounding.
 """
 
 import torch
@@ -51,7 +52,9 @@ def ratios(answers, exact, options, grad_y):
         grads = torch.autograd.grad(y, list(inputs.values()), grad_y)
         r.update({f"grad_{n}": g for n, g in zip(inputs, grads, strict=True)})
     dtype = torch.promote_types(answers["y"].dtype, torch.float32)
-    loss = Loss({n: None if t is None else t.detach() for n, t in exact.items()}, options, UNIT[dtype], grad_y)
+    loss = Loss(
+        {n: None if t is None else t.detach() for n, t in exact.items()}, options, UNIT[dtype], grad_y
+    )
     found = {n: bound_ratio(out, r[n], loss.of[n]) for n, out in answers.items() if n != "grad_conv_p_bias"}
     if "grad_conv_p_bias" in answers:  # a constant shift of all positions changes nothing
         found["grad_conv_p_bias"] = torch.inf if answers["grad_conv_p_bias"].any() else 0.0
@@ -59,9 +62,10 @@ def ratios(answers, exact, options, grad_y):
 
 
 class Loss:
-    """What a kernel may lose in every output that sums in ``unit`` (2^-24, or 2^-53 for float64) before its one
-    rounding: n operations in a row on terms whose absolute values sum to A lose ``gamma(n) A``, and the softmax
-    passes a logit's absolute error on as a relative error of its weight (two ulp more for exp).
+    """What a kernel may lose in every output that sums in ``unit`` (2^-24, or 2^-53 for float64) before its
+    one
+    rounding: n operations in a row on terms whose absolute values sum to A lose ``gamma(n) A``, and the
+    softmax passes a logit's absolute error on as a relative error of its weight (two ulp more for exp).
     """
 
     def __init__(self, tensors, options, unit, grad_y):
@@ -103,13 +107,17 @@ class Loss:
         A = self.D**-0.5 * (self.q.abs() * (self.k.abs() + self.p)).sum(1)
         lse, top = logits.logsumexp(1, keepdim=True), logits.amax(1, keepdim=True)
         self.weights = (logits - lse).exp()
-        # A logit: D products (or D for a slope, two for the coordinates), two sums, the scale and its own rounding.
+        # A logit: D products (or D for a slope, two for the coordinates), two sums, the scale and its own
+        # rounding.
         of_logit = self.gamma(self.D + 8) * A
         of_weight = of_logit + self.unit * (logits - top).abs()
         mean = (self.weights * of_weight).sum(1, keepdim=True)
-        of_lse = mean + self.gamma(self.taps + 4) + 3 * self.unit * (top.abs() + lse - top) + self.unit * lse.abs()
+        of_lse = (
+            mean + self.gamma(self.taps + 4) + 3 * self.unit * (top.abs() + lse - top) + self.unit * lse.abs()
+        )
         self.of_recomputed = of_logit + self.unit * (logits - lse).abs() + of_lse + 3 * self.unit
-        # The sums above and below the fraction line, exp, division, product; then the rate and the sum with shift.
+        # The sums above and below the fraction line, exp, division, product; then the rate and the sum with
+        # shift.
         A = self.weights[:, None] * self.v.abs()
         loss = (A * (of_weight + mean)[:, None]).sum(2) + self.gamma(2 * self.taps + 6) * A.sum(2)
         return (loss + self.gamma(3) * A.sum(2)).reshape(self.out_shape)
@@ -138,7 +146,9 @@ class Loss:
         dS = self.rate1 * scale * P * (dP - delta).abs()
         of_dS = dS * (lost + self.gamma(5))
         of_dS = of_dS + self.rate1 * scale * P * (self.gamma(self.D + 1) * A_dP + of_delta)
-        heard = self.gamma(4 * self.taps + 8)  # a key hears at most so often from the queries around, folds included
+        heard = self.gamma(
+            4 * self.taps + 8
+        )  # a key hears at most so often from the queries around, folds included
         of_q = ((of_dS + self.gamma(self.taps + 6) * dS)[:, None] * (self.k.abs() + self.p)).sum(2)
         of_k = self._to_keys((of_dS + heard * dS)[:, None] * self.q.abs(), k)
         of_v = self._to_keys((self.rate1 * P * (lost + heard))[:, None] * grad.abs(), v)

@@ -37,7 +37,7 @@ def call(tensors, options, backend):
 
 
 def ratios(answers, exact, options, grad_y, roundings=1):
-    """See :func:`lska_ops.testing.problems.ratios`; A is the reference on absolute values, gradients included."""
+    """See :func:`lska_ops.testing.problems.ratios`; A is the reference on absolute values."""
     forward = operations(exact)
     B, C, H, W = exact["x"].shape
     r = _solve(exact, options, grad_y)

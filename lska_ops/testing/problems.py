@@ -1,6 +1,7 @@
 """Random problems of both ops, and how far a backend's answers are from the bound.
 
-``python -m lska_ops.testing.problems lska cpu 123`` solves one problem again and prints every ratio; at most 1 passes.
+``python -m lska_ops.testing.problems lska cpu 123`` solves one problem again and prints every ratio; at most
+1 passes.
 """
 
 import random
@@ -36,7 +37,7 @@ class Problem:
 
 
 def random_problem(op, seed):
-    """The problem of this number: any shape, dtype, layout and options the op takes, small enough to check fast."""
+    """The problem of this number: any shape, dtype, layout and options the op takes, quickly checked."""
     choice = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     dtype = choice.choice(DTYPES)
