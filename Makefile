@@ -5,7 +5,7 @@ FLOOR := .venv-floor/bin
 FLOOR_PYTHON ?= $(PYTHON)
 ARGS ?=
 
-.PHONY: help setup demo test fix check floor doctor clean
+.PHONY: help setup demo test packaging abi fix check floor doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,9 +51,22 @@ floor: .venv-floor/ready  ## the tests with the oldest supported versions
 	$(FLOOR)/pip install torch==2.3.1 torchvision==0.18.1 ultralytics==8.3.0 'numpy<2' scikit-learn pytest
 	touch $@
 
+packaging: setup  ## pip install for real: with a compiler, without one, and required without one
+	$(PY) -m pytest -q -m install tests/test_build.py
+
+abi: setup .venv-abi/ready  ## built with the oldest torch headers, the library runs in that torch and in .venv's
+	.venv-abi/bin/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+	cd tests && LSKA_OPS_TEST_PROBLEMS="100 60" ../.venv-abi/bin/pytest -q test_kernels.py -k "within_bound or opcheck"
+	$(PY) tests/run_elsewhere.py "$$(.venv-abi/bin/python -c 'import lska_ops; print(lska_ops.__path__[0])')"
+
+.venv-abi/ready:
+	$(PYTHON) -m venv .venv-abi
+	.venv-abi/bin/pip install torch==2.11.0 numpy pytest ninja pybind11 'setuptools>=77' wheel
+	touch $@
+
 doctor: setup  ## what runs on this machine, and what would help
 	$(PY) -m lska_ops doctor
 
 clean:  ## everything that was made, the environments included
-	rm -rf .venv .venv-floor build dist demo *.egg-info
+	rm -rf .venv .venv-floor .venv-abi build dist demo *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,4 +1,5 @@
 import os
+import sys
 import tempfile
 
 # ultralytics reads these when it is imported: no network, and no settings of the user's.
@@ -7,6 +8,9 @@ os.environ.update(
 )
 
 from pathlib import Path  # noqa: E402
+
+# For build_backend; at the end, so that an installed lska_ops is tested rather than the one of this tree.
+sys.path.append(str(Path(__file__).parent.parent))
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
