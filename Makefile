@@ -4,7 +4,7 @@ PY := .venv/bin/python
 FLOOR := .venv-floor/bin
 ARGS ?=
 
-.PHONY: help setup demo test fix check floor doctor clean
+.PHONY: help setup demo test fix check floor bench table doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,10 +28,11 @@ fix: setup  ## format
 	$(PY) -m ruff check --fix --quiet .
 	$(PY) -m ruff format .
 
-check: setup  ## format, lint, rules of the tree
+check: setup  ## format, lint, rules of the tree, README's results current
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q tests/test_layout.py
+	$(PY) benchmarks/report.py --check
 
 floor: .venv-floor/ready  ## the tests with the oldest supported versions
 	$(FLOOR)/pip install --quiet --no-deps --force-reinstall .
@@ -41,6 +42,13 @@ floor: .venv-floor/ready  ## the tests with the oldest supported versions
 	$(PYTHON) -m venv .venv-floor
 	$(FLOOR)/pip install torch==2.3.1 torchvision==0.18.1 ultralytics==8.3.0 'numpy<2' scikit-learn pytest
 	touch $@
+
+bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for two minutes of it
+	$(PY) benchmarks/bench_lska.py $(ARGS)
+	$(PY) benchmarks/bench_acmix.py $(ARGS)
+
+table: setup  ## README's results and the plots, from benchmarks/results
+	$(PY) benchmarks/report.py
 
 doctor: setup  ## what runs on this machine, and what would help
 	$(PY) -m lska_ops doctor
