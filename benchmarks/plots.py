@@ -4,7 +4,7 @@ import matplotlib
 from goals import by_row, geometric_mean, times, x_best, x_eager
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot, ticker  # noqa: E402
 
 
 def draw(name, lines, file):
@@ -30,6 +30,13 @@ def _groups(lines):
     return groups
 
 
+def _log(axes):
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
 def speedup(lines):
     """How many times faster ours is, a pair of bars for each shape; geometric mean over k."""
     bars = {}
@@ -39,11 +46,12 @@ def speedup(lines):
             bars[label] = [geometric_mean(side) for side in zip(*pairs, strict=True)]
     figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.4 * len(bars)), layout="constrained")
     for shift, side, name in ((-0.2, 0, "× eager NCHW"), (0.2, 1, "× best of three PyTorch providers")):
-        axes.barh([i + shift for i in range(len(bars))], [b[side] for b in bars.values()], 0.4, label=name)
+        widths = [b[side] - 1 for b in bars.values()]  # from 1 on: a log axis has no zero to start at
+        axes.barh([i + shift for i in range(len(bars))], widths, 0.4, left=1, label=name)
     axes.set_yticks(range(len(bars)), bars, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
+    _log(axes)
     axes.set_xlabel("speed-up, log scale; left of the line ours is slower")
     axes.legend(fontsize=8)
     return figure
@@ -69,23 +77,25 @@ def cost_by_k(lines):
 
 
 def memory(lines):
-    """Peak extra memory of forward+backward at the largest k, a bar for each provider."""
+    """Peak extra memory of forward+backward at the largest k, a dot for each provider."""
     rows = {label: rows[-1] for label, rows in _groups(lines).items() if "bwd" in label}
     names = list(dict.fromkeys(
         line["provider"] for row in rows.values() for line in row if line["role"] != "yardstick"
     ))  # fmt: skip
-    figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.55 * len(rows)), layout="constrained")
-    for n, name in enumerate(names):
+    figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.35 * len(rows)), layout="constrained")
+    for name in names:
         found = [
-            next((line["peak_bytes"] for line in row if line["provider"] == name), "")
-            for row in rows.values()
+            (int(line["peak_bytes"]) / 1e6, i)
+            for i, row in enumerate(rows.values())
+            for line in row
+            if line["provider"] == name and line["peak_bytes"]
         ]
-        height = 0.8 / len(names)
-        axes.barh([i + (n + 0.5) * height - 0.4 for i in range(len(rows))],
-                  [int(peak or 0) / 1e6 for peak in found], height, label=name)  # fmt: skip
+        if found:
+            axes.plot(*zip(*found, strict=True), "o", label=name)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("peak extra memory, MB, log scale")
+    axes.grid(alpha=0.3)
+    _log(axes)
+    axes.set_xlabel("peak extra memory of the largest k, MB, log scale")
     axes.legend(fontsize=8)
     return figure

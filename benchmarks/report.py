@@ -189,11 +189,11 @@ def _line(kind, case, B, dtype, rows):
     C, H, W = (rows[0][0][name] for name in "CHW")
     sizes = ", ".join(sorted((row[0]["k"] for row in rows), key=int))
     wrong = any(line["role"] == "ours" and line["status"].startswith("WRONG") for row in rows for line in row)
-    ours = _mean(rows, lambda row: _ms(line_of(row, "ours")), "{:.3g}")
+    ours = _mean(rows, lambda row: _ms(line_of(row, "ours")), "{:.4g}")
     cells = [
         WORK[kind], f"{C}×{H}×{W} ({case})", B, dtype, sizes,
-        _mean(rows, lambda row: times(row).get("eager"), "{:.3g}"),
-        _mean(rows, lambda row: _ms(line_of(row, "pytorch")), "{:.3g}"),
+        _mean(rows, lambda row: times(row).get("eager"), "{:.4g}"),
+        _mean(rows, lambda row: _ms(line_of(row, "pytorch")), "{:.4g}"),
         "WRONG" if wrong else ours,
         _mean(rows, x_eager, "{:.2f}"), _mean(rows, x_best, "{:.2f}"),
         _mean(rows, _percent_of_copy, "{:.0f}"),
