@@ -5,7 +5,7 @@ FLOOR := .venv-floor/bin
 FLOOR_PYTHON ?= $(PYTHON)
 ARGS ?=
 
-.PHONY: help setup demo test packaging abi fix check floor doctor clean
+.PHONY: help setup demo test packaging abi sanitize mutants fix check floor bench table doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,10 +35,11 @@ fix: setup  ## format
 	$(PY) -m ruff check --fix --quiet .
 	$(PY) -m ruff format .
 
-check: setup  ## format, lint, rules of the tree
+check: setup  ## format, lint, rules of the tree, README's results current
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q tests/test_layout.py
+	$(PY) benchmarks/report.py --check
 
 floor: .venv-floor/ready  ## the tests with the oldest supported versions
 	$(FLOOR)/pip install --quiet --no-deps --force-reinstall .
@@ -63,6 +64,13 @@ abi: setup .venv-abi/ready  ## built with the oldest torch headers, the library 
 	$(PYTHON) -m venv .venv-abi
 	.venv-abi/bin/pip install torch==2.11.0 numpy pytest ninja pybind11 'setuptools>=77' wheel
 	touch $@
+
+bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for two minutes of it
+	$(PY) benchmarks/bench_lska.py $(ARGS)
+	$(PY) benchmarks/bench_acmix.py $(ARGS)
+
+table: setup  ## README's results and the plots, from benchmarks/results
+	$(PY) benchmarks/report.py
 
 doctor: setup  ## what runs on this machine, and what would help
 	$(PY) -m lska_ops doctor

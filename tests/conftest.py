@@ -9,8 +9,9 @@ os.environ.update(
 
 from pathlib import Path  # noqa: E402
 
-# For build_backend; at the end, so that an installed lska_ops is tested rather than the one of this tree.
-sys.path.append(str(Path(__file__).parent.parent))
+# For build_backend and the benchmarks; at the end, so that an installed lska_ops is tested, not this tree's.
+ROOT = Path(__file__).parent.parent
+sys.path += [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -1,6 +1,39 @@
-"""How results are judged: the error bound. For tests, benchmarks and users."""
+"""What is tried and how results are judged: cases and the error bound. For tests, benchmarks and users."""
+
+from typing import NamedTuple
 
 import torch
+
+
+class Case(NamedTuple):
+    """One map of a real model, without its batch."""
+
+    id: str
+    C: int
+    H: int
+    W: int
+
+
+# Where the modules stand: YOLO11's three outputs at 640 px (l has m's widths), and VAN-B0's stages at 224 px.
+CASES = (
+    Case("yolo11n_p3", 64, 80, 80),
+    Case("yolo11n_p4", 128, 40, 40),
+    Case("yolo11n_p5", 256, 20, 20),
+    Case("yolo11s_p3", 128, 80, 80),
+    Case("yolo11s_p4", 256, 40, 40),
+    Case("yolo11s_p5", 512, 20, 20),
+    Case("yolo11m_p3", 256, 80, 80),
+    Case("yolo11m_p4", 512, 40, 40),
+    Case("yolo11m_p5", 512, 20, 20),
+    Case("yolo11x_p3", 384, 80, 80),
+    Case("yolo11x_p4", 768, 40, 40),
+    Case("yolo11x_p5", 768, 20, 20),
+    Case("van_b0_stage1", 32, 56, 56),
+    Case("van_b0_stage2", 64, 28, 28),
+    Case("van_b0_stage3", 160, 14, 14),
+    Case("van_b0_stage4", 256, 7, 7),
+)
+KERNEL_SIZES = (7, 11, 23, 35, 41, 53)  # LSKA's receptive fields as published
 
 # Unit roundoff and smallest subnormal of each dtype.
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

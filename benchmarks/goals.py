@@ -1,0 +1,141 @@
+"""What issue 3 promises on two CPU cores in fp32, and what a run reached of it. Nothing is rounded up."""
+
+import math
+from typing import NamedTuple
+
+
+class Goal(NamedTuple):
+    text: str
+    kind: str
+    metric: str  # a name in METRICS
+    limit: float
+    cases: tuple
+    B: tuple = (1,)
+
+
+def _per_level(text, kind, metric, limits, **options):
+    """One goal each for yolo11n's P3, P4 and P5."""
+    return [
+        Goal(f"{text}, P{level}", kind, metric, limit, (f"yolo11n_p{level}",), **options)
+        for level, limit in zip((3, 4, 5), limits, strict=True)
+    ]
+
+
+N = ("yolo11n_p3", "yolo11n_p4", "yolo11n_p5")
+X = ("yolo11x_p3",)
+GOALS = (
+    *_per_level("LSKA cascade forward, B=1", "lska_cascade_fwd", "x eager", (12, 9, 5)),
+    *_per_level("LSKA cascade forward, B=1", "lska_cascade_fwd", "x best", (4.5, 5, 3.5)),
+    Goal("LSKA cascade forward, B=1, 384x80x80", "lska_cascade_fwd", "x eager", 9, X),
+    Goal("LSKA cascade forward, B=1, 384x80x80", "lska_cascade_fwd", "x best", 5, X),
+    *_per_level("LSKA forward+backward, B=4", "lska_fwd_bwd", "x eager", (6, 4.5, 2), B=(4,)),
+    *_per_level("LSKA forward+backward, B=4", "lska_fwd_bwd", "x best", (4.5, 3.5, 1.7), B=(4,)),
+    *_per_level("ACmix forward, B=1", "acmix_fwd", "x eager", (30, 22, 10)),
+    *_per_level("ACmix forward, B=1", "acmix_fwd", "x best", (6, 6, 4)),
+    *_per_level("ACmix forward+backward, B=2", "acmix_fwd_bwd", "x eager", (20, 15, 10), B=(2,)),
+    Goal("LSKA forward / (its cascade + its 1x1 product)", "lska_fwd", "over parts", 1.15, N + X, (1, 4)),
+    Goal("LSKA saved for backward, maps", "lska_fwd_bwd", "saved maps", 2, N + X, (1, 4)),
+    Goal("ACmix saved for backward, maps besides log-sum-exp", "acmix_fwd_bwd", "saved maps", 5, N, (2,)),
+    Goal("ACmix forward+backward, peak memory of eager / ours", "acmix_fwd_bwd", "peak ratio", 25, N, (2,)),
+)
+HEADS = 4  # ACmix's default, which the benchmark runs
+
+
+def times(lines):
+    """{provider: ms} of one row's lines, those that have a time."""
+    return {line["provider"]: float(line["ms"]) for line in lines if line["ms"] not in ("", None)}
+
+
+def line_of(lines, role):
+    """The fastest line with that role, or None."""
+    timed = [line for line in lines if line["role"] == role and line["ms"] not in ("", None)]
+    return min(timed, key=lambda line: float(line["ms"]), default=None)
+
+
+def x_eager(lines):
+    ours, found = line_of(lines, "ours"), times(lines)
+    return found["eager"] / float(ours["ms"]) if ours and "eager" in found else None
+
+
+def x_best(lines):
+    ours, best = line_of(lines, "ours"), line_of(lines, "pytorch")
+    return float(best["ms"]) / float(ours["ms"]) if ours and best else None
+
+
+def over_parts(lines):
+    ours, found = line_of(lines, "ours"), times(lines)
+    parts = [found.get("1x1 product"), found.get(f"{ours['provider']} cascade") if ours else None]
+    return float(ours["ms"]) / sum(parts) if None not in parts else None
+
+
+def saved_maps(lines):
+    """Saved bytes in maps [B, C, H, W]; ACmix's float32 log-sum-exp [B, HEADS, H, W] is not counted."""
+    ours = line_of(lines, "ours")
+    if not ours or ours["saved_bytes"] in ("", None):
+        return None
+    B, C, H, W = (int(ours[name]) for name in "BCHW")
+    lse = 4 * B * HEADS * H * W if ours["kind"].startswith("acmix") else 0
+    element = 8 if ours["dtype"] == "float64" else 4 if ours["dtype"] == "float32" else 2
+    return (int(ours["saved_bytes"]) - lse) / (B * C * H * W * element)
+
+
+def peak_ratio(lines):
+    ours, eager = line_of(lines, "ours"), next((line for line in lines if line["provider"] == "eager"), None)
+    if not ours or not eager or not (ours["peak_bytes"] and eager["peak_bytes"]):
+        return None
+    return int(eager["peak_bytes"]) / int(ours["peak_bytes"])
+
+
+# metric -> (value of one row, whether large is good)
+METRICS = {
+    "x eager": (x_eager, True),
+    "x best": (x_best, True),
+    "over parts": (over_parts, False),
+    "saved maps": (saved_maps, False),
+    "peak ratio": (peak_ratio, True),
+}
+
+
+def geometric_mean(values):
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def by_row(lines):
+    """{(row id, dtype): its lines}."""
+    rows = {}
+    for line in lines:
+        rows.setdefault((line["row"], line["dtype"]), []).append(line)
+    return rows
+
+
+def reached(goal, lines, expected):
+    """(value or None, verdict) of one goal; `expected` is how many rows it speaks of."""
+    mine = [
+        row
+        for row in by_row(lines).values()
+        if row[0]["kind"] == goal.kind and row[0]["case"] in goal.cases and int(row[0]["B"]) in goal.B
+    ]
+    metric, large = METRICS[goal.metric]
+    if any(
+        line["role"] == "ours" and str(line["status"]).startswith("WRONG") for row in mine for line in row
+    ):
+        return None, "WRONG"
+    values = [value for row in mine if (value := metric(row)) is not None]
+    if len(values) < expected:
+        return None, f"not measured ({len(values)} of {expected} rows)"
+    speed = goal.metric.startswith("x ")
+    value = geometric_mean(values) if speed else min(values) if large else max(values)
+    return value, "reached" if (value >= goal.limit if large else value <= goal.limit) else "NOT REACHED"
+
+
+def print_goals(lines, rows):
+    """One line each for the goals that speak of `rows`, which are all rows of the benchmark, run or not."""
+    print("\nMust reach (issue 3; speed-ups are geometric means over k, the others the worst row)")
+    for goal in GOALS:
+        expected = sum(r.kind == goal.kind and r.case.id in goal.cases and r.B in goal.B for r in rows)
+        if expected:
+            value, verdict = reached(goal, lines, expected)
+            sign = ">=" if METRICS[goal.metric][1] else "<="
+            # three decimals: 1.149 must not be printed as 1.15
+            shown = "-" if value is None else f"{value:.3f}"
+            print(f"  {goal.text:<55} {goal.metric:<10} {sign} {goal.limit:<5g} {shown:>8}  {verdict}")

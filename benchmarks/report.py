@@ -1,0 +1,271 @@
+"""What becomes of the numbers: terminal table and CSV; from the CSVs alone, README block and plots.
+
+`python benchmarks/report.py` writes README.md's block and the plots; with --check it only says whether the
+block is current.
+"""
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from goals import by_row, geometric_mean, line_of, times, x_best, x_eager
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+COLUMNS = (
+    "row", "kind", "case", "B", "C", "H", "W", "k", "dtype", "provider", "role", "status", "error_ratio",
+    "ms", "ms_p20", "ms_p80", "rounds", "graph_ms", "call_ms", "saved_bytes", "peak_bytes",
+    "device", "threads", "isa", "date", "commit", "dirty", "lska_ops", "torch", "python", "load", "quiet",
+)  # fmt: skip
+WORK = {
+    "lska_cascade_fwd": "LSKA cascade, forward",
+    "lska_fwd": "LSKA, forward",
+    "lska_fwd_bwd": "LSKA, forward + backward",
+    "acmix_fwd": "ACmix, forward",
+    "acmix_fwd_bwd": "ACmix, forward + backward",
+}
+
+
+# What a number needs to be judged
+
+
+def environment(device, load, quiet_load):
+    """Columns that all lines of a run share."""
+    import lska_ops
+
+    cuda = device.type == "cuda"
+    # Results and the block made from them are what a run itself changes.
+    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
+    return dict(
+        device=torch.cuda.get_device_name() if cuda else _cpu_name(),
+        threads=torch.get_num_threads(),
+        isa=f"sm_{''.join(map(str, torch.cuda.get_device_capability()))}" if cuda
+        else torch.backends.cpu.get_cpu_capability(),
+        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        commit=_git("rev-parse", "--short", "HEAD") or "unknown",
+        dirty="yes" if changed else "no",
+        lska_ops=lska_ops.__version__, torch=torch.__version__, python=platform.python_version(),
+        load=f"{load:.2f}", quiet="yes" if load <= quiet_load else "no",
+    )  # fmt: skip
+
+
+def _git(*words):
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def _cpu_name():
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def slug(facts):
+    """Folder of one device: other threads or another instruction set are another device."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{facts['device']} {facts['isa']} {facts['threads']}t".lower()).strip(
+        "-"
+    )
+
+
+def headline(facts):
+    dirty = " with uncommitted changes" if facts["dirty"] == "yes" else ""
+    return (
+        f"{facts['device']}, {facts['isa']}, {facts['threads']} threads, torch {facts['torch']}, "
+        f"{facts['date']}, commit {facts['commit']}{dirty}, load before {facts['load']}"
+    )
+
+
+# Terminal
+
+
+def print_row(lines):
+    found, best = times(lines), line_of(lines, "pytorch")
+    print(f"  {'':<20} {'ms':>9} {'p20':>9} {'p80':>9} {'x eager':>8} {'x best':>7} {'% copy':>7} "
+          f"{'saved':>9} {'peak':>9} {'error':>8}")  # fmt: skip
+    for line in lines:
+        if line["provider"] not in found:
+            print(f"  {line['provider']:<20} {line['status']}")
+            continue
+        ms = found[line["provider"]]
+        ratios = [found["eager"] / ms if "eager" in found else None, float(best["ms"]) / ms if best else None]
+        if line["role"] == "yardstick":
+            ratios = [None, None]
+        cells = [f"{line[name]:9.3f}" for name in ("ms", "ms_p20", "ms_p80")]
+        cells += [
+            f"{ratios[0]:8.2f}" if ratios[0] else " " * 8,
+            f"{ratios[1]:7.2f}" if ratios[1] else " " * 7,
+        ]
+        cells += [f"{100 * found['copy'] / ms:7.1f}", *(_mb(line[n]) for n in ("saved_bytes", "peak_bytes"))]
+        print(f"  {line['provider']:<20} {' '.join(cells)} {_number(line['error_ratio'])}", flush=True)
+
+
+def _mb(value):
+    return " " * 9 if value in ("", None) else f"{int(value) / 1e6:6.1f} MB"
+
+
+def _number(value):
+    return "" if value == "" else f"{value:8.2g}"
+
+
+# CSV
+
+
+def write(file, lines, order):
+    """Puts rows into the CSV: a row's lines are replaced together, so that its ratios come from one run."""
+    new = {(line["row"], line["dtype"]) for line in lines}
+    kept = [line for line in read(file) if (line["row"], line["dtype"]) not in new] if file.exists() else []
+    rank = {row: i for i, row in enumerate(order)}
+    merged = sorted([*kept, *lines], key=lambda line: (line["dtype"], rank.get(line["row"], len(rank))))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as out:
+        table = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+        table.writeheader()
+        for line in merged:
+            table.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in line.items()})
+
+
+def read(file):
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def devices(results):
+    """{folder name: lines of all its CSVs}."""
+    found = {}
+    for file in sorted(results.glob("*/*.csv"), key=lambda f: (f.parent.name, f.name != "lska.csv", f.name)):
+        found.setdefault(file.parent.name, []).extend(read(file))
+    return found
+
+
+# README
+
+
+def block(results=RESULTS):
+    """The text between README.md's markers."""
+    found = devices(results)
+    text = [part for folder, lines in found.items() for part in _device(folder, lines)]
+    if not any(line["isa"].startswith("sm_") for lines in found.values() for line in lines):
+        text.append("GPU: not measured on a GPU yet.")
+    if not any(not line["isa"].startswith("sm_") for lines in found.values() for line in lines):
+        text.insert(0, "CPU: not measured yet.")
+    return "\n\n".join(text)
+
+
+def _device(folder, lines):
+    for facts in {headline(line): line for line in lines}.values():
+        yield f"**{headline(facts)}**" + (
+            "" if facts["quiet"] == "yes" else " — *not publishable: other work was running*"
+        )
+    groups = {}
+    for row in by_row(lines).values():
+        first = row[0]
+        groups.setdefault((first["kind"], first["case"], first["B"], first["dtype"]), []).append(row)
+    table = [
+        "| work | map | B | dtype | sizes k | eager, ms | best PyTorch, ms | ours, ms | × eager | × best "
+        "| % of a copy | peak memory, MB: eager → ours |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    table += [_line(*key, rows) for key, rows in groups.items()]
+    yield "\n".join(table)
+    where = f"benchmarks/results/{folder}"
+    yield f"Every row: [{where}]({where})." + "".join(
+        f" ![{name.replace('_', ' ')}]({where}/{name}.png)" for name in plots_of(lines)
+    )
+
+
+def _line(kind, case, B, dtype, rows):
+    """One line for all k of a shape: geometric means."""
+    C, H, W = (rows[0][0][name] for name in "CHW")
+    sizes = ", ".join(sorted((row[0]["k"] for row in rows), key=int))
+    wrong = any(line["role"] == "ours" and line["status"].startswith("WRONG") for row in rows for line in row)
+    ours = _mean(rows, lambda row: _ms(line_of(row, "ours")), "{:.4g}")
+    cells = [
+        WORK[kind], f"{C}×{H}×{W} ({case})", B, dtype, sizes,
+        _mean(rows, lambda row: times(row).get("eager"), "{:.4g}"),
+        _mean(rows, lambda row: _ms(line_of(row, "pytorch")), "{:.4g}"),
+        "WRONG" if wrong else ours,
+        _mean(rows, x_eager, "{:.2f}"), _mean(rows, x_best, "{:.2f}"),
+        _mean(rows, _percent_of_copy, "{:.0f}"),
+        f"{_mean(rows, lambda row: _peak(row, 'eager'), '{:.1f}')} → "
+        f"{_mean(rows, lambda row: _peak(row, (line_of(row, 'ours') or {}).get('provider')), '{:.1f}')}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean(rows, value, form):
+    """Geometric mean over all rows, or a dash where one of them lacks it."""
+    values = [value(row) for row in rows]
+    return "—" if not all(values) else form.format(geometric_mean(values))
+
+
+def _ms(line):
+    return float(line["ms"]) if line else None
+
+
+def _percent_of_copy(row):
+    ours, copy = line_of(row, "ours"), times(row).get("copy")
+    return 100 * copy / _ms(ours) if ours and copy else None
+
+
+def _peak(row, provider):
+    peak = next((line["peak_bytes"] for line in row if line["provider"] == provider), "")
+    return int(peak) / 1e6 if peak else None
+
+
+def plots_of(lines):
+    """Names of the plots these lines have something for."""
+    kinds = {line["kind"] for line in lines if line["ms"]}
+    ours = any(line["role"] == "ours" and line["ms"] for line in lines)
+    wanted = {
+        "speedup": ours,
+        "cost_by_k": "lska_cascade_fwd" in kinds,
+        "memory": any("bwd" in k for k in kinds),
+    }
+    return [name for name, there in wanted.items() if there]
+
+
+def with_block(text, new):
+    """README text with the block replaced."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{README.name} has no {BEGIN} … {END}; write both, each on its own line")
+    return f"{head}{BEGIN}\n\n{new}\n\n{END}{tail}"
+
+
+def main(arguments=None, readme=README, results=RESULTS):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if README.md is not current"
+    )
+    args = parser.parse_args(arguments)
+    text = readme.read_text(encoding="utf-8")
+    current = with_block(text, block(results))
+    if args.check:
+        if text != current:
+            print(
+                "README.md's results are not those of benchmarks/results; run `make table`", file=sys.stderr
+            )
+        return int(text != current)
+    readme.write_text(current, encoding="utf-8")
+    import plots
+
+    for folder, lines in devices(results).items():
+        for name in plots_of(lines):
+            print(os.path.relpath(plots.draw(name, lines, results / folder / f"{name}.png")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

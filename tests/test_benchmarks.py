@@ -1,0 +1,236 @@
+"""The benchmarks judge before they time, and what they write can be read back. No test here measures speed."""
+
+import itertools
+
+import pytest
+import report
+import suite
+import timing
+import torch
+from gate import Gate, acmix_bound
+from goals import GOALS, METRICS, reached
+from problems import PYTORCH, QUICK, ROWS, Declined, Problem, Row, eager, ours
+
+from lska_ops import _backends
+from lska_ops.lska.reference import lska as plain_lska
+from lska_ops.testing import CASES, KERNEL_SIZES, Case
+
+CPU = torch.device("cpu")
+TINY = Case("tiny", 8, 9, 7)
+KINDS = ("lska_cascade_fwd", "lska_fwd", "lska_fwd_bwd", "acmix_fwd", "acmix_fwd_bwd")
+
+
+def tiny(kind, dtype=torch.float32):
+    return Problem(Row(kind, TINY, 2, 7), dtype, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_benchmarks_gate_accepts_pytorch(kind, dtype):
+    problem = tiny(kind, dtype)
+    gate = Gate(problem)
+    for name in ("eager", "eager channels_last"):
+        own, function = PYTORCH[name](problem)
+        worst, ratio = gate.worst(own.runner(function)(), ours=False)
+        assert ratio <= 1, f"{name}: {worst}"
+
+
+def forgets_dilation(problem):
+    m = problem.module
+    wrong = torch.nn.Conv2d(TINY.C, TINY.C, (3, 1), padding=(1, 0), groups=TINY.C)
+    wrong.weight, wrong.bias = m.conv_spatial_v.weight, m.conv_spatial_v.bias
+    return problem, lambda x: plain_lska(x, m.conv0h, m.conv0v, m.conv_spatial_h, wrong, m.conv1)
+
+
+def declines(problem):
+    raise Declined("x is on a Sunday; come back on Monday")
+
+
+def test_benchmarks_wrong_provider_has_no_time(monkeypatch, capsys):
+    seeded = {"bad": forgets_dilation, "shy": declines, "absent": lambda problem: 1 / 0, "eager": eager}
+    monkeypatch.setattr(suite, "providers", lambda: seeded)
+    lines = {line["provider"]: line for line in suite.measure(tiny("lska_fwd_bwd"), 1, 0, timing.cpu_turn)}
+    assert lines["bad"]["status"].startswith("WRONG") and lines["bad"]["ms"] == ""
+    assert lines["shy"]["status"] == "declined: x is on a Sunday; come back on Monday"
+    assert lines["absent"]["status"] == "failed: ZeroDivisionError: division by zero"
+    assert lines["eager"]["status"] == "ok" and lines["eager"]["ms"] > 0 and lines["copy"]["ms"] > 0
+    report.print_row(list(lines.values()))
+    assert "WRONG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_benchmarks_backend_of_ours(kind, monkeypatch):
+    problem, provider = tiny(kind), ours("reference")  # the one that is always there stands for all
+    if kind == "lska_cascade_fwd":
+        with pytest.raises(Declined, match="lska_cascade_fwd_reference is not registered"):
+            provider(problem)
+    else:
+        own, function = provider(problem)
+        assert Gate(problem).worst(own.runner(function)(), ours=False)[1] <= 1
+    monkeypatch.setitem(_backends.WHY_NOT[problem.row.op], "reference", lambda *_: "it is Sunday; wait a day")
+    with pytest.raises(Declined, match="^it is Sunday; wait a day$"):
+        provider(problem)
+
+
+@pytest.mark.parametrize("kind", ["lska_fwd_bwd", "acmix_fwd_bwd"])
+def test_benchmarks_gate_rejects_each_result(kind):
+    problem = tiny(kind)
+    gate, results = Gate(problem), problem.runner(problem.plain)()
+    assert not gate.worst(results[:-1], ours=False)[1] <= 1
+    for i, name in enumerate(problem.names()):
+        if name == "conv_p.bias":  # exactly zero; judged together with conv_p's weight
+            continue
+        for wrong in (
+            1.5 * results[i] + 1e-2,
+            torch.full_like(results[i], torch.nan),
+            results[i].flatten()[1:],
+        ):
+            seeded = [*results[:i], wrong, *results[i + 1 :]]
+            assert not gate.worst(seeded, ours=False)[1] <= 1, name
+
+
+def test_benchmarks_acmix_bound_is_above_the_value():
+    exact = tiny("acmix_fwd").like(dtype=torch.float64)
+    A, operations = acmix_bound(exact)
+    y = exact.plain(exact.x)
+    assert A.shape == y.shape and (A >= y.abs()).all() and operations > TINY.C
+
+
+class Clock:
+    """Time that passes only when a run says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def run(self, seconds):
+        durations = itertools.cycle(seconds)
+
+        def call():
+            self.now += next(durations)
+
+        return call
+
+
+def test_benchmarks_turn_leaves_the_first_short_call_out():
+    clock = Clock()
+    assert timing.cpu_turn(clock.run([0.5]), clock) == 0.5
+    first, later = timing.TURN / 2, timing.TURN / 8
+    assert timing.cpu_turn(clock.run([first, *[later] * 100]), clock) == pytest.approx(later)
+
+
+def test_benchmarks_rounds_and_percentiles():
+    clock = Clock()
+    runs = {"slow": clock.run([3.0, 1.0, 2.0, 4.0, 5.0]), "fast": clock.run([1.0])}
+
+    def turn(run):
+        return timing.cpu_turn(run, clock)
+
+    by_rounds = timing.interleave(runs, 5, 0, turn, clock)
+    assert sorted(by_rounds["slow"]) == [1, 2, 3, 4, 5] and by_rounds["fast"] == [1] * 5
+    assert timing.summary(by_rounds["slow"]) == pytest.approx((3, 1.8, 4.2))
+    assert len(timing.interleave(runs, 1, 19, turn, clock)["fast"]) == 5  # 4 a round on the average
+
+
+def test_benchmarks_saved_bytes_count_a_storage_once():
+    x, weight = torch.randn(4, 100, requires_grad=True), torch.randn(100, requires_grad=True)
+
+    def forward():
+        return (x * weight) * x[:, :1]  # keeps x, x's view, the product; weight is a parameter
+
+    assert timing.saved_bytes(forward, [weight]) == 2 * x.nbytes
+
+
+def test_benchmarks_peak_sees_what_was_freed_before_and_after():
+    size = 40 << 20
+    warm = [torch.ones(1 << 16) for _ in range(400)]  # heap that stays resident when it is free
+    del warm
+    peak = timing.peak_bytes(lambda: torch.ones(size // 4).add_(1).sum(), CPU)
+    if peak is None:
+        pytest.skip("this system has no /proc/self/clear_refs; peak memory is measured on Linux")
+    assert 0.95 * size < peak < 1.2 * size
+
+
+@pytest.mark.parametrize("op", ROWS)
+def test_benchmarks_quick_is_a_part_with_valid_problems(op):
+    args = suite.parse(op, ["--quick", "--only", "p5"])
+    assert args.out != report.RESULTS
+    rows = suite.chosen_rows(op, args)
+    assert rows and all(row.id in QUICK and row in ROWS[op] for row in rows)
+    for row in rows:
+        problem = Problem(row, suite.DTYPES[args.dtype], CPU)
+        assert problem.x.shape == problem.grad_y.shape == (row.B, row.case.C, row.case.H, row.case.W)
+        assert problem.minimal_bytes() > problem.x.nbytes
+    with pytest.raises(SystemExit, match="no row's name contains 'p9'"):
+        suite.chosen_rows(op, suite.parse(op, ["--only", "p9"]))
+
+
+def test_benchmarks_tables_agree():
+    every = [row for rows in ROWS.values() for row in rows]
+    assert len({row.id for row in every}) == len(every) and {row.id for row in every} >= set(QUICK)
+    assert {row.kind for row in every} == set(KINDS) == set(report.WORK)
+    assert len({case.id for case in CASES}) == len(CASES) and {7, 23, 53} <= set(KERNEL_SIZES)
+    for goal in GOALS:
+        assert goal.metric in METRICS
+        for case in goal.cases:
+            for B in goal.B:
+                shapes = {(r.kind, r.case.id, r.B) for r in every}
+                assert (goal.kind, case, B) in shapes or (case == "yolo11x_p3" and B == 4), goal.text
+
+
+def made_up(row, ours_ms, quiet="yes", load="0.10"):
+    """CSV lines of one row as a run would make them."""
+    facts = dict(device="Made-up CPU", threads=2, isa="AVX9", date="2026-01-01 00:00 UTC", commit="abc", dirty="no",
+                 lska_ops="0", torch="2", python="3", load=load, quiet=quiet)  # fmt: skip
+    problem = Problem(row._replace(case=TINY), torch.float32, CPU)
+    lines = []
+    for name, role, ms in (("cpu", "ours", ours_ms), ("eager", "pytorch", 12.0), ("torch.compile", "pytorch", 6.0),
+                           ("copy", "yardstick", 0.5)):  # fmt: skip
+        line = suite.blank(problem, name, role)
+        lines.append({**line, **facts, "row": row.id, "case": row.case.id, "ms": ms, "ms_p20": ms, "ms_p80": ms,
+                      "rounds": 3, "peak_bytes": 1000000, "saved_bytes": 2 * problem.x.nbytes})  # fmt: skip
+    return lines
+
+
+def test_benchmarks_csv_to_readme_round_trip(tmp_path, capsys):
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    readme.write_text(f"above\n{report.BEGIN}\n{report.END}\nbelow\n")
+    assert report.main(["--check"], readme, results) == 1
+    assert report.main([], readme, results) == 0 and report.main(["--check"], readme, results) == 0
+    assert "not measured on a GPU yet" in readme.read_text() and "CPU: not measured yet" in readme.read_text()
+
+    order = [row.id for row in ROWS["lska"]]
+    rows = [row for row in ROWS["lska"] if row.case.id == "yolo11n_p4" and row.B in (1, 4)]
+    file = results / "made-up" / "lska.csv"
+    for row, ms in zip(rows, itertools.cycle([1.0, 2.0, 4.0])):
+        report.write(file, made_up(row, ms), order)
+    written = report.read(file)
+    report.write(file, made_up(rows[0], 1.0), order)  # again: replaced, not added
+    assert report.read(file) == written and len(written) == 4 * len(rows)
+    assert report.main(["--check"], readme, results) == 1
+    assert report.main([], readme, results) == 0 and report.main(["--check"], readme, results) == 0
+    text = readme.read_text()
+    assert text.startswith("above\n") and text.endswith("below\n") and "publishable" not in text
+    assert (
+        "| LSKA cascade, forward | 8×9×7 (yolo11n_p4) | 1 | float32 | 7, 23, 53 | 12 | 6 | 2 | 6.00 | 3.00 | 25 |"
+        in text
+    )
+    for name in ("speedup", "cost_by_k", "memory"):
+        assert (file.parent / f"{name}.png").stat().st_size > 0 and f"{name}.png" in text
+
+    report.write(file, made_up(rows[0], 1.0, quiet="no", load="3.00"), order)
+    assert "not publishable" in report.block(results)
+
+
+def test_benchmarks_goals_are_not_rounded_up():
+    goal = next(g for g in GOALS if g.kind == "lska_cascade_fwd" and g.metric == "x eager" and g.limit == 9)
+    rows = [r for r in ROWS["lska"] if r.kind == goal.kind and r.case.id in goal.cases]
+    lines = [line for row in rows for line in made_up(row, 12 / 8.9999)]
+    value, verdict = reached(goal, lines, 3)
+    assert verdict == "NOT REACHED" and value == pytest.approx(8.9999)
+    assert reached(goal, [line for row in rows for line in made_up(row, 1.0)], 3)[1] == "reached"
+    assert reached(goal, made_up(rows[0], 1.0), 3) == (None, "not measured (1 of 3 rows)")
+    lines[0].update(ms="", status="WRONG: y")
+    assert reached(goal, lines, 3) == (None, "WRONG")
