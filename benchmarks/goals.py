@@ -1,4 +1,4 @@
-"""What issue 3 promises on two CPU cores in fp32, and what a run reached of it. Nothing is rounded up."""
+"""What we want to reach on two CPU cores in fp32, and what a run reached of it. Nothing is rounded up."""
 
 import math
 from typing import NamedTuple
@@ -130,7 +130,7 @@ def reached(goal, lines, expected):
 
 def print_goals(lines, rows):
     """One line each for the goals that speak of `rows`, which are all rows of the benchmark, run or not."""
-    print("\nMust reach (issue 3; speed-ups are geometric means over k, the others the worst row)")
+    print("\nGoals (speed-ups are geometric means over k, the others the worst row)")
     for goal in GOALS:
         expected = sum(r.kind == goal.kind and r.case.id in goal.cases and r.B in goal.B for r in rows)
         if expected:

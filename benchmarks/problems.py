@@ -10,7 +10,7 @@ import lska_ops
 from lska_ops import _backends
 from lska_ops.acmix.reference import acmix as plain_acmix
 from lska_ops.lska.reference import cascade as plain_cascade
-from lska_ops.lska.reference import lska as plain_lska
+from lska_ops.lska.reference import gate as plain_gate
 from lska_ops.testing import CASES, Case
 
 
@@ -111,7 +111,7 @@ class Problem:
         convs = (m.conv0h, m.conv0v, m.conv_spatial_h, m.conv_spatial_v)
         if self.row.kind == "lska_cascade_fwd":
             return plain_cascade(x, *convs)
-        return plain_lska(x, *convs, m.conv1)
+        return plain_gate(x, m.conv1, *convs)
 
     def runner(self, function):
         """The row's whole work with `function` (x -> y) as a call without arguments; returns `names()`."""

@@ -31,7 +31,7 @@ def check_channels(op, x, channels):
 
 
 def shape_of(value):
-    return tuple(getattr(value, "shape", ()))
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def check_parameter(op, name, parameter, x, *, fits, expected):

@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from torch import nn
 
 from ._backends import exporting
@@ -35,4 +36,8 @@ class FusedModule(nn.Module):
 
 def _is_more_than_its_weights(m):
     hooks = (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
-    return type(m) is not nn.Conv2d or any(hooks) or "forward" in m.__dict__ or m.padding_mode != "zeros"
+    if type(m) is not nn.Conv2d or any(hooks) or m.padding_mode != "zeros":
+        return True
+    return (
+        not torch.compiler.is_compiling() and "forward" in m.__dict__
+    )  # torch 2.3 cannot compile the question

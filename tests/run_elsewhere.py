@@ -30,7 +30,9 @@ def main(folder):
             problem = random_problem(op, seed)
             found = ratios(problem, solve(problem, "cpu"))
             assert max(found.values()) <= 1, (found, problem.repro("cpu"))
-    print(f"{folder}/_C.so in torch {torch.__version__}: {FORWARD_AND_BACKWARD} problems of each op within the bound")
+    print(
+        f"{folder}/_C.so in torch {torch.__version__}: {FORWARD_AND_BACKWARD} problems of each op within the bound"
+    )
 
 
 if __name__ == "__main__":

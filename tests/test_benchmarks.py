@@ -12,7 +12,7 @@ from goals import GOALS, METRICS, reached
 from problems import PYTORCH, QUICK, ROWS, Declined, Problem, Row, eager, ours
 
 from lska_ops import _backends
-from lska_ops.lska.reference import lska as plain_lska
+from lska_ops.lska.reference import gate
 from lska_ops.testing import CASES, KERNEL_SIZES, Case
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def forgets_dilation(problem):
     m = problem.module
     wrong = torch.nn.Conv2d(TINY.C, TINY.C, (3, 1), padding=(1, 0), groups=TINY.C)
     wrong.weight, wrong.bias = m.conv_spatial_v.weight, m.conv_spatial_v.bias
-    return problem, lambda x: plain_lska(x, m.conv0h, m.conv0v, m.conv_spatial_h, wrong, m.conv1)
+    return problem, lambda x: gate(x, m.conv1, m.conv0h, m.conv0v, m.conv_spatial_h, wrong)
 
 
 def declines(problem):

@@ -5,9 +5,12 @@ that a module can also run its own submodules through these lines and have their
 """
 
 
-def gate(x, conv1, *stages):
-    """``x * conv1(stages(x))``, the depthwise stages in their published order."""
-    s = x
+def cascade(x, *stages):
+    """The depthwise stages, in their published order: conv0h, conv0v, conv_spatial_h, conv_spatial_v."""
     for stage in stages:
-        s = stage(s)
-    return x * conv1(s)
+        x = stage(x)
+    return x
+
+
+def gate(x, conv1, *stages):
+    return x * conv1(cascade(x, *stages))
