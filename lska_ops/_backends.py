@@ -8,6 +8,8 @@ import os
 
 import torch
 
+from ._calls import check_map
+
 # Fastest first. `reference` accepts everything, so it is last.
 ORDER = ("cpu", "reference")
 
@@ -62,10 +64,11 @@ def explain(op, x):
         str: for example ``"reference: yes (chosen)"``.
 
     Raises:
-        ValueError: op is neither.
+        TypeError, ValueError: op is neither, or x is no such map.
     """
     if op not in WHY_NOT:
         raise ValueError(f"explain: op is {op!r}; expected one of {', '.join(sorted(WHY_NOT))}")
+    check_map("explain", x)
     chosen = choose(op, "auto", x)
     lines = []
     for name, why_not in WHY_NOT[op].items():

@@ -96,14 +96,13 @@ def without_autocast(device_type):
 def follow_autocast(x, parameters=()):
     """x and the parameters in autocast's dtype; who computes with them does it :func:`without_autocast`.
 
-    Like PyTorch's own convolutions, float64 tensors stay as they are.
+    A float64 x, which autocast leaves as it is, keeps its parameters as they are too.
     """
     dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
-    if dtype is None:
+    if dtype is None or x.dtype == torch.float64:
         return x, list(parameters)
 
     def cast(t):
-        castable = isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64
-        return t.to(dtype) if castable else t
+        return t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
 
     return cast(x), [cast(p) for p in parameters]

@@ -220,9 +220,9 @@ def test_build_load_says_what_is_so_and_what_would_help(tmp_path):
     said = [_compiled.load(tmp_path)]
     said.append(_compiled.load(_installed(tmp_path, (), {"cpu": "no C++ compiler was found; install g++"})))
     said.append(_compiled.load(_installed(tmp_path), "2.10.0+cu128"))
-    said.append(_compiled.load(tmp_path))
+    said.append(_compiled.load(tmp_path, "2.11.0"))
     (tmp_path / "_C.so").write_text("not a library")
-    said.append(_compiled.load(tmp_path))
+    said.append(_compiled.load(tmp_path, "2.11.0"))
     (tmp_path / "_build_info.json").write_text("{")
     said.append(_compiled.load(tmp_path))
     words = [
