@@ -54,7 +54,7 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         the dtype of x after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by
         bit, whatever the number of threads.
 
-    Memory: `cpu` keeps two maps of the size of x for backward (one for the half dtypes), `reference` seven.
+    Memory: `cpu` keeps two maps of the size of x for backward (one for the half dtypes), `reference` six.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
     given = [name for name, pair in zip(NAMES, pairs, strict=False) if pair is not None]
