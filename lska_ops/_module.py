@@ -1,5 +1,6 @@
 """The base class of our modules: what PyTorch and ultralytics do to a module from the outside still works."""
 
+import copy
 import sys
 
 from torch import nn
@@ -23,6 +24,17 @@ class FusedModule(nn.Module):
         # YAML.
         super().__setstate__(state)
         if "ultralytics.nn.tasks" in sys.modules:
-            from .yolo.register import register_after_unpickling
+            from .yolo.registration import register_after_unpickling
 
             register_after_unpickling()
+
+    def __deepcopy__(self, memo):
+        # As copy does it but for __setstate__: a copy (the EMA of a training makes one) is no checkpoint.
+        twin = memo[id(self)] = self.__new__(type(self))
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
+
+    def __copy__(self):
+        twin = self.__new__(type(self))
+        twin.__dict__ = self.__dict__.copy()
+        return twin
