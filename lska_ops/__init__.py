@@ -25,7 +25,15 @@ def __getattr__(name):
     # Built from ultralytics' own SPPF, so it is imported when it is asked for; everything else needs torch
     # alone.
     if name == "SPPF_LSKA":
-        from .yolo.blocks import SPPF_LSKA
-
+        try:
+            from .yolo.blocks import SPPF_LSKA
+        except ImportError as error:  # hasattr() and the like ask; only an AttributeError answers them
+            raise AttributeError(
+                f'SPPF_LSKA: ultralytics cannot be imported ({error}); pip install "lska_ops[yolo]"'
+            ) from error
         return SPPF_LSKA
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), "SPPF_LSKA"})

@@ -5,9 +5,14 @@ import sys
 
 
 def _demo(args):
-    from .yolo.demo import demo
+    from .yolo.data import DataError
+    from .yolo.demo import StartError, demo
 
-    return demo(args.module, args.epochs, args.imgsz, args.data, args.device, args.out)
+    try:
+        return demo(args.module, args.epochs, args.imgsz, args.data, args.device, args.out)
+    except (DataError, StartError) as error:  # nothing else: a bug in a training must show its traceback
+        print(f"lska_ops: {error}", file=sys.stderr)
+        return 2
 
 
 def _doctor(args):
@@ -30,21 +35,23 @@ def main(argv=None):
         "--module", choices=("LSKA", "ACmix"), default="LSKA", help="module in yolo11n (default: LSKA)"
     )
     word.add_argument(
-        "--epochs", type=int, help="passes over the training pictures (default: what the digits need)"
+        "--epochs",
+        type=int,
+        help="passes over the training pictures (default: what the digits need; ultralytics' own for --data)",
     )
     word.add_argument(
-        "--imgsz", type=int, help="side in pixels that pictures are scaled to (default: what the digits need)"
+        "--imgsz", type=int, help="side in pixels that pictures are scaled to (default: as for --epochs)"
     )
     word.add_argument("--data", help="data YAML of your own (default: writes the digits)")
-    word.add_argument("--device", default="cpu", help="cpu, 0, 0,1 … (default: cpu)")
+    word.add_argument("--device", default="cpu", help="cpu or one GPU number (default: cpu)")
     word.add_argument("--out", default="demo", help="folder for everything that is written (default: ./demo)")
     word.set_defaults(run=_demo)
     args = parser.parse_args(argv)
     try:
         return args.run(args)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        print(f"lska_ops: {error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print("\nlska_ops: stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The base class of our modules: what PyTorch and ultralytics do to a module from the outside still works."""
 
+import copy
 import sys
 
 import torch
@@ -29,15 +30,25 @@ class FusedModule(nn.Module):
         # YAML.
         super().__setstate__(state)
         if "ultralytics.nn.tasks" in sys.modules:
-            from .yolo.register import register_after_unpickling
+            from .yolo.registration import register_after_unpickling
 
             register_after_unpickling()
+
+    def __deepcopy__(self, memo):
+        # As copy does it but for __setstate__: a copy (the EMA of a training makes one) is no checkpoint.
+        twin = memo[id(self)] = self.__new__(type(self))
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
+
+    def __copy__(self):
+        twin = self.__new__(type(self))
+        twin.__dict__ = self.__dict__.copy()
+        return twin
 
 
 def _is_more_than_its_weights(m):
     hooks = (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
     if type(m) is not nn.Conv2d or any(hooks) or m.padding_mode != "zeros":
         return True
-    return (
-        not torch.compiler.is_compiling() and "forward" in m.__dict__
-    )  # torch 2.3 cannot compile the question
+    # torch 2.3 cannot compile this question.
+    return not torch.compiler.is_compiling() and "forward" in m.__dict__

@@ -67,6 +67,22 @@ def test_layout_only_yolo_imports_ultralytics():
             assert "ultralytics" not in {name for _, name in imports(path)}, path
 
 
+def test_layout_yolo_imports_ultralytics_inside_functions():
+    for path in (PACKAGE / "yolo").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = {
+            node
+            for function in ast.walk(tree)
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+            for node in ast.walk(function)
+        }
+        for node in set(ast.walk(tree)) - inside:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found = [name for name in names if name.split(".")[0] == "ultralytics"]
+            assert not found or path.name == "blocks.py", f"{path}:{node.lineno} imports {found[0]}"
+
+
 def test_layout_tests_hold_no_tolerance():
     for path in (ROOT / "tests").glob("test_*.py"):
         found = re.findall(r"(?:r|a)tol\s*=\s*[\d.]", path.read_text(encoding="utf-8"))

@@ -2,18 +2,27 @@
 
 import copy
 import importlib
+import inspect
+import os
+import pickle
+import re
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 import ultralytics
 import yaml
 from ultralytics.nn import tasks
+from ultralytics.utils import dist
 
 import lska_ops
 from lska_ops import LSKA, ACmix
-from lska_ops.yolo.register import CFG, NAMES
+from lska_ops.yolo import registration
+from lska_ops.yolo.digits import write_digits
+from lska_ops.yolo.registration import CFG, NAMES
 
 SCALES = "nsmlx"
 PARAMETERS = {
@@ -159,17 +168,31 @@ def test_yolo_first_row_gets_the_pictures_channels():
     assert parse(d)[0].conv1.in_channels == 3
 
 
+def parser_with_a_branch():
+    """The stock parser with the lines somebody who edits ultralytics would write."""
+    source = inspect.getsource(inspect.unwrap(tasks.parse_model))
+    branch = (
+        r"\1elif m in OURS:\n\1    c2 = ch[f]\n\1    args = [c2] * (1 + (m in TWO)) + args\n"
+        r"\1elif m is \2nn.BatchNorm2d:\n"
+    )
+    source, count = re.subn(r"( +)elif m is ((?:torch\.)?)nn\.BatchNorm2d:\n", branch, source)
+    assert count == 1
+    ours = registration.modules()
+    names = {**vars(tasks), **ours, "OURS": set(ours.values()), "TWO": {ACmix, ours["SPPF_LSKA"]}}
+    exec(source, names)
+    return names["parse_model"]
+
+
 def test_yolo_weights_and_random_state_as_without_us():
-    torch.manual_seed(3)
-    ours = parse(rows([-1, 1, "LSKA", []]))
-    after = torch.rand(1)
-    torch.manual_seed(3)
-    by_hand = parse(rows([-1, 1, "nn.Identity", []]))
-    first = {n: p for n, p in by_hand.named_parameters() if n.startswith("0.")}
-    assert all(torch.equal(p, dict(ours.named_parameters())[n]) for n, p in first.items())
-    torch.manual_seed(3)
-    parse(rows([-1, 1, "LSKA", []]))
-    assert torch.equal(torch.rand(1), after)
+    d = rows([-1, 1, "LSKA", []], [-1, 2, "ACmix", [5]], [-1, 1, "C2f", [32]], [-3, 1, "SPPF_LSKA", [3, "7"]])
+    built = []
+    for parser in (parser_with_a_branch(), tasks.parse_model):
+        torch.manual_seed(3)
+        layers, save = parser(copy.deepcopy(d), 3, verbose=False)
+        built.append((layers.state_dict(), save, torch.get_rng_state()))
+    (by_hand, save, state), (ours, our_save, our_state) = built
+    assert list(ours) == list(by_hand) and our_save == save and torch.equal(our_state, state)
+    assert all(torch.equal(ours[name], value) for name, value in by_hand.items())
 
 
 def patched():
@@ -177,6 +200,7 @@ def patched():
         tasks.parse_model,
         tasks.check_yaml,
         importlib.import_module("ultralytics.nn").parse_model,
+        dist.generate_ddp_file,
         set(vars(tasks)),
     )
 
@@ -187,8 +211,8 @@ def test_yolo_register_twice_and_unregister():
     assert patched() == inside
     lska_ops.unregister()
     outside = patched()
-    assert outside[0] is outside[2] and not any(name in outside[3] for name in NAMES)
-    assert all(a is not b for a, b in zip(inside[:3], outside[:3], strict=False))
+    assert outside[0] is outside[2] and not any(name in outside[4] for name in NAMES)
+    assert all(a is not b for a, b in zip(inside[:4], outside[:4], strict=True))
     with pytest.raises(FileNotFoundError):
         tasks.yaml_model_load("yolo11n-LSKA.yaml")
     with pytest.raises(KeyError, match="LSKA"):
@@ -230,7 +254,18 @@ def test_yolo_leaves_a_forks_own_class_alone(monkeypatch):
         ([-1, 1, "LSKA", [8]], "row 1: LSKA: k_size is 8; expected"),
         ([-1, 1, "ACmix", [7, 5]], "row 1: ACmix: head is 5; expected a divisor of out_planes = 16"),
         ([-1, 1, "LSKA", [7, 2, 1]], "row 1 (LSKA) has arguments [7, 2, 1]; expected at most 2: ['k_size', 'dilation']"),
-        ([-1, 1, "SPPF_LSKA", [1024, 5]], "row 1: SPPF_LSKA: k (the pooling window; channel counts are filled in) is 1024"),
+        ([-1, 1, "SPPF_LSKA", [1024, 5]], "row 1: SPPF_LSKA: k is 1024; expected an odd integer of at least 1; channel counts are filled in"),
+        ([-1, 1, "LSKA", [1024]], "; channel counts are filled in"),
+        ([-1, 1, "ACmix", [512]], "; channel counts are filled in"),
+        ([-1, 1, "LSKA", [64, 64, 7]], "expected at most 2: ['k_size', 'dilation']; channel counts are filled in"),
+        ([-1, 1, "LSKA"], "row 1 is [-1, 1, 'LSKA']; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
+        ([-1, 1, "LSKA", 23], "row 1 (LSKA) has arguments 23; expected a list"),
+        ([-1, 1, "LSKA", None], "row 1 (LSKA) has arguments None; expected a list"),
+        ([-1, "x", "LSKA", []], "row 1 (LSKA) has repeats 'x'; expected a number"),
+        ([1, 1, "LSKA", []], "row 1 (LSKA) reads from 1; expected a row before it, 0 to 0 or -1 to -1"),
+        ([-2, 1, "LSKA", []], "row 1 (LSKA) reads from -2; expected a row before it"),
+        ([99, 1, "ACmix", []], "row 1 (ACmix) reads from 99; expected a row before it"),
+        ([-1, 1, "LSKA", ["k"]], "row 1: LSKA: k_size is 'k'; expected an integer"),
         ([-1, 1, "LSKAA", []], "row 1 names 'LSKAA', which neither ultralytics nor lska_ops has; did you mean LSKA"),
         ([[-1, 0], 1, "LSKA", []], "row 1 (LSKA) reads from [-1, 0]; expected one row"),
         ([-1, 1, "LSKA", ["k_size=23"]], "LSKA: k_size is 'k_size=23'; expected an integer"),
@@ -242,6 +277,153 @@ def test_yolo_bad_row(row, message):
     with pytest.raises((TypeError, ValueError)) as error:
         parse(rows(row))
     assert message in str(error.value)
+
+
+def test_yolo_row_options_by_the_parsers_names():
+    d = {**rows([-1, 1, "LSKA", ["nc"]]), "nc": 7}
+    assert parse(d)[1].k_size == 7
+
+
+def test_yolo_names_that_another_wrapper_supplies(monkeypatch):
+    def supplying(inner):
+        def theirs(*args, **kwargs):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(tasks, "Theirs", torch.nn.Identity, raising=False)
+                return inner(*args, **kwargs)
+
+        return theirs
+
+    d = rows([-1, 1, "Theirs", []], [-1, 1, "LSKA", []])
+    with pytest.raises(ValueError, match="row 1 names 'Theirs'") as error:
+        parse(d)
+    assert type(error.value.__cause__) is KeyError
+    lska_ops.unregister()
+    monkeypatch.setattr(tasks, "parse_model", supplying(tasks.parse_model))
+    lska_ops.register()  # theirs is below ours
+    assert type(parse(d)[2]) is LSKA
+    lska_ops.unregister()
+    monkeypatch.undo()
+    lska_ops.register()
+    monkeypatch.setattr(tasks, "parse_model", supplying(tasks.parse_model))  # and above
+    assert type(parse(d)[2]) is LSKA
+
+
+def test_yolo_other_key_errors_stay_what_they_are():
+    with pytest.raises(KeyError, match="huge"):
+        parse(rows([-1, 1, "LSKA", []], scale="huge"))
+
+
+def test_yolo_register_undoes_what_it_did_where_it_fails(monkeypatch):
+    lska_ops.unregister()
+    before = patched()
+    wrap = registration._wrap
+
+    def failing(module, name, *args, **kwargs):
+        if name == "generate_ddp_file":
+            raise AttributeError(name)
+        wrap(module, name, *args, **kwargs)
+
+    monkeypatch.setattr(registration, "_wrap", failing)
+    with pytest.raises(AttributeError):
+        lska_ops.register()
+    assert patched() == before
+    monkeypatch.undo()
+    lska_ops.register()
+    assert type(parse(rows([-1, 1, "LSKA", []]))[1]) is LSKA
+
+
+def test_yolo_register_from_many_threads(monkeypatch):
+    lska_ops.unregister()
+    before, wrap, seen = patched(), registration._wrap, []
+
+    def slow(*args, **kwargs):
+        time.sleep(0.05)
+        wrap(*args, **kwargs)
+
+    def work():
+        lska_ops.register()
+        seen.append(patched())
+
+    monkeypatch.setattr(registration, "_wrap", slow)
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 8 and all(state == patched() for state in seen)
+    lska_ops.unregister()
+    assert patched() == before
+
+
+@pytest.mark.parametrize("module", ["LSKA", "LSKATrivial", "LKA", "LKATrivial", "ACmix"])
+def test_yolo_only_unpickling_registers(monkeypatch, module):
+    lska_ops.unregister()
+    monkeypatch.setattr(registration, "_unregistered_by_user", False)
+    before = patched()
+    layer = getattr(lska_ops, module)(8)
+    for twin in (copy.deepcopy(torch.nn.Sequential(layer))[0], copy.copy(layer)):
+        assert patched() == before
+        assert type(twin) is type(layer) and list(twin.state_dict()) == list(layer.state_dict())
+    deep = copy.deepcopy(layer)
+    for mine, theirs in zip(deep.parameters(), layer.parameters(), strict=True):
+        assert torch.equal(mine, theirs) and mine is not theirs
+    x = torch.rand(1, 8, 9, 9)
+    assert torch.equal(deep(x), layer(x))
+    pickle.loads(pickle.dumps(layer))
+    assert patched() != before
+
+
+def test_yolo_worker_of_several_gpus_builds_the_model(tmp_path, monkeypatch):
+    if "cloudpickle" in inspect.getsource(inspect.unwrap(dist.generate_ddp_file)):
+        pytest.importorskip("cloudpickle", reason="cloudpickle is not installed; pip install cloudpickle")
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    monkeypatch.setattr(dist, "USER_CONFIG_DIR", tmp_path)
+    data = write_digits(tmp_path / "digits", train=2, val=1)
+    overrides = dict(model="yolo11n-LSKA.yaml", data=str(data), device="cpu", project=str(tmp_path / "runs"))
+    script = dist.generate_ddp_file(DetectionTrainer(overrides=overrides))
+    with open(script, encoding="utf-8") as file:
+        head, end, _ = file.read().partition("trainer.train()")
+    assert end
+    with open(script, "w", encoding="utf-8") as file:
+        file.write(head + "trainer.setup_model(); print(type(trainer.model.model[17]))")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.stdout.endswith("<class 'lska_ops.lska.module.LSKA'>\n"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("8", 8), "SPPF_LSKA: c1 is '8'; expected an integer"),
+        ((0, 8), "SPPF_LSKA: c1 is 0; expected an integer of at least 2"),
+        ((8, 0), "SPPF_LSKA: c2 is 0; expected an integer of at least 1"),
+        ((8, 8, 4), "SPPF_LSKA: k is 4; expected an odd integer of at least 1"),
+    ],
+)
+def test_yolo_bad_sppf(arguments, message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        lska_ops.SPPF_LSKA(*arguments)
+    assert str(error.value) == message
+
+
+def test_yolo_sppf_is_an_attribute_that_needs_ultralytics():
+    code = (
+        "import sys\n"
+        "sys.modules['ultralytics'] = None\n"  # as if it were not installed
+        "import lska_ops\n"
+        "assert not hasattr(lska_ops, 'SPPF_LSKA') and 'SPPF_LSKA' in dir(lska_ops)\n"
+        "try: lska_ops.SPPF_LSKA\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("SPPF_LSKA: ultralytics cannot be imported"), done.stderr
+    assert done.stdout.endswith('pip install "lska_ops[yolo]"\n')
+
+
+def test_yolo_no_file_is_shadowed_by_a_function():
+    assert inspect.ismodule(importlib.import_module("lska_ops.yolo").registration)
 
 
 @pytest.mark.parametrize("module", ["LSKA", "ACmix"])

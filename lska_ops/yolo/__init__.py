@@ -1,5 +1,5 @@
 """Everything that knows ultralytics. Importing this package imports nothing of it."""
 
-from .register import register, unregister
+from .registration import register, unregister
 
 __all__ = ["register", "unregister"]

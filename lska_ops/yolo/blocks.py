@@ -17,11 +17,15 @@ class SPPF_LSKA(SPPF):
         k_size: receptive field of the LSKA, in pixels.
 
     Raises:
-        TypeError, ValueError: k is not odd, or k_size does not split, see :class:`lska_ops.LSKA`.
+        TypeError, ValueError: a channel count is no positive integer, k is not odd, or k_size does not split,
+            see :class:`lska_ops.LSKA`.
     """
 
     def __init__(self, c1, c2, k=5, k_size=11):
-        check_number("SPPF_LSKA", "k (the pooling window; channel counts are filled in)", k, odd=True)
+        # SPPF halves c1 for its own convolutions.
+        check_number("SPPF_LSKA", "c1", c1, at_least=2)
+        check_number("SPPF_LSKA", "c2", c2)
+        check_number("SPPF_LSKA", "k", k, odd=True)
         super().__init__(c1, c2, k)
         self.lska = LSKA(self.cv2.conv.in_channels, k_size)
 

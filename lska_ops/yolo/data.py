@@ -1,6 +1,12 @@
 """Checks a detection data set before hours are spent on it."""
 
+import glob
+import math
 from pathlib import Path
+
+
+class DataError(ValueError):
+    """The data set does not hold together; the message is one line: data, file, line, got, expected."""
 
 
 def check_data(data):
@@ -11,26 +17,89 @@ def check_data(data):
     A picture without a label file shows background.
 
     Args:
-        data: path of the data YAML with ``train``, ``val`` and ``names``; ultralytics itself reads it.
+        data: path of the data YAML with ``train``, ``val`` and ``names``; ultralytics finds the folders.
 
     Returns:
         dict: ``{"train": [Path, ...], "val": [Path, ...]}``, the pictures in order.
 
     Raises:
-        FileNotFoundError: the YAML, a folder or the labels are missing.
-        ValueError: the YAML lacks a key, or a label line does not hold together; the message names file and
-            line.
+        DataError: a file or a key is missing, or a line does not hold together. It is a ValueError.
     """
     from ultralytics.data.utils import check_det_dataset
 
     data = Path(data)
-    if not data.is_file():
-        raise FileNotFoundError(f"data: {data} is not a file; expected a data YAML")
+    if not data.is_file() or data.suffix not in (".yaml", ".yml"):
+        raise DataError(f"data: {data} is not a file; expected a data YAML")
+    _check_yaml(data)
     try:
         config = check_det_dataset(str(data.resolve()), autodownload=False)
-    except (SyntaxError, KeyError) as error:  # how ultralytics says that a key is missing or empty
-        raise ValueError(f"data: {data}: {error.args[0]}; expected the keys train, val and names") from error
+    except (FileNotFoundError, KeyError, SyntaxError, TypeError, ValueError) as error:
+        raise DataError(f"data: {data}: {' '.join(str(error.args[0]).split())}") from error
     return {split: _check_split(split, config[split], len(config["names"])) for split in ("train", "val")}
+
+
+def _read(file):
+    """A file's lines; an old ultralytics would skip what it cannot read, byte-order marks included."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        got = content[error.start : error.end]
+        raise DataError(f"data: {file} line {line} has the bytes {got!r}; expected UTF-8 text") from error
+
+
+def _check_yaml(data):
+    """The types of what ultralytics reads; its own messages differ by version, and 8.3 has none."""
+    import yaml
+
+    text = "\n".join(_read(data))
+    try:
+        config, node = yaml.safe_load(text), yaml.compose(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{data} line {mark.line + 1}" if mark else data
+        got = getattr(error, "problem", None) or "an unprintable character"
+        raise DataError(
+            f"data: {where} is no YAML ({got}); expected the keys train, val and names"
+        ) from error
+    if not isinstance(config, dict):
+        kind = "empty" if config is None else f"a {type(config).__name__}"
+        raise DataError(f"data: {data} is {kind}; expected a mapping with the keys train, val and names")
+    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+
+    def refuse(key, expected):
+        raise DataError(
+            f"data: {data} line {lines.get(key, 1)}: {key} is {config[key]!r}; expected {expected}"
+        )
+
+    val = "validation" if "validation" in config and "val" not in config else "val"
+    for key in ("train", val):
+        if key not in config:
+            raise DataError(f"data: {data} has no key {key}; expected train, val and names")
+        places = config[key] if isinstance(config[key], list) else [config[key]]
+        if not places or not all(isinstance(place, str) and place for place in places):
+            refuse(key, "a folder, a list file, or a list of these")
+    if not isinstance(config.get("path", ""), str):
+        refuse("path", "a folder")
+    _check_names(data, config, refuse)
+
+
+def _check_names(data, config, refuse):
+    count = config.get("nc")
+    if "nc" in config and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        refuse("nc", "the number of classes")
+    if "names" not in config:
+        if "nc" not in config:
+            raise DataError(f"data: {data} has no key names; expected train, val and names")
+        return
+    names = config["names"]
+    if not isinstance(names, (list, dict)) or not names:
+        refuse("names", "a list of class names, or a mapping from 0, 1, … to them")
+    if isinstance(names, dict) and {str(key) for key in names} != {str(i) for i in range(len(names))}:
+        refuse("names", f"the numbers 0 to {len(names) - 1} as keys")
+    if count is not None and count != len(names):
+        refuse("nc", f"{len(names)}, the number of names")
 
 
 def _check_split(split, places, classes):
@@ -41,7 +110,7 @@ def _check_split(split, places, classes):
     labels = [Path(label) for label in img2label_paths([str(p) for p in pictures])]
     present = [label for label in labels if label.is_file()]
     if not present:
-        raise FileNotFoundError(
+        raise DataError(
             f"data: none of the {len(pictures)} {split} pictures has a label file; "
             f"expected for example {labels[0]}"
         )
@@ -51,35 +120,57 @@ def _check_split(split, places, classes):
 
 
 def _pictures(split, place):
-    """The pictures under a folder, or those that a text file lists."""
+    """The pictures under a folder, or those that a text file lists, found the way ultralytics finds them."""
     from ultralytics.data.utils import IMG_FORMATS
 
     if place.is_dir():
-        files = sorted(place.rglob("*"))
+        found = sorted(glob.glob(f"{glob.escape(str(place))}/**/*.*", recursive=True))
+        pictures = [Path(file) for file in found if Path(file).suffix[1:].lower() in IMG_FORMATS]
     elif place.is_file():
-        files = [place.parent / line.strip() for line in place.read_text().splitlines() if line.strip()]
+        pictures = _listed(place, IMG_FORMATS)
     else:
-        raise FileNotFoundError(
-            f"data: {split} is {place}, which does not exist; expected a folder of pictures"
-        )
-    pictures = [file for file in files if file.suffix[1:].lower() in IMG_FORMATS]
+        raise DataError(f"data: {split} is {place}, which does not exist; expected a folder of pictures")
     if not pictures:
-        raise FileNotFoundError(f"data: {split} is {place}, which holds no picture")
+        raise DataError(f"data: {split} is {place}, which holds no picture; expected at least one")
+    return pictures
+
+
+def _listed(place, formats):
+    pictures = []
+    for number, line in enumerate(_read(place), 1):
+        # Only a leading ./ means the list's own folder; any other relative path starts where Python does.
+        picture = place.parent / line[2:] if line.startswith("./") else Path(line)
+        if picture.suffix[1:].lower() not in formats:
+            continue
+        if not picture.is_file():
+            raise DataError(
+                f"data: {place} line {number} is {line!r}, which does not exist; "
+                "expected a picture (./ at the start stands for the list's folder)"
+            )
+        pictures.append(picture)
     return pictures
 
 
 def _check_labels(label, classes):
-    for number, line in enumerate(label.read_text(encoding="utf-8").splitlines(), 1):
+    kinds = set()
+    for number, line in enumerate(_read(label), 1):
         if not line.strip():
             continue
         where = f"data: {label} line {number} is {line.strip()[:60]!r}"
         try:
             cls, *place = (float(word) for word in line.split())
         except ValueError:
-            raise ValueError(f"{where}; expected numbers: class x y width height") from None
+            raise DataError(f"{where}; expected numbers: class x y width height") from None
         if len(place) != 4 and (len(place) < 6 or len(place) % 2):
-            raise ValueError(f"{where}, {len(place) + 1} numbers; expected 5: class x y width height")
-        if cls != int(cls) or not 0 <= cls < classes:
-            raise ValueError(f"{where}; expected a class from 0 to {classes - 1}")
-        if not all(0 <= value <= 1 for value in place):
-            raise ValueError(f"{where}; expected x, y, width and height as parts of the picture, from 0 to 1")
+            raise DataError(f"{where}, {len(place) + 1} numbers; expected 5: class x y width height")
+        if not math.isfinite(cls) or cls != int(cls) or not 0 <= cls < classes:
+            raise DataError(f"{where}; expected a class from 0 to {classes - 1}")
+        if not all(0 <= value <= 1 for value in place):  # nan is not either
+            raise DataError(f"{where}; expected x, y, width and height as parts of the picture, from 0 to 1")
+        xs, ys = place[::2], place[1::2]
+        width, height = place[2:] if len(place) == 4 else (max(xs) - min(xs), max(ys) - min(ys))
+        if width == 0 or height == 0:
+            raise DataError(f"{where}, a box without area; expected width and height above 0")
+        kinds.add(len(place) == 4)
+        if len(kinds) == 2:  # ultralytics skips the file or reads the boxes as polygons
+            raise DataError(f"{where} in a file of boxes and polygons; expected one kind in a file")

@@ -8,13 +8,18 @@ from pathlib import Path
 
 from .data import check_data
 from .digits import write_digits
-from .register import register
+from .registration import register
 
-# Learns digits within the time of a coffee on two cores; measured runs stand in CONTRIBUTING.md.
+# What the digits need, made for two cores; your own data gets ultralytics' defaults.
 RECIPE = dict(
+    epochs=12, imgsz=160,
     batch=16, nbs=16, optimizer="AdamW", lr0=0.003, lrf=0.05, cos_lr=True, warmup_epochs=1.0,
     mosaic=0.0, fliplr=0.0, hsv_h=0.0, hsv_s=0.0, scale=0.2, translate=0.1, erasing=0.0, cache="ram",
 )  # fmt: skip
+
+
+class StartError(ValueError):
+    """The demo cannot start: an argument or a missing package, said before anything is trained."""
 
 
 def demo(module="LSKA", epochs=None, imgsz=None, data=None, device="cpu", out="demo"):
@@ -23,53 +28,71 @@ def demo(module="LSKA", epochs=None, imgsz=None, data=None, device="cpu", out="d
 
     Args:
         module: "LSKA" or "ACmix".
-        epochs: passes over the training scenes; None takes what the digits need.
-        imgsz: side in pixels that pictures are scaled to; None takes what the digits need.
+        epochs: passes over the training pictures; None takes what the digits need, ultralytics' default
+            for your data.
+        imgsz: side in pixels that pictures are scaled to; None as for epochs.
         data: a data YAML of your own; None writes the digits.
-        device: as ultralytics takes it: "cpu", "0", "0,1".
-        out: folder for everything that is written.
+        device: "cpu" or the number of one GPU.
+        out: folder for everything that is written; an earlier training of the same module there is removed.
 
     Returns:
-        int: 0, or 130 where Ctrl-C stopped the training.
+        int: 0, or 130 where Ctrl-C stopped it.
 
     Raises:
-        FileNotFoundError, ValueError: the data does not hold together, see :func:`check_data`.
+        StartError: an argument does not hold, or a package is missing. It is a ValueError.
+        DataError: the data does not hold together, see :func:`check_data`. It is a ValueError.
     """
+    _check_arguments(epochs, imgsz, device)
     out = Path(out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    _work_offline(out)
-    register()
-    from ultralytics import YOLO
-    from ultralytics.utils import ASSETS
-
-    own = {} if data else RECIPE
-    data = Path(data).resolve() if data else write_digits(out)
+    own = bool(data)
+    try:
+        _work_offline(out)
+        data = Path(data).resolve() if own else write_digits(out)
+    except ImportError as error:
+        raise StartError(str(error)) from error
     splits = check_data(data)
     print(
         f"data: {data}  ({', '.join(f'{len(images)} {split} pictures' for split, images in splits.items())})"
     )
+    shutil.rmtree(out / f"train-{module}", ignore_errors=True)  # what lies there afterwards is of this run
+    given = {name: value for name, value in (("epochs", epochs), ("imgsz", imgsz)) if value is not None}
+    recipe = {**({} if own else RECIPE), **given}
+    try:
+        _train_and_predict(module, data, splits, recipe, device, out)
+    except KeyboardInterrupt:
+        last = out / f"train-{module}" / "weights" / "last.pt"
+        where = f"; the last checkpoint is {last}" if last.exists() else " before the first checkpoint"
+        print(f"\nstopped{where}")
+        return 130
+    return 0
+
+
+def _check_arguments(epochs, imgsz, device):
+    for name, value, least in (("epochs", epochs, 1), ("imgsz", imgsz, 32)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise StartError(f"demo: {name} is {value}; expected an integer of at least {least}")
+    if str(device) == "cpu":
+        return
+    import torch
+
+    # Several GPUs train in processes of their own, where nobody can take the time of a step.
+    gpus = torch.cuda.device_count()
+    if not str(device).isdecimal() or int(device) >= gpus:
+        expected = f"cpu or one GPU number from 0 to {gpus - 1}" if gpus else "cpu, no GPU is visible here"
+        raise StartError(f"demo: device is {device}; expected {expected}")
+
+
+def _train_and_predict(module, data, splits, recipe, device, out):
+    from ultralytics import YOLO
+    from ultralytics.utils import ASSETS
 
     model = YOLO(f"yolo11n-{module}.yaml")
     steps = _StepTimes(model)
-    options = dict(imgsz=imgsz or 160, device=device, amp=False, project=str(out), exist_ok=True, seed=0)
-    try:
-        model.train(
-            data=str(data),
-            epochs=epochs or 12,
-            name=f"train-{module}",
-            workers=_workers(device),
-            **own,
-            **options,
-        )
-    except KeyboardInterrupt:
-        last = Path(model.trainer.last)
-        print(
-            f"\nstopped; the last checkpoint is {last}"
-            if last.exists()
-            else "\nstopped before the first checkpoint"
-        )
-        return 130
+    options = dict(device=device, amp=False, project=str(out), exist_ok=True, seed=0)
+    model.train(data=str(data), name=f"train-{module}", workers=_workers(device), **recipe, **options)
     folder = Path(model.trainer.save_dir)
+    options["imgsz"] = model.trainer.args.imgsz
     metrics = model.val(data=str(data), split="val", name=f"val-{module}", workers=0, **options)
     pictures = [*splits["val"][:8], ASSETS / "bus.jpg"]
     results = model.predict(
@@ -81,14 +104,17 @@ def demo(module="LSKA", epochs=None, imgsz=None, data=None, device="cpu", out="d
     print(f"pictures:     {results[0].save_dir}  ({boxes} boxes on {len(results)} pictures)")
     print(f"mAP50:        {metrics.box.map50:.3f}")
     print(f"seconds/step: {steps.median():.3f}")
-    return 0
 
 
 def _work_offline(out):
-    """ultralytics asks the net for fonts, versions and packages; a demo must not depend on the answers."""
+    """Registers with an ultralytics that asks the net for nothing.
+
+    It would for fonts, versions and packages; a demo must not depend on the answers.
+    """
     settings = out / "settings"
     settings.mkdir(exist_ok=True)
     os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_CONFIG_DIR=str(settings))
+    register()  # the first import of ultralytics, which reads these
     from matplotlib import get_data_path
 
     font = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
