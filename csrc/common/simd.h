@@ -52,7 +52,7 @@ constexpr int kLanes = kVectorBytes / int(sizeof(A));
 
 template <typename A>
 inline Vec<A> broadcast(A a) {
-  return Vec<A>{} + a;
+  return a - Vec<A>{};  // + would have to turn -0 into 0, and so be computed
 }
 
 inline float to_acc(float a) { return a; }
