@@ -1,9 +1,9 @@
-// Convolutions of one NCHW plane by few taps, along its rows and down its columns, by vectors of kLanes neighbours
-// in x: nothing is transposed, and all taps stay in registers.
+// Convolutions of one NCHW plane by few taps, along its rows and down its columns, by vectors of kLanes
+// neighbours in x: nothing is transposed, and all taps stay in registers.
 //
-// Loads fall wherever a tap falls, aligned or not. Down the columns the whole plane, row after row, is one line
-// whose taps are W apart, so that only its end leaves a remainder. Every line has zeros before and after it, as far
-// as taps and a vector more reach.
+// Loads fall wherever a tap falls, aligned or not. Down the columns the whole plane, row after row, is one
+// line whose taps are W apart, so that only its end leaves a remainder. Every line has zeros before and after
+// it, as far as taps and a vector more reach.
 #pragma once
 
 #include "csrc/common/simd.h"
@@ -22,8 +22,8 @@ struct PlaneTaps {
   int64_t step;
 };
 
-// out[i] = init + sum over t of taps[t] * in[i + (t - K / 2) * step] along rows of n. The last vector of a row is
-// written whole: what it spills behind the row is the next row's, written later.
+// out[i] = init + sum over t of taps[t] * in[i + (t - K / 2) * step] along rows of n. The last vector of a
+// row is written whole: what it spills behind the row is the next row's, written later.
 template <typename A, int K>
 void plane_rows(PlaneRows<const A> in, int rows, int64_t n, PlaneTaps<A> taps, A init, PlaneRows<A> out) {
   constexpr int L = kLanes<A>;
@@ -46,8 +46,8 @@ void plane_rows(PlaneRows<const A> in, int rows, int64_t n, PlaneTaps<A> taps, A
 
 constexpr int kColumnsAtOnce = 4;  // vectors
 
-// The same down the columns of a plane of n elements, each W below another. Sums start from init[i % W], readable
-// kColumnsAtOnce vectors behind W; or from *init everywhere.
+// The same down the columns of a plane of n elements, each W below another. Sums start from init[i % W],
+// readable kColumnsAtOnce vectors behind W; or from *init everywhere.
 template <typename A, int K, bool Constant, typename S>
 void plane_columns(const A* in, int64_t n, PlaneTaps<A> taps, const A* init, int64_t W, S* out) {
   constexpr int L = kLanes<A>, N = kColumnsAtOnce;
