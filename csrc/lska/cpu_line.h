@@ -61,6 +61,8 @@ void conv_blocks(const Line<A>& line, int from, int blocks, Vec<A>* out, ptrdiff
 }
 
 // sums[t] += sum over i of d[i] * in[i + (t - k / 2) * step]: the gradient of the taps, d being the output's.
+// The zeros around the line take no part: were d infinite or NaN beside them, so would be a sum over data
+// that is not.
 template <typename A, int N>
 void tap_sum_blocks(const Line<A>& line, const Vec<A>* d, Vec<A>* sums, int from, int blocks) {
   for (int b = 0; b < blocks; ++b) {
@@ -69,11 +71,22 @@ void tap_sum_blocks(const Line<A>& line, const Vec<A>* d, Vec<A>* sums, int from
     Vec<A> grad[N];
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) grad[j] = d[i + j];
-    const Vec<A>* in = line.in + i + ptrdiff_t(range.first - line.k / 2) * line.step;
-    for (int t = range.first; t < range.last; ++t, in += line.step) {
-      Vec<A> sum[2] = {grad[0] * in[0], Vec<A>{}};
+    int at = i + (range.first - line.k / 2) * line.step;
+    for (int t = range.first; t < range.last; ++t, at += line.step) {
+      const Vec<A>* in = line.in + at;
+      Vec<A> sum[2] = {};
+      if (at >= 0 && at + N <= line.n) {
 #pragma GCC unroll 16
-      for (int j = 1; j < N; ++j) sum[j % 2] += grad[j] * in[j];
+        for (int j = 0; j < N; ++j) sum[j % 2] += grad[j] * in[j];
+      } else {
+        int j = at < 0 ? -at : 0;
+        const int end = at + N > line.n ? line.n - at : N;
+        for (; j + 1 < end; j += 2) {
+          sum[0] += d[i + j] * in[j];
+          sum[1] += d[i + j + 1] * in[j + 1];
+        }
+        if (j < end) sum[0] += d[i + j] * in[j];
+      }
       sums[t] += sum[0] + sum[1];
     }
   }
