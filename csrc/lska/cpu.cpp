@@ -115,8 +115,12 @@ struct Problem {
     check_shape(op, name, t, {images, shape.C, shape.H, shape.W});
     return in_order(t, shape.channels_last);
   }
-  // conv1's weight or bias in A; a missing bias is zeros.
+  // conv1's weight or bias in A, to be read only; a missing bias is zeros.
   Tensor in_accumulate(const char* name, const MaybeTensor& t, int64_t n) {
+    if (t && type == accumulate_type) {
+      hold(name, *t);
+      return held.back();
+    }
     Tensor out = empty_of({n}, accumulate_type);
     if (!t) return torch::stable::zero_(out);
     kernels.to_accumulate(hold(name, *t), out.mutable_data_ptr(), n);
@@ -126,11 +130,12 @@ struct Problem {
   int64_t images_at_once() const {
     return std::clamp<int64_t>(kChunkBytes / (image * accumulate), 1, images);
   }
-  // A power of two of blocks of about 512 pixels: enough for several threads, and the product stays in cache.
-  // It follows from the shape alone, for the order of sums must not depend on the number of threads.
+  // A power of two of blocks of at most 1024 pixels: enough for several threads, and the product stays in
+  // cache; the vendor library repacks the weights for each. It follows from the shape alone, for the order of
+  // sums must not depend on the number of threads.
   int64_t pixel_blocks() const {
     int64_t n = 2;
-    while (n * 512 < pixels) n *= 2;
+    while (n * 1024 < pixels) n *= 2;
     return n;
   }
   std::pair<int64_t, int64_t> pixel_range(int64_t block) const {
@@ -208,8 +213,11 @@ std::tuple<Tensor, Tensor> lska_fwd_cpu(const Tensor& x, const Tensor& conv0h, c
   const Matrix weights{static_cast<char*>(weight.data_ptr()), C, C, C, 1};
   const int64_t at_once = p.images_at_once(), pixel_blocks = p.pixel_blocks(),
                 image_bytes = p.image * p.element;
-  Tensor s = empty_of({at_once * p.image}, p.accumulate_type);
-  char *s_data = static_cast<char*>(s.mutable_data_ptr()), *y_data = static_cast<char*>(y.mutable_data_ptr());
+  const int64_t s_bytes = at_once * p.image * p.accumulate;
+  const bool lasting = s_bytes <= 2 * kChunkBytes;
+  const Tensor s = empty_of({lasting ? 0 : at_once * p.image}, p.accumulate_type);
+  char* s_data = static_cast<char*>(lasting ? workspace<1>(size_t(s_bytes)) : s.data_ptr());
+  char* y_data = static_cast<char*>(y.mutable_data_ptr());
   char* product_data = keep ? static_cast<char*>(product.mutable_data_ptr()) : y_data;
   for (int64_t first = 0; first < p.images; first += at_once) {
     const int64_t count = std::min(at_once, p.images - first);

@@ -38,6 +38,7 @@ void lska_gate_fwd_kernel(const GateBlock& block, const T* x, const A* product, 
     const Vec<A> row_bias = broadcast<A>(block.channels_in_rows ? bias[r] : A(0));
     for_vectors<A>(block.cols, [&](int64_t i, int n) {
       const Vec<A> b = block.channels_in_rows ? row_bias : load_n(bias + i, n);
+      __builtin_prefetch(x + i + block.stride);  // rows are short and far apart: the hardware sees no pattern
       store_n(y + i, load_n(x + i, n) * (load_n(product + i, n) + b), n);
     });
   }

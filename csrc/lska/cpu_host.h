@@ -48,7 +48,9 @@ inline Tensor empty_of(std::initializer_list<int64_t> shape, ScalarType dtype) {
                               torch::stable::Device(torch::headeronly::DeviceType::CPU));
 }
 
-// Memory of one thread that outlives the call: mapping it anew costs as much as a small cascade.
+// Memory of one thread that outlives the call: mapping it anew costs as much as a small cascade. One for each
+// Slot, for the calling thread holds s while it computes like the others.
+template <int Slot = 0>
 inline void* workspace(size_t bytes) {
   struct Free {
     void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
