@@ -25,7 +25,8 @@ inline void check_shape(const char* op, const char* name, const torch::stable::T
   STD_TORCH_CHECK(same, op, ": ", name, " has shape ", in_words(t.sizes()), "; expected ", in_words(want));
 }
 
-inline void check_like(const char* op, const char* name, const torch::stable::Tensor& t, const torch::stable::Tensor& x) {
+inline void check_like(const char* op, const char* name, const torch::stable::Tensor& t,
+                       const torch::stable::Tensor& x) {
   STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU; expected it where x is");
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has dtype ",
                   torch::headeronly::toString(t.scalar_type()), "; expected x's, ",

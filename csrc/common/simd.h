@@ -1,7 +1,7 @@
-// Vectors as wide as the instruction set this file is compiled for. A kernel file that includes it is compiled
-// once per instruction set, with LSKA_OPS_ISA as the name of its namespace. Everything must stay inside of that
-// namespace: an inline function shared between two of them would be linked once, with either's instructions.
-// For the same reason kernel files include no C++ standard header that defines functions.
+// Vectors as wide as the instruction set this file is compiled for. A kernel file that includes it is
+// compiled once per instruction set, with LSKA_OPS_ISA as the name of its namespace. Everything must stay
+// inside of that namespace: an inline function shared between two of them would be linked once, with either's
+// instructions. For the same reason kernel files include no C++ standard header that defines functions.
 #pragma once
 
 #include <stdint.h>
@@ -52,7 +52,7 @@ constexpr int kLanes = kVectorBytes / int(sizeof(A));
 
 template <typename A>
 inline Vec<A> broadcast(A a) {
-  return Vec<A>{} + a;
+  return a - Vec<A>{};  // + would have to turn -0 into 0, and so be computed
 }
 
 inline float to_acc(float a) { return a; }
@@ -76,9 +76,13 @@ inline float to_acc(Half a) {
 template <typename T>
 inline T from_acc(Acc<T> a);
 template <>
-inline float from_acc<float>(float a) { return a; }
+inline float from_acc<float>(float a) {
+  return a;
+}
 template <>
-inline double from_acc<double>(double a) { return a; }
+inline double from_acc<double>(double a) {
+  return a;
+}
 template <>
 inline BFloat16 from_acc<BFloat16>(float a) {  // round to nearest even; NaN stays NaN
   uint32_t bits;

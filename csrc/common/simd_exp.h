@@ -1,5 +1,5 @@
-// exp and log of vectors, within about one unit in the last place; libm has them for single numbers only, and its
-// vector library is not on every system.
+// exp and log of vectors, within about one unit in the last place; libm has them for single numbers only, and
+// its vector library is not on every system.
 #pragma once
 
 #include "csrc/common/simd.h"
@@ -15,7 +15,8 @@ struct Exponent<float> {
   static constexpr int32_t kOne = 0x3f800000, kSqrtHalf = 0x3f3504f3;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   static constexpr float kLog2e = 1.44269504f;
-  static constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  static constexpr float kRound =
+      12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
   static constexpr float kSmallest = -87.f;
   static constexpr int kExpTerms = 7, kLogTerms = 5;
 };

@@ -15,7 +15,8 @@ struct LanesUpTo<0, I...> {
 };
 
 // Lane e of a result takes lane `pick(e)` of the two vectors laid end to end (b starts at lane L).
-// Inside of 16 bytes (Unit lanes): pairs of `Width` lanes are interleaved, taken from the lower or the upper half.
+// Inside of 16 bytes (Unit lanes): pairs of `Width` lanes are interleaved, taken from the lower or the upper
+// half.
 template <int L, int Unit, int Width, bool Upper>
 constexpr int interleaved(int e) {
   const int piece = e / Unit * Unit, at = e % Unit;

@@ -1,5 +1,5 @@
-// LSKA on CPU: launchers. The cascade runs in parallel over groups of channels, the 1x1 product and the gate over
-// blocks of pixels, a few images at a time, so that what one stage writes the next one finds in cache.
+// LSKA on CPU: launchers. The cascade runs in parallel over groups of channels, the 1x1 product and the gate
+// over blocks of pixels, a few images at a time, so that what one stage writes the next one finds in cache.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -10,7 +10,8 @@
 namespace lska_ops {
 namespace {
 
-constexpr int64_t kChunkBytes = 2 << 20;  // of one map of fp32: what stays in the outer cache between two stages
+constexpr int64_t kChunkBytes =
+    2 << 20;  // of one map of fp32: what stays in the outer cache between two stages
 
 LskaCpuKernels kernels_for(Dtype dtype) {
 #if defined(__x86_64__)
@@ -22,10 +23,14 @@ LskaCpuKernels kernels_for(Dtype dtype) {
 
 Dtype dtype_of(const char* op, const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return Dtype::f32;
-    case ScalarType::Double: return Dtype::f64;
-    case ScalarType::Half: return Dtype::f16;
-    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
     default:
       STD_TORCH_CHECK(false, op, ": x has dtype ", torch::headeronly::toString(x.scalar_type()),
                       "; expected float32, float64, float16 or bfloat16");
@@ -45,7 +50,8 @@ struct Problem {
   int blocks;                                          // groups of channels
   std::vector<Tensor> held;
 
-  Problem(const char* name, const Tensor& given, const LskaWeights& w, int64_t dilation) : op(name), x(given) {
+  Problem(const char* name, const Tensor& given, const LskaWeights& w, int64_t dilation)
+      : op(name), x(given) {
     STD_TORCH_CHECK(x.is_cpu(), op, ": x is not on the CPU; expected a CPU tensor");
     STD_TORCH_CHECK(x.dim() == 4, op, ": x has shape ", in_words(x.sizes()), "; expected [B, C, H, W]");
     dtype = dtype_of(op, x);
@@ -56,8 +62,8 @@ struct Problem {
     x = in_order(x, channels_last);
     images = x.size(0);
     const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
-    STD_TORCH_CHECK(C < (1 << 30) && H < (1 << 30) && W < (1 << 30), op, ": x has shape ", in_words(x.sizes()),
-                    "; expected sides below 2^30");
+    STD_TORCH_CHECK(C < (1 << 30) && H < (1 << 30) && W < (1 << 30), op, ": x has shape ",
+                    in_words(x.sizes()), "; expected sides below 2^30");
     STD_TORCH_CHECK(dilation >= 1, op, ": dilation is ", dilation, "; expected at least 1");
     const int64_t k0 = w.conv0h.dim() == 4 ? w.conv0h.size(3) : 0;
     const int64_t k1 = w.conv_spatial_h && w.conv_spatial_h->dim() == 4 ? w.conv_spatial_h->size(3) : 0;
@@ -109,29 +115,38 @@ struct Problem {
     check_shape(op, name, t, {images, shape.C, shape.H, shape.W});
     return in_order(t, shape.channels_last);
   }
-  // conv1's weight or bias in A; a missing bias is zeros.
+  // conv1's weight or bias in A, to be read only; a missing bias is zeros.
   Tensor in_accumulate(const char* name, const MaybeTensor& t, int64_t n) {
+    if (t && type == accumulate_type) {
+      hold(name, *t);
+      return held.back();
+    }
     Tensor out = empty_of({n}, accumulate_type);
     if (!t) return torch::stable::zero_(out);
     kernels.to_accumulate(hold(name, *t), out.mutable_data_ptr(), n);
     return out;
   }
 
-  int64_t images_at_once() const { return std::clamp<int64_t>(kChunkBytes / (image * accumulate), 1, images); }
-  // A power of two of blocks of about 512 pixels: enough for several threads, and the product stays in cache. It
-  // follows from the shape alone, for the order of sums must not depend on the number of threads.
+  int64_t images_at_once() const {
+    return std::clamp<int64_t>(kChunkBytes / (image * accumulate), 1, images);
+  }
+  // A power of two of blocks of at most 1024 pixels: enough for several threads, and the product stays in
+  // cache; the vendor library repacks the weights for each. It follows from the shape alone, for the order of
+  // sums must not depend on the number of threads.
   int64_t pixel_blocks() const {
     int64_t n = 2;
-    while (n * 512 < pixels) n *= 2;
+    while (n * 1024 < pixels) n *= 2;
     return n;
   }
   std::pair<int64_t, int64_t> pixel_range(int64_t block) const {
     const int64_t n = pixel_blocks();
     return {pixels * block / n, pixels * (block + 1) / n};
   }
-  // Pixels [begin, end) of an image of A as a matrix: channels x pixels, or pixels x channels where channels_last.
+  // Pixels [begin, end) of an image of A as a matrix: channels x pixels, or pixels x channels where
+  // channels_last.
   Matrix matrix(char* image_data, int64_t begin, int64_t end) const {
-    if (shape.channels_last) return {image_data + begin * shape.C * accumulate, end - begin, shape.C, shape.C, 1};
+    if (shape.channels_last)
+      return {image_data + begin * shape.C * accumulate, end - begin, shape.C, shape.C, 1};
     return {image_data + begin * accumulate, shape.C, end - begin, pixels, 1};
   }
   int64_t first_element(int64_t begin) const { return shape.channels_last ? begin * shape.C : begin; }
@@ -152,33 +167,35 @@ struct Problem {
     const char *data = x_data() + first_image * image * element, *end = x_data() + images * image * element;
     const int64_t s_image = image * (accumulates ? accumulate : element);
     for_each(count * blocks, [&](int64_t i) {
-      kernels.cascade_fwd(shape, taps, data + i / blocks * image * element, end, s + i / blocks * s_image, accumulates,
-                          int(i % blocks), workspace(kernels.fwd_workspace_bytes(shape)));
+      kernels.cascade_fwd(shape, taps, data + i / blocks * image * element, end, s + i / blocks * s_image,
+                          accumulates, int(i % blocks), workspace(kernels.fwd_workspace_bytes(shape)));
     });
   }
 };
 
 Tensor lska_cascade_fwd_cpu(const Tensor& x, const Tensor& conv0h, const MaybeTensor& conv0h_bias,
-                            const Tensor& conv0v, const MaybeTensor& conv0v_bias, const MaybeTensor& conv_spatial_h,
-                            const MaybeTensor& conv_spatial_h_bias, const MaybeTensor& conv_spatial_v,
-                            const MaybeTensor& conv_spatial_v_bias, int64_t dilation) {
+                            const Tensor& conv0v, const MaybeTensor& conv0v_bias,
+                            const MaybeTensor& conv_spatial_h, const MaybeTensor& conv_spatial_h_bias,
+                            const MaybeTensor& conv_spatial_v, const MaybeTensor& conv_spatial_v_bias,
+                            int64_t dilation) {
   const Problem p("lska_cascade_fwd_cpu", x,
-                  {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias, conv_spatial_v,
-                   conv_spatial_v_bias},
+                  {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias,
+                   conv_spatial_v, conv_spatial_v_bias},
                   dilation);
   Tensor s = torch::stable::empty_like(p.x);
   if (!p.empty()) p.cascade(0, p.images, static_cast<char*>(s.mutable_data_ptr()), false);
   return s;
 }
 
-// The product is what backward would have to compute again: kept on demand, without bias. fp16 and bf16 could only
-// keep it rounded, and grad_x would be rounded twice; their backward starts from x alone.
+// The product is what backward would have to compute again: kept on demand, without bias. fp16 and bf16 could
+// only keep it rounded, and grad_x would be rounded twice; their backward starts from x alone.
 std::tuple<Tensor, Tensor> lska_fwd_cpu(const Tensor& x, const Tensor& conv0h, const MaybeTensor& conv0h_bias,
                                         const Tensor& conv0v, const MaybeTensor& conv0v_bias,
-                                        const MaybeTensor& conv_spatial_h, const MaybeTensor& conv_spatial_h_bias,
-                                        const MaybeTensor& conv_spatial_v, const MaybeTensor& conv_spatial_v_bias,
-                                        const Tensor& conv1, const MaybeTensor& conv1_bias, int64_t dilation,
-                                        bool keep_product) {
+                                        const MaybeTensor& conv_spatial_h,
+                                        const MaybeTensor& conv_spatial_h_bias,
+                                        const MaybeTensor& conv_spatial_v,
+                                        const MaybeTensor& conv_spatial_v_bias, const Tensor& conv1,
+                                        const MaybeTensor& conv1_bias, int64_t dilation, bool keep_product) {
   Problem p("lska_fwd_cpu", x,
             {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias, conv_spatial_v,
              conv_spatial_v_bias},
@@ -191,11 +208,16 @@ std::tuple<Tensor, Tensor> lska_fwd_cpu(const Tensor& x, const Tensor& conv0h, c
   Tensor product = keep ? torch::stable::empty_like(p.x) : empty_of({0}, p.type);
   if (p.empty()) return {y, product};
 
-  const Tensor weight = p.in_accumulate("conv1 weight", conv1, C * C), bias = p.in_accumulate("conv1 bias", conv1_bias, C);
+  const Tensor weight = p.in_accumulate("conv1 weight", conv1, C * C),
+               bias = p.in_accumulate("conv1 bias", conv1_bias, C);
   const Matrix weights{static_cast<char*>(weight.data_ptr()), C, C, C, 1};
-  const int64_t at_once = p.images_at_once(), pixel_blocks = p.pixel_blocks(), image_bytes = p.image * p.element;
-  Tensor s = empty_of({at_once * p.image}, p.accumulate_type);
-  char *s_data = static_cast<char*>(s.mutable_data_ptr()), *y_data = static_cast<char*>(y.mutable_data_ptr());
+  const int64_t at_once = p.images_at_once(), pixel_blocks = p.pixel_blocks(),
+                image_bytes = p.image * p.element;
+  const int64_t s_bytes = at_once * p.image * p.accumulate;
+  const bool lasting = s_bytes <= 2 * kChunkBytes;
+  const Tensor s = empty_of({lasting ? 0 : at_once * p.image}, p.accumulate_type);
+  char* s_data = static_cast<char*>(lasting ? workspace<1>(size_t(s_bytes)) : s.data_ptr());
+  char* y_data = static_cast<char*>(y.mutable_data_ptr());
   char* product_data = keep ? static_cast<char*>(product.mutable_data_ptr()) : y_data;
   for (int64_t first = 0; first < p.images; first += at_once) {
     const int64_t count = std::min(at_once, p.images - first);
@@ -218,8 +240,8 @@ std::tuple<Tensor, Tensor> lska_fwd_cpu(const Tensor& x, const Tensor& conv0h, c
 
 constexpr int64_t kGradRows = 64;  // rows of grad_conv1 one item computes
 
-// grad_conv1 = grad_product s^T. Items are blocks of rows and, where those are few, parts of the pixels; each item
-// adds image after image to its own sum, so the order is the same however many threads there are.
+// grad_conv1 = grad_product s^T. Items are blocks of rows and, where those are few, parts of the pixels; each
+// item adds image after image to its own sum, so the order is the same however many threads there are.
 struct GradConv1 {
   const Problem& p;
   const int64_t C = p.shape.C, row_blocks = (C + kGradRows - 1) / kGradRows;
@@ -229,7 +251,8 @@ struct GradConv1 {
   void add_images(char* grad_product, char* s, int64_t first, int64_t count) const {
     char* sums_data = static_cast<char*>(sums.mutable_data_ptr());
     for_each(row_blocks * parts, [&](int64_t i) {
-      const int64_t part = i / row_blocks, row = i % row_blocks * kGradRows, rows = std::min(kGradRows, C - row);
+      const int64_t part = i / row_blocks, row = i % row_blocks * kGradRows,
+                    rows = std::min(kGradRows, C - row);
       const int64_t begin = p.pixels * part / parts, end = p.pixels * (part + 1) / parts;
       const Matrix sum{sums_data + (part * C + row) * C * p.accumulate, rows, C, C, 1};
       for (int64_t n = 0; n < count; ++n) {
@@ -250,15 +273,16 @@ struct GradConv1 {
   }
 };
 
-using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Grads =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Stages of a few images at a time: s again; grad_product and from it ds, for each block of pixels; the cascade
-// backward for each group of channels, which also finishes grad_x; grad_conv1.
+// Stages of a few images at a time: s again; grad_product and from it ds, for each block of pixels; the
+// cascade backward for each group of channels, which also finishes grad_x; grad_conv1.
 Grads lska_bwd_cpu(const Tensor& given_grad_y, const Tensor& x, const Tensor& product, const Tensor& conv0h,
                    const MaybeTensor& conv0h_bias, const Tensor& conv0v, const MaybeTensor& conv0v_bias,
                    const MaybeTensor& conv_spatial_h, const MaybeTensor& conv_spatial_h_bias,
-                   const MaybeTensor& conv_spatial_v, const MaybeTensor& conv_spatial_v_bias, const Tensor& conv1,
-                   const MaybeTensor& conv1_bias, int64_t dilation) {
+                   const MaybeTensor& conv_spatial_v, const MaybeTensor& conv_spatial_v_bias,
+                   const Tensor& conv1, const MaybeTensor& conv1_bias, int64_t dilation) {
   Problem p("lska_bwd_cpu", x,
             {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias, conv_spatial_v,
              conv_spatial_v_bias},
@@ -275,23 +299,28 @@ Grads lska_bwd_cpu(const Tensor& given_grad_y, const Tensor& x, const Tensor& pr
     return p.empty() ? torch::stable::zero_(t) : t;
   };
   const int64_t trivial = k1 ? C : 0;  // LSKA-trivial: the dilated pair's gradients are empty
-  Tensor grad_x = torch::stable::empty_like(p.x), grad_conv1 = zeros({C, C, 1, 1}), grad_conv1_bias = zeros({C});
-  Tensor taps[8] = {zeros({C, 1, 1, k0}),       zeros({C}), zeros({C, 1, k0, 1}),       zeros({C}),
-                    zeros({trivial, 1, 1, k1}), zeros({trivial}), zeros({trivial, 1, k1, 1}), zeros({trivial})};
+  Tensor grad_x = torch::stable::empty_like(p.x), grad_conv1 = zeros({C, C, 1, 1}),
+         grad_conv1_bias = zeros({C});
+  Tensor taps[8] = {
+      zeros({C, 1, 1, k0}),       zeros({C}),       zeros({C, 1, k0, 1}),       zeros({C}),
+      zeros({trivial, 1, 1, k1}), zeros({trivial}), zeros({trivial, 1, k1, 1}), zeros({trivial})};
   const auto all = [&] {
     return Grads{grad_x,  taps[0], taps[1], taps[2],    taps[3],        taps[4],
                  taps[5], taps[6], taps[7], grad_conv1, grad_conv1_bias};
   };
   if (p.empty()) return all();
 
-  const Tensor weight = p.in_accumulate("conv1 weight", conv1, C * C), bias = p.in_accumulate("conv1 bias", conv1_bias, C);
+  const Tensor weight = p.in_accumulate("conv1 weight", conv1, C * C),
+               bias = p.in_accumulate("conv1 bias", conv1_bias, C);
   const Matrix weights{static_cast<char*>(weight.data_ptr()), C, C, C, 1};
   const int64_t at_once = p.images_at_once(), pixel_blocks = p.pixel_blocks();
   const int64_t image_bytes = p.image * p.element, scratch_bytes = p.image * p.accumulate;
   const auto scratch = [&](int64_t n) { return empty_of({n}, p.accumulate_type); };
   const auto data = [](const Tensor& t) { return static_cast<char*>(t.data_ptr()); };
-  const Tensor s = scratch(at_once * p.image), grad_product = scratch(at_once * p.image), ds = scratch(at_once * p.image);
-  const Tensor again = scratch(kept ? 0 : at_once * p.image), bias_sums = scratch(p.images * pixel_blocks * C);
+  const Tensor s = scratch(at_once * p.image), grad_product = scratch(at_once * p.image),
+               ds = scratch(at_once * p.image);
+  const Tensor again = scratch(kept ? 0 : at_once * p.image),
+               bias_sums = scratch(p.images * pixel_blocks * C);
   // One image's tap gradients, tensor after tensor, in the order they are returned.
   const int64_t sizes[8] = {C * k0, C, C * k0, C, C * kept_k1, C, C * kept_k1, C};
   int64_t total = 0, offsets[8];
@@ -319,7 +348,8 @@ Grads lska_bwd_cpu(const Tensor& given_grad_y, const Tensor& x, const Tensor& pr
     for_each(count * p.blocks, [&](int64_t i) {
       const int64_t n = i / p.blocks, at = n * image_bytes;
       void* sums[8];
-      for (int j = 0; j < 8; ++j) sums[j] = data(tap_sums) + ((first + n) * total + offsets[j]) * p.accumulate;
+      for (int j = 0; j < 8; ++j)
+        sums[j] = data(tap_sums) + ((first + n) * total + offsets[j]) * p.accumulate;
       p.kernels.cascade_bwd(p.shape, p.taps, x_now + at, p.x_data() + p.images * image_bytes,
                             data(ds) + n * scratch_bytes, data(ds) + at_once * scratch_bytes, grad_y_now + at,
                             product_now + n * scratch_bytes, bias.const_data_ptr(),
@@ -341,8 +371,9 @@ std::string set_cpu_isa(const std::string& isa) {
   const char* const names[] = {"baseline", "avx2", "avx512"};
   for (int i = 0; i <= int(best_isa()); ++i)
     if (isa == names[i]) current_isa() = Isa(i);
-  STD_TORCH_CHECK(isa.empty() || isa == names[int(current_isa())], "set_cpu_isa: got ", isa,
-                  "; expected one of baseline, avx2, avx512, up to what this machine has: ", names[int(best_isa())]);
+  STD_TORCH_CHECK(
+      isa.empty() || isa == names[int(current_isa())], "set_cpu_isa: got ", isa,
+      "; expected one of baseline, avx2, avx512, up to what this machine has: ", names[int(best_isa())]);
   return names[int(current_isa())];
 }
 

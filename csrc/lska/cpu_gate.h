@@ -33,10 +33,12 @@ inline void store_n(T* p, Vec<Acc<T>> v, int n) {
 // keeps   nothing
 template <typename T, typename A = Acc<T>>
 void lska_gate_fwd_kernel(const GateBlock& block, const T* x, const A* product, const A* bias, T* y) {
-  for (int64_t r = 0; r < block.rows; ++r, x += block.stride, y += block.stride, product += block.product_stride) {
+  for (int64_t r = 0; r < block.rows;
+       ++r, x += block.stride, y += block.stride, product += block.product_stride) {
     const Vec<A> row_bias = broadcast<A>(block.channels_in_rows ? bias[r] : A(0));
     for_vectors<A>(block.cols, [&](int64_t i, int n) {
       const Vec<A> b = block.channels_in_rows ? row_bias : load_n(bias + i, n);
+      __builtin_prefetch(x + i + block.stride);  // rows are short and far apart: the hardware sees no pattern
       store_n(y + i, load_n(x + i, n) * (load_n(product + i, n) + b), n);
     });
   }

@@ -1,4 +1,5 @@
-// What the CPU launchers of LSKA stand on: the checked problem, scratch memory, and the vendor library's product.
+// What the CPU launchers of LSKA stand on: the checked problem, scratch memory, and the vendor library's
+// product.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -47,7 +48,9 @@ inline Tensor empty_of(std::initializer_list<int64_t> shape, ScalarType dtype) {
                               torch::stable::Device(torch::headeronly::DeviceType::CPU));
 }
 
-// Memory of one thread that outlives the call: mapping it anew costs as much as a small cascade.
+// Memory of one thread that outlives the call: mapping it anew costs as much as a small cascade. One for each
+// Slot, for the calling thread holds s while it computes like the others.
+template <int Slot = 0>
 inline void* workspace(size_t bytes) {
   struct Free {
     void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
@@ -63,8 +66,8 @@ inline void* workspace(size_t bytes) {
   return memory.get();
 }
 
-// parallel_for that enters a parallel region even for one item, so that the vendor library always multiplies on
-// one thread: its result must not depend on how many there are.
+// parallel_for that enters a parallel region even for one item, so that the vendor library always multiplies
+// on one thread: its result must not depend on how many there are.
 template <typename F>
 void for_each(int64_t n, const F& f) {
   if (n == 0) return;
@@ -87,9 +90,11 @@ struct Matrix {
 
 // out = a b, by the vendor library.
 inline void multiply(const Matrix& a, const Matrix& b, const Matrix& out, ScalarType dtype) {
-  StableIValue stack[] = {torch::stable::detail::from(a.tensor(dtype)), torch::stable::detail::from(b.tensor(dtype)),
+  StableIValue stack[] = {torch::stable::detail::from(a.tensor(dtype)),
+                          torch::stable::detail::from(b.tensor(dtype)),
                           torch::stable::detail::from(out.tensor(dtype))};
-  STD_TORCH_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION) == 0, "lska: aten::mm.out failed");
+  STD_TORCH_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION) == 0,
+                  "lska: aten::mm.out failed");
   torch::stable::detail::to<Tensor>(stack[0]);  // takes over the returned handle
 }
 

@@ -1,10 +1,11 @@
-// The one loop behind every stage of the cascade: a convolution along a line of vectors, and its tap gradients.
+// The one loop behind every stage of the cascade: a convolution along a line of vectors, and its tap
+// gradients.
 //
-// A vector holds one pixel of kLanes neighbouring channels, so taps are vectors too, every access is aligned, and
-// no width leaves a remainder. A row of the map is a line; a strip of V columns, laid out row after row, is also
-// one: a step down is V vectors. Lines have kPad zero vectors before and after them. Whole blocks of outputs skip
-// the taps that would only read zeros, so the pads need no more than one block: maps smaller than the kernel are
-// cheap and a tap that never touches data costs nothing.
+// A vector holds one pixel of kLanes neighbouring channels, so taps are vectors too, every access is aligned,
+// and no width leaves a remainder. A row of the map is a line; a strip of V columns, laid out row after row,
+// is also one: a step down is V vectors. Lines have kPad zero vectors before and after them. Whole blocks of
+// outputs skip the taps that would only read zeros, so the pads need no more than one block: maps smaller
+// than the kernel are cheap and a tap that never touches data costs nothing.
 #pragma once
 
 #include "csrc/common/simd.h"
@@ -12,7 +13,8 @@
 namespace lska_ops::LSKA_OPS_ISA {
 
 constexpr int kBlock = 12;  // outputs kept in registers: 12 and one tap, of AVX2's 16
-constexpr int kPad = 16;    // at least kBlock, and at least the lanes of a vector: rows are loaded in such groups
+constexpr int kPad =
+    16;  // at least kBlock, and at least the lanes of a vector: rows are loaded in such groups
 
 template <typename A>
 struct Line {
@@ -20,7 +22,8 @@ struct Line {
   int n;
   const Vec<A>* taps;  // [k], one channel per lane
   int k, step;
-  const Vec<A>* init;  // what a sum starts from: init[i % period], readable kBlock beyond; period 0 is a constant
+  const Vec<A>*
+      init;  // what a sum starts from: init[i % period], readable kBlock beyond; period 0 is a constant
   int period;
 };
 
@@ -58,6 +61,8 @@ void conv_blocks(const Line<A>& line, int from, int blocks, Vec<A>* out, ptrdiff
 }
 
 // sums[t] += sum over i of d[i] * in[i + (t - k / 2) * step]: the gradient of the taps, d being the output's.
+// The zeros around the line take no part: were d infinite or NaN beside them, so would be a sum over data
+// that is not.
 template <typename A, int N>
 void tap_sum_blocks(const Line<A>& line, const Vec<A>* d, Vec<A>* sums, int from, int blocks) {
   for (int b = 0; b < blocks; ++b) {
@@ -66,11 +71,22 @@ void tap_sum_blocks(const Line<A>& line, const Vec<A>* d, Vec<A>* sums, int from
     Vec<A> grad[N];
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) grad[j] = d[i + j];
-    const Vec<A>* in = line.in + i + ptrdiff_t(range.first - line.k / 2) * line.step;
-    for (int t = range.first; t < range.last; ++t, in += line.step) {
-      Vec<A> sum[2] = {grad[0] * in[0], Vec<A>{}};
+    int at = i + (range.first - line.k / 2) * line.step;
+    for (int t = range.first; t < range.last; ++t, at += line.step) {
+      const Vec<A>* in = line.in + at;
+      Vec<A> sum[2] = {};
+      if (at >= 0 && at + N <= line.n) {
 #pragma GCC unroll 16
-      for (int j = 1; j < N; ++j) sum[j % 2] += grad[j] * in[j];
+        for (int j = 0; j < N; ++j) sum[j % 2] += grad[j] * in[j];
+      } else {
+        int j = at < 0 ? -at : 0;
+        const int end = at + N > line.n ? line.n - at : N;
+        for (; j + 1 < end; j += 2) {
+          sum[0] += d[i + j] * in[j];
+          sum[1] += d[i + j + 1] * in[j + 1];
+        }
+        if (j < end) sum[0] += d[i + j] * in[j];
+      }
       sums[t] += sum[0] + sum[1];
     }
   }
@@ -79,17 +95,27 @@ void tap_sum_blocks(const Line<A>& line, const Vec<A>* d, Vec<A>* sums, int from
 template <typename A>
 using ConvBlocks = void (*)(const Line<A>&, int, int, Vec<A>*, ptrdiff_t);
 template <typename A>
-constexpr ConvBlocks<A> kConvBlocks[kBlock + 1] = {
-    nullptr,           conv_blocks<A, 1>, conv_blocks<A, 2>, conv_blocks<A, 3>,  conv_blocks<A, 4>,
-    conv_blocks<A, 5>, conv_blocks<A, 6>, conv_blocks<A, 7>, conv_blocks<A, 8>,  conv_blocks<A, 9>,
-    conv_blocks<A, 10>, conv_blocks<A, 11>, conv_blocks<A, 12>};
+constexpr ConvBlocks<A> kConvBlocks[kBlock + 1] = {nullptr,           conv_blocks<A, 1>,  conv_blocks<A, 2>,
+                                                   conv_blocks<A, 3>, conv_blocks<A, 4>,  conv_blocks<A, 5>,
+                                                   conv_blocks<A, 6>, conv_blocks<A, 7>,  conv_blocks<A, 8>,
+                                                   conv_blocks<A, 9>, conv_blocks<A, 10>, conv_blocks<A, 11>,
+                                                   conv_blocks<A, 12>};
 template <typename A>
 using TapSumBlocks = void (*)(const Line<A>&, const Vec<A>*, Vec<A>*, int, int);
 template <typename A>
-constexpr TapSumBlocks<A> kTapSumBlocks[kBlock + 1] = {
-    nullptr,              tap_sum_blocks<A, 1>, tap_sum_blocks<A, 2>, tap_sum_blocks<A, 3>,  tap_sum_blocks<A, 4>,
-    tap_sum_blocks<A, 5>, tap_sum_blocks<A, 6>, tap_sum_blocks<A, 7>, tap_sum_blocks<A, 8>,  tap_sum_blocks<A, 9>,
-    tap_sum_blocks<A, 10>, tap_sum_blocks<A, 11>, tap_sum_blocks<A, 12>};
+constexpr TapSumBlocks<A> kTapSumBlocks[kBlock + 1] = {nullptr,
+                                                       tap_sum_blocks<A, 1>,
+                                                       tap_sum_blocks<A, 2>,
+                                                       tap_sum_blocks<A, 3>,
+                                                       tap_sum_blocks<A, 4>,
+                                                       tap_sum_blocks<A, 5>,
+                                                       tap_sum_blocks<A, 6>,
+                                                       tap_sum_blocks<A, 7>,
+                                                       tap_sum_blocks<A, 8>,
+                                                       tap_sum_blocks<A, 9>,
+                                                       tap_sum_blocks<A, 10>,
+                                                       tap_sum_blocks<A, 11>,
+                                                       tap_sum_blocks<A, 12>};
 
 // The block size that leaves the least behind: as few blocks as kBlock allows, all but the last of one size.
 inline int block_for(int n) {
@@ -119,9 +145,9 @@ void tap_sums(const Line<A>& line, const Vec<A>* d, Vec<A>* sums) {
   if (rest) kTapSumBlocks<A>[rest](line, d, sums, blocks * N, 1);
 }
 
-// The pair without dilation has 3 or 5 taps at all published sizes: then they stay in registers, and every vector is
-// loaded once for all the outputs of a block. `columns` lines side by
-// side, `stride` vectors from one element to the next; in and out lie alike, with K / 2 zero elements around in.
+// The pair without dilation has 3 or 5 taps at all published sizes: then they stay in registers, and every
+// vector is loaded once for all the outputs of a block. `columns` lines side by side, `stride` vectors from
+// one element to the next; in and out lie alike, with K / 2 zero elements around in.
 constexpr int kNearBlock = 8;  // outputs in registers: 8, 5 taps and an input, of AVX2's 16
 
 template <typename A>
@@ -163,10 +189,15 @@ void near_blocks(const Near<A>& line, int from, int blocks, Vec<A>* out) {
 template <typename A>
 using NearBlocks = void (*)(const Near<A>&, int, int, Vec<A>*);
 template <typename A, int K, bool Row>
-constexpr NearBlocks<A> kNearBlocks[kNearBlock + 1] = {
-    nullptr,
-    near_blocks<A, 1, K, Row>, near_blocks<A, 2, K, Row>, near_blocks<A, 3, K, Row>, near_blocks<A, 4, K, Row>,
-    near_blocks<A, 5, K, Row>, near_blocks<A, 6, K, Row>, near_blocks<A, 7, K, Row>, near_blocks<A, 8, K, Row>};
+constexpr NearBlocks<A> kNearBlocks[kNearBlock + 1] = {nullptr,
+                                                       near_blocks<A, 1, K, Row>,
+                                                       near_blocks<A, 2, K, Row>,
+                                                       near_blocks<A, 3, K, Row>,
+                                                       near_blocks<A, 4, K, Row>,
+                                                       near_blocks<A, 5, K, Row>,
+                                                       near_blocks<A, 6, K, Row>,
+                                                       near_blocks<A, 7, K, Row>,
+                                                       near_blocks<A, 8, K, Row>};
 
 inline bool is_near(int k) { return k == 3 || k == 5; }
 template <typename A>

@@ -1,5 +1,5 @@
-// Rows of the map in and out of vectors whose lanes are channels. In NCHW that is a transposition in registers of
-// kLanes pixels of kLanes channels; in channels_last it is a plain load.
+// Rows of the map in and out of vectors whose lanes are channels. In NCHW that is a transposition in
+// registers of kLanes pixels of kLanes channels; in channels_last it is a plain load.
 #pragma once
 
 #include "csrc/common/transpose.h"
@@ -23,7 +23,13 @@ template <typename T>
 Channels<T> channels_of(const LskaShape& shape, T* image, const T* end, int block, int lanes) {
   const int64_t first = int64_t(block) * lanes, plane = int64_t(shape.H) * shape.W;
   const int live = shape.C - first < lanes ? int(shape.C - first) : lanes;
-  return {image + first * (shape.channels_last ? 1 : plane), end, shape.H, shape.W, shape.C, live, shape.channels_last};
+  return {image + first * (shape.channels_last ? 1 : plane),
+          end,
+          shape.H,
+          shape.W,
+          shape.C,
+          live,
+          shape.channels_last};
 }
 
 // line[0 ... W) = row y. Afterwards up to kPad vectors behind the row are zero again.
@@ -32,8 +38,7 @@ void load_row(const Channels<const T>& x, int64_t y, Vec<A>* line) {
   constexpr int L = kLanes<A>;
   const T* row = x.data + x.offset(y);
   if (x.channels_last) {
-    for (int64_t i = 0; i < x.W; ++i, row += x.C)
-      line[i] = row + L <= x.end ? load(row) : load(row, x.live);
+    for (int64_t i = 0; i < x.W; ++i, row += x.C) line[i] = row + L <= x.end ? load(row) : load(row, x.live);
     return;
   }
   const int64_t plane = x.H * x.W;
