@@ -1,11 +1,12 @@
-// Largest error of csrc/common/simd_exp.h in units in the last place, against long double; test_simd.py compiles and
-// runs it. Prints one line "<function> <type> <error> <where>" each, and "wrong ..." for a special value gone wrong.
+// Largest error of csrc/common/simd_exp.h in units in the last place, against long double; test_simd.py
+// compiles and runs it. Prints one line "<function> <type> <error> <where>" each, and "wrong ..." for a
+// special value gone wrong.
+#include "csrc/common/simd_exp.h"
+
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <random>
-
-#include "csrc/common/simd_exp.h"
 
 using namespace lska_ops::LSKA_OPS_ISA;
 
@@ -49,7 +50,9 @@ struct Check {
     const A infinity = std::numeric_limits<A>::infinity(), nan = std::numeric_limits<A>::quiet_NaN();
     const A smallest = Exponent<A>::kSmallest;
     std::mt19937_64 random(1);
-    const auto uniform = [&](A from, A to) { return A(std::uniform_real_distribution<double>(from, to)(random)); };
+    const auto uniform = [&](A from, A to) {
+      return A(std::uniform_real_distribution<double>(from, to)(random));
+    };
     const auto e = [](Vec<A> x) { return exp_of_nonpositive<A>(x); };
     const auto l = [](Vec<A> x) { return log_of_normal<A>(x); };
     const auto exact_exp = [](long double x) { return std::exp(x); };
@@ -64,10 +67,12 @@ struct Check {
     // A sum of softmax weights lies in [1, K * K]; then all normal numbers.
     compare("log", l, exact_log, vectors, [&](int i) {
       if (i % 2 == 0) return uniform(1, 128);
-      return A(std::exp2(uniform(std::numeric_limits<A>::min_exponent - 1, std::numeric_limits<A>::max_exponent)));
+      return A(
+          std::exp2(uniform(std::numeric_limits<A>::min_exponent - 1, std::numeric_limits<A>::max_exponent)));
     });
     // Beside 1, where the result is as small as its error.
-    compare("log_near_1", l, exact_log, vectors, [&](int) { return A(1) + A(std::exp2(uniform(-Exponent<A>::kMantissa, -2))); });
+    compare("log_near_1", l, exact_log, vectors,
+            [&](int) { return A(1) + A(std::exp2(uniform(-Exponent<A>::kMantissa, -2))); });
 
     expect("exp", e, 0, 1);
     expect("exp", e, A(-0.), 1);

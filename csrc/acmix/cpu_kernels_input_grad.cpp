@@ -5,7 +5,8 @@
 namespace lska_ops::LSKA_OPS_ISA {
 namespace {
 
-constexpr int64_t kBand = kRows;  // query rows whose lines are filled at a time; more of them only take more cache
+constexpr int64_t kBand =
+    kRows;  // query rows whose lines are filled at a time; more of them only take more cache
 
 // Taps of one phase of a line, as TapSums wants them when keys gather from their queries.
 struct Phase {
@@ -17,17 +18,18 @@ template <typename A>
 struct InputGradScratch {
   Window<A> window;
   ShiftLines<A> shift;
-  Phase* phases;        // [stride]
-  int64_t band;         // query rows in a band
-  int64_t plane_rows;   // rows of the padded map that a band and what follows it may still change
-  A* planes[3];         // grad_q, grad_k, grad_v of one head: [plane_rows][D] lines
-  A *keys, *values;     // lines of the band's windows
-  A *queries, *grads;   // [band][D] lines of q and grad_y, zero around the map
-  A *logit_grads;       // [block, K * K, x_pitch]: products q . k, then softmax weights, then the gradient of the logits
-  A *weights;           // [block, K * K, x_pitch]: products grad_y . v, then rate1 * softmax weights
-  A *sums;              // [block, D, lanes]
-  A *conv_p;            // [D, 2]
-  A *conv_p_sums;       // [2, D, lanes]
+  Phase* phases;       // [stride]
+  int64_t band;        // query rows in a band
+  int64_t plane_rows;  // rows of the padded map that a band and what follows it may still change
+  A* planes[3];        // grad_q, grad_k, grad_v of one head: [plane_rows][D] lines
+  A *keys, *values;    // lines of the band's windows
+  A *queries, *grads;  // [band][D] lines of q and grad_y, zero around the map
+  A* logit_grads;  // [block, K * K, x_pitch]: products q . k, then softmax weights, then the gradient of the
+                   // logits
+  A* weights;      // [block, K * K, x_pitch]: products grad_y . v, then rate1 * softmax weights
+  A* sums;         // [block, D, lanes]
+  A* conv_p;       // [D, 2]
+  A* conv_p_sums;  // [2, D, lanes]
   int32_t* weight_offset;  // [K]
 };
 
@@ -61,7 +63,8 @@ InputGradScratch<A> lay_out(const AcmixSizes& s, Arena& arena) {
   f.phases = arena.take<Phase>(s.stride);
   int32_t* offsets = arena.take<int32_t>(2 * s.stride * w.K);
   f.weight_offset = arena.take<int32_t>(w.K);
-  // A row beyond the border is added to its reflection when its last query has passed, so that has to be at hand.
+  // A row beyond the border is added to its reflection when its last query has passed, so that has to be at
+  // hand.
   f.band = s.H > w.reach ? smaller(kBand, s.Ho) : s.Ho;
   const int64_t key_rows = (f.band - 1) * s.stride + 2 * w.reach + 1;
   f.plane_rows = larger(key_rows, f.band * s.stride + w.reach);
@@ -69,16 +72,14 @@ InputGradScratch<A> lay_out(const AcmixSizes& s, Arena& arena) {
   f.conv_p = arena.take<A>(2 * s.D);
   f.conv_p_sums = arena.take<A>(2 * s.D * V);
   f.sums = arena.take<A>(w.block * s.D * V);
-  const int64_t cleared_from = arena.used;
   const int64_t lines = key_rows * w.row_pitch, queries = f.band * s.D * w.x_pitch;
-  f.keys = arena.take<A>(lines);
-  f.values = arena.take<A>(lines);
-  f.queries = arena.take<A>(queries);
-  f.grads = arena.take<A>(queries);
-  f.logit_grads = arena.take<A>(w.block * w.taps * w.x_pitch);
-  f.weights = arena.take<A>(w.block * w.taps * w.x_pitch);
+  f.keys = arena.take_cleared<A>(lines);
+  f.values = arena.take_cleared<A>(lines);
+  f.queries = arena.take_cleared<A>(queries);
+  f.grads = arena.take_cleared<A>(queries);
+  f.logit_grads = arena.take_cleared<A>(w.block * w.taps * w.x_pitch);
+  f.weights = arena.take_cleared<A>(w.block * w.taps * w.x_pitch);
   if (!arena.base) return f;
-  memset(f.keys, 0, arena.used - cleared_from);
   for (int64_t t = 0; t < w.K; ++t) f.weight_offset[t] = int32_t(t * w.x_pitch);
   set_phases(s, f, offsets);
   return f;
@@ -93,12 +94,13 @@ struct QueryTile {
 };
 
 // The query's side of attention's backward.
-// Owns: a tile. Reads: q, grad_y, lse and the lines of keys and values. Writes: grad_q, and for the keys' side the
-// tile's logit_grads and rate1 * weights. Keeps: the same two, K * K vectors each. Adds to the sums of conv_p and rate1.
-// The reference: the backward of attention(); delta = sum over the window of weights * grad of weights.
+// Owns: a tile. Reads: q, grad_y, lse and the lines of keys and values. Writes: grad_q, and for the keys'
+// side the tile's logit_grads and rate1 * weights. Keeps: the same two, K * K vectors each. Adds to the sums
+// of conv_p and rate1. The reference: the backward of attention(); delta = sum over the window of weights *
+// grad of weights.
 template <typename A>
-[[gnu::noinline]] void query_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const QueryTile<A>& at, const A* lse, A rate1,
-                Vec<A>& rate1_sum) {
+[[gnu::noinline]] void query_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const QueryTile<A>& at,
+                                  const A* lse, A rate1, Vec<A>& rate1_sum) {
   constexpr int V = kLanes<A>;
   const Window<A>& w = f.window;
   const int64_t tap = w.x_pitch, row = w.taps * tap, sums_row = s.D * V;
@@ -158,11 +160,12 @@ template <typename A>
   }
 }
 
-// The keys' side: every key of the padded map adds up what the queries of a block, whose windows it is in, send it.
-// weights [rows][K * K][x_pitch], from [rows][D] lines; plane: lines of the block's first row of keys.
+// The keys' side: every key of the padded map adds up what the queries of a block, whose windows it is in,
+// send it. weights [rows][K * K][x_pitch], from [rows][D] lines; plane: lines of the block's first row of
+// keys.
 template <typename A>
-void key_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const A* weights, const A* from, int64_t rows,
-              A* plane) {
+void key_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const A* weights, const A* from,
+              int64_t rows, A* plane) {
   const Window<A>& w = f.window;
   const int64_t row = w.taps * w.x_pitch, keys = rows + w.K - 1;
   for (int64_t phase = 0; phase < s.stride; ++phase) {
@@ -199,7 +202,8 @@ void key_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const A* weight
   }
 }
 
-// Adds row y of the padded map, beyond the border, to the row that it repeats; top is the row the planes begin with.
+// Adds row y of the padded map, beyond the border, to the row that it repeats; top is the row the planes
+// begin with.
 template <typename A>
 void fold_row(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t top, int64_t y) {
   const int64_t pitch = f.window.row_pitch;
@@ -212,7 +216,8 @@ void fold_row(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t top, in
 
 // What the border columns of rows [first, last) gathered belongs to the pixels they repeat.
 template <typename A>
-void fold_columns(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t top, int64_t first, int64_t last) {
+void fold_columns(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t top, int64_t first,
+                  int64_t last) {
   const Window<A>& w = f.window;
   for (int m = 1; m < 3; ++m) {
     A* line = f.planes[m] + (first - top) * w.row_pitch;
@@ -222,7 +227,8 @@ void fold_columns(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t top
   }
 }
 
-// Adds the shift branch's gradient to the planes' and writes the sum: rows [first, last) of grad_qkv of head g.
+// Adds the shift branch's gradient to the planes' and writes the sum: rows [first, last) of grad_qkv of head
+// g.
 template <typename T, typename A = Acc<T>>
 [[gnu::noinline]] void write_input_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* grad_y,
                                         const A* composite, A rate2, int64_t g, int64_t top, int64_t first,
@@ -282,11 +288,11 @@ A lane_sum(Vec<A> v) {
   return total;
 }
 
-// Attention's gradients of a band of query rows, added to the planes, whose first row is yo * stride - reach of the
-// padded map; returns the sum for rate1.
+// Attention's gradients of a band of query rows, added to the planes, whose first row is yo * stride - reach
+// of the padded map; returns the sum for rate1.
 template <typename T, typename A = Acc<T>>
-Vec<A> attention_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* q, const T* grad_y, const A* lse,
-                      A rate1, int64_t yo, int64_t rows) {
+Vec<A> attention_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* q, const T* grad_y,
+                      const A* lse, A rate1, int64_t yo, int64_t rows) {
   const Window<A>& w = f.window;
   Vec<A> rate1_sum = {};
   const int64_t top = yo * s.stride - w.reach, key_rows = (rows - 1) * s.stride + 2 * w.reach + 1;
@@ -322,8 +328,8 @@ Vec<A> attention_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T
   return rate1_sum;
 }
 
-// One head of one map, band by band of query rows: the planes hold the rows of the padded map that are not complete
-// yet, and every row is written as soon as it is. write(top, first, last) does it.
+// One head of one map, band by band of query rows: the planes hold the rows of the padded map that are not
+// complete yet, and every row is written as soon as it is. write(top, first, last) does it.
 template <typename T, typename Write, typename A = Acc<T>>
 Vec<A> head_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* q, const T* grad_y, const A* lse,
                  A rate1, const Write& write) {
@@ -360,18 +366,20 @@ void input_grad(const AcmixSizes& s, const AcmixWeights& weights, const AcmixInp
   constexpr int V = kLanes<A>;
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
   const InputGradScratch<A> f = lay_out<A>(s, arena);
-  const A rate1 = to_acc(*static_cast<const T*>(weights.rate1)), rate2 = to_acc(*static_cast<const T*>(weights.rate2));
+  const A rate1 = to_acc(*static_cast<const T*>(weights.rate1)),
+          rate2 = to_acc(*static_cast<const T*>(weights.rate2));
   convert_row(f.conv_p, static_cast<const T*>(weights.conv_p), 2 * s.D);
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t b = unit / s.G, g = unit % s.G, map = s.H * s.W, out_map = s.Ho * s.Wo;
     const T* grad_y = static_cast<const T*>(io.grad_y) + b * s.C * out_map;
     memset(f.conv_p_sums, 0, 2 * s.D * V * sizeof(A));
     T* grad_qkv = static_cast<T*>(io.grad_qkv) + b * 3 * s.C * map;
-    const Vec<A> rate1_sum =
-        head_grad(s, f, static_cast<const T*>(io.qkv) + (b * 3 * s.C + g * s.D) * map, grad_y + g * s.D * out_map,
-                  static_cast<const A*>(io.lse) + unit * out_map, rate1, [&](int64_t top, int64_t y0, int64_t y1) {
-                    write_input_grad(s, f, grad_y, static_cast<const A*>(io.composite), rate2, g, top, y0, y1, grad_qkv);
-                  });
+    const Vec<A> rate1_sum = head_grad(
+        s, f, static_cast<const T*>(io.qkv) + (b * 3 * s.C + g * s.D) * map, grad_y + g * s.D * out_map,
+        static_cast<const A*>(io.lse) + unit * out_map, rate1, [&](int64_t top, int64_t y0, int64_t y1) {
+          write_input_grad(s, f, grad_y, static_cast<const A*>(io.composite), rate2, g, top, y0, y1,
+                           grad_qkv);
+        });
     static_cast<A*>(io.rate1_parts)[unit] = lane_sum<A>(rate1_sum);
     for (int64_t i = 0; i < 2 * s.D; ++i) {
       static_cast<A*>(io.conv_p_parts)[unit * 2 * s.D + i] = lane_sum<A>(load(f.conv_p_sums + i * V));
