@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+
 from lska_ops import ACmix
+from lska_ops.testing import PUBLISHED, relative_error
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
@@ -18,6 +20,10 @@ def test_acmix_layout_follows_x(backend, stride, monkeypatch):
         given = x.clone(memory_format=layout).requires_grad_()
         y = m(given)
         assert y.is_contiguous(memory_format=layout)
-        answers.append([y, *torch.autograd.grad(y.square().sum(), [given, *m.parameters()], allow_unused=True)])
+        answers.append(
+            [y, *torch.autograd.grad(y.square().sum(), [given, *m.parameters()], allow_unused=True)]
+        )
     for one, other in zip(*answers, strict=True):
-        assert torch.allclose(one, other)
+        assert (
+            one is other is None or relative_error(one, other) <= PUBLISHED or other.abs().max() <= PUBLISHED
+        )

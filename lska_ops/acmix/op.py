@@ -150,7 +150,9 @@ def core(*tensors, backend, **options):
 
 def _reference_core(qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2, **options):
     q, k, v = qkv.chunk(3, 1)
-    position, mix, shift = _core_convolutions(conv_p, conv_p_bias, fc, dep_conv, options["head"], options["stride"])
+    position, mix, shift = _core_convolutions(
+        conv_p, conv_p_bias, fc, dep_conv, options["head"], options["stride"]
+    )
     attended = reference.attention(q, k, v, position, **options)
     return rate1 * attended + rate2 * reference.shift_aggregate(q, k, v, mix, shift, head=options["head"])
 
@@ -158,7 +160,9 @@ def _reference_core(qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2, **opti
 def _one_bias(projections):
     if all(bias is None for _, bias in projections):
         return None
-    return torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in projections])
+    return torch.cat(
+        [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in projections]
+    )
 
 
 def _op(direction, backend):
@@ -188,7 +192,11 @@ class _AcmixCore(torch.autograd.Function):
         grads = _op("bwd", ctx.backend)(grad_y, qkv, lse, conv_p, *shift, *options.values())
         zero = None if conv_p_bias is None else torch.zeros_like(conv_p_bias)
         grads = (*grads[:2], zero, *grads[2:])
-        return None, None, *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True))
+        return (
+            None,
+            None,
+            *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True)),
+        )
 
 
 def _differentiable_grads(tensors, options, grad_y):
@@ -201,8 +209,12 @@ def _differentiable_grads(tensors, options, grad_y):
 
 def _convolutions(pairs, head, stride):
     """The reference's six callables."""
-    projections = [partial(F.conv2d, weight=weight, bias=bias) for weight, bias in (pairs[n] for n in NAMES[:3])]
-    return *projections, *_core_convolutions(*pairs["conv_p"], pairs["fc"][0], pairs["dep_conv"][0], head, stride)
+    projections = [
+        partial(F.conv2d, weight=weight, bias=bias) for weight, bias in (pairs[n] for n in NAMES[:3])
+    ]
+    return *projections, *_core_convolutions(
+        *pairs["conv_p"], pairs["fc"][0], pairs["dep_conv"][0], head, stride
+    )
 
 
 def _core_convolutions(conv_p, conv_p_bias, fc, dep_conv, head, stride):
