@@ -1,5 +1,6 @@
-// What the CPU launcher knows of the ACmix kernels: sizes, pointers, and one table of functions per instruction set
-// and dtype. No torch header, and no function with a body: this file is seen by every instruction set.
+// What the CPU launcher knows of the ACmix kernels: sizes, pointers, and one table of functions per
+// instruction set and dtype. No torch header, and no function with a body: this file is seen by every
+// instruction set.
 #pragma once
 
 #include <stdint.h>
@@ -9,9 +10,9 @@
 namespace lska_ops {
 
 struct AcmixSizes {
-  int64_t B, C, H, W;    // of the input map
-  int64_t Ho, Wo;        // of the output: ceil(H / stride), ceil(W / stride)
-  int64_t G, D;          // heads, channels per head
+  int64_t B, C, H, W;  // of the input map
+  int64_t Ho, Wo;      // of the output: ceil(H / stride), ceil(W / stride)
+  int64_t G, D;        // heads, channels per head
   int64_t kernel_att, kernel_conv, stride, dilation;
 };
 
@@ -42,15 +43,15 @@ struct AcmixInputGrad {
 };
 
 struct AcmixShiftGrad {
-  const void* grad_y;    // [B, C, Ho, Wo] of T
-  const void* qkv;       // [B, 3C, H, W] of T
-  void* grad_dep_conv;   // [D * G, Kc * Kc, Kc, Kc] of T
-  void* fc_parts;        // [D, Kc * Kc, 3G] of A
-  void* rate2_parts;     // [D] of A
+  const void* grad_y;   // [B, C, Ho, Wo] of T
+  const void* qkv;      // [B, 3C, H, W] of T
+  void* grad_dep_conv;  // [D * G, Kc * Kc, Kc, Kc] of T
+  void* fc_parts;       // [D, Kc * Kc, 3G] of A
+  void* rate2_parts;    // [D] of A
 };
 
-// Units may run in any order and on any thread; the result does not depend on it. Scratch is in bytes, for one
-// thread, aligned to 64.
+// Units may run in any order and on any thread; the result does not depend on it. Scratch is in bytes, for
+// one thread, aligned to 64.
 struct AcmixCpuKernels {
   int64_t (*compose_scratch)(const AcmixSizes&);
   // dep_conv after fc as one convolution; units: d in [0, D). transposed: for the gradient of its input.
@@ -62,13 +63,14 @@ struct AcmixCpuKernels {
                   int64_t last, void* scratch);
   int64_t (*input_grad_scratch)(const AcmixSizes&);
   // Units: b * G + g.
-  void (*input_grad)(const AcmixSizes&, const AcmixWeights&, const AcmixInputGrad&, int64_t first, int64_t last,
-                     void* scratch);
+  void (*input_grad)(const AcmixSizes&, const AcmixWeights&, const AcmixInputGrad&, int64_t first,
+                     int64_t last, void* scratch);
   int64_t (*shift_grad_scratch)(const AcmixSizes&);
   // Units: d in [0, D).
-  void (*shift_grad)(const AcmixSizes&, const AcmixWeights&, const AcmixShiftGrad&, int64_t first, int64_t last,
-                     void* scratch);
-  // parts [count, n] of A summed in order into out [n] of T; with transposed, parts are [count, 2, n / 2] and out [n / 2, 2].
+  void (*shift_grad)(const AcmixSizes&, const AcmixWeights&, const AcmixShiftGrad&, int64_t first,
+                     int64_t last, void* scratch);
+  // parts [count, n] of A summed in order into out [n] of T; with transposed, parts are [count, 2, n / 2] and
+  // out [n / 2, 2].
   void (*sum_parts)(const void* parts, int64_t count, int64_t n, bool transposed, void* out);
 };
 

@@ -11,10 +11,10 @@ struct ForwardScratch {
   ShiftLines<A> shift;
   int64_t tile_pitch, key_rows;
   A *keys, *values, *queries;  // lines of one head
-  A *tile;                     // [C, band, tile_pitch]: the shift branch of a band, all channels
-  A *weights;                  // [block, K * K, lanes]: logits, then exp(logit - largest)
-  A *sums;                     // [block, D, lanes]
-  A *conv_p;                   // [D, 2]
+  A* tile;                     // [C, band, tile_pitch]: the shift branch of a band, all channels
+  A* weights;                  // [block, K * K, lanes]: logits, then exp(logit - largest)
+  A* sums;                     // [block, D, lanes]
+  A* conv_p;                   // [D, 2]
   int32_t* weight_offset;      // [K]
 };
 
@@ -27,29 +27,27 @@ ForwardScratch<A> lay_out(const AcmixSizes& s, int64_t band, Arena& arena) {
   f.tile_pitch = round_up(s.Wo, V);
   f.key_rows = (band - 1) * s.stride + 2 * f.window.reach + 1;
   const int64_t lines = f.key_rows * f.window.row_pitch, queries = band * s.D * f.window.x_pitch;
-  f.keys = arena.take<A>(lines);
-  f.values = arena.take<A>(lines);
-  f.queries = arena.take<A>(queries);
+  f.keys = arena.take_cleared<A>(lines);
+  f.values = arena.take_cleared<A>(lines);
+  f.queries = arena.take_cleared<A>(queries);
   f.tile = arena.take<A>(s.C * band * f.tile_pitch);
   f.weights = arena.take<A>(f.window.block * f.window.taps * V);
   f.sums = arena.take<A>(f.window.block * s.D * V);
   f.conv_p = arena.take<A>(2 * s.D);
   f.weight_offset = arena.take<int32_t>(f.window.K);
   if (!arena.base) return f;
-  memset(f.keys, 0, lines * sizeof(A));
-  memset(f.values, 0, lines * sizeof(A));
-  memset(f.queries, 0, queries * sizeof(A));
   for (int64_t t = 0; t < f.window.K; ++t) f.weight_offset[t] = int32_t(t * V);
   return f;
 }
 
 // Attention of a block of query rows at one vector of pixels.
-// Owns: rows [yo, yo + rows), pixels [x, x + lanes) of head g. Reads: lines of queries, keys and values, the tile.
-// Writes: y = tile + rate1 * attention, and lse. Keeps: weights and sums, in L1.
-// The reference: `weights = (q * (windows(k) + p_offset)).sum(1).softmax(1)` to the return of acmix().
+// Owns: rows [yo, yo + rows), pixels [x, x + lanes) of head g. Reads: lines of queries, keys and values, the
+// tile. Writes: y = tile + rate1 * attention, and lse. Keeps: weights and sums, in L1. The reference:
+// `weights = (q * (windows(k) + p_offset)).sum(1).softmax(1)` to the return of acmix().
 template <typename T, typename A = Acc<T>>
-[[gnu::noinline]] void attend(const AcmixSizes& s, const ForwardScratch<A>& f, const A* q, const A* k, const A* v, int64_t yo, int64_t x,
-            int64_t rows, const A* tile, int64_t tile_dim, A rate1, T* y, A* lse) {
+[[gnu::noinline]] void attend(const AcmixSizes& s, const ForwardScratch<A>& f, const A* q, const A* k,
+                              const A* v, int64_t yo, int64_t x, int64_t rows, const A* tile,
+                              int64_t tile_dim, A rate1, T* y, A* lse) {
   constexpr int V = kLanes<A>;
   const Window<A>& w = f.window;
   const int64_t weights_row = w.taps * V, sums_row = s.D * V, lanes = smaller(V, s.Wo - x);
@@ -90,8 +88,8 @@ template <typename T, typename A = Acc<T>>
 
 // The shift branch of a band: tile [C, band, tile_pitch] = rate2 * shift_aggregate(q, k, v).
 template <typename T, typename A = Acc<T>>
-[[gnu::noinline]] void shift_band(const AcmixSizes& s, const ForwardScratch<A>& f, const T* qkv, const A* composite, A rate2, int64_t yo,
-                int64_t rows, int64_t band) {
+[[gnu::noinline]] void shift_band(const AcmixSizes& s, const ForwardScratch<A>& f, const T* qkv,
+                                  const A* composite, A rate2, int64_t yo, int64_t rows, int64_t band) {
   Convolution<A> c;
   c.lines = f.shift.lines;
   c.row_step = s.stride * f.shift.line.pitch;
@@ -112,7 +110,8 @@ template <typename T, typename A = Acc<T>>
 void forward_band(const AcmixSizes& s, const ForwardScratch<A>& f, const AcmixWeights& weights,
                   const AcmixForward& io, int64_t b, int64_t yo, int64_t rows, int64_t band) {
   const Window<A>& w = f.window;
-  const A rate1 = to_acc(*static_cast<const T*>(weights.rate1)), rate2 = to_acc(*static_cast<const T*>(weights.rate2));
+  const A rate1 = to_acc(*static_cast<const T*>(weights.rate1)),
+          rate2 = to_acc(*static_cast<const T*>(weights.rate2));
   const T* qkv = static_cast<const T*>(io.qkv) + b * 3 * s.C * s.H * s.W;
   shift_band(s, f, qkv, static_cast<const A*>(io.composite), rate2, yo, rows, band);
   for (int64_t g = 0; g < s.G; ++g) {
@@ -122,8 +121,8 @@ void forward_band(const AcmixSizes& s, const ForwardScratch<A>& f, const AcmixWe
     fill_reflected(f.values, w.line, q + 2 * s.C * s.H * s.W, s.D, s.H, s.W, top, key_rows, w.reach, w.folds);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t d = 0; d < s.D; ++d) {
-        convert_strided(f.queries + (r * s.D + d) * w.x_pitch, q + (d * s.H + (yo + r) * s.stride) * s.W, s.Wo,
-                        s.stride);
+        convert_strided(f.queries + (r * s.D + d) * w.x_pitch, q + (d * s.H + (yo + r) * s.stride) * s.W,
+                        s.Wo, s.stride);
       }
     }
     T* y = static_cast<T*>(io.y) + (b * s.C + g * s.D) * s.Ho * s.Wo;
@@ -132,16 +131,17 @@ void forward_band(const AcmixSizes& s, const ForwardScratch<A>& f, const AcmixWe
     for (int64_t r = 0; r < rows; r += w.block) {
       const int64_t top_key = r * s.stride * w.row_pitch;
       for (int64_t x = 0; x < s.Wo; x += kLanes<A>) {
-        attend<T>(s, f, f.queries + r * s.D * w.x_pitch + x, f.keys + top_key + x, f.values + top_key + x, yo + r, x,
-                  smaller(w.block, rows - r), tile + r * f.tile_pitch, band * f.tile_pitch, rate1, y, lse);
+        attend<T>(s, f, f.queries + r * s.D * w.x_pitch + x, f.keys + top_key + x, f.values + top_key + x,
+                  yo + r, x, smaller(w.block, rows - r), tile + r * f.tile_pitch, band * f.tile_pitch, rate1,
+                  y, lse);
       }
     }
   }
 }
 
 template <typename T>
-void forward(const AcmixSizes& s, const AcmixWeights& weights, const AcmixForward& io, int64_t band, int64_t first,
-             int64_t last, void* scratch) {
+void forward(const AcmixSizes& s, const AcmixWeights& weights, const AcmixForward& io, int64_t band,
+             int64_t first, int64_t last, void* scratch) {
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
   const auto f = lay_out<Acc<T>>(s, band, arena);
   convert_row(f.conv_p, static_cast<const T*>(weights.conv_p), 2 * s.D);

@@ -5,7 +5,8 @@
 namespace lska_ops::LSKA_OPS_ISA {
 namespace {
 
-constexpr int64_t kBand = 6;  // query rows whose lines are filled at a time
+constexpr int64_t kBand =
+    kRows;  // query rows whose lines are filled at a time; more of them only take more cache
 
 // Taps of one phase of a line, as TapSums wants them when keys gather from their queries.
 struct Phase {
@@ -17,16 +18,18 @@ template <typename A>
 struct InputGradScratch {
   Window<A> window;
   ShiftLines<A> shift;
-  Phase* phases;        // [stride]
-  int64_t plane_rows;   // rows of the padded map
-  A* planes[3];         // grad_q, grad_k, grad_v of one head: [plane_rows][D] lines
-  A *keys, *values;     // lines of the band's windows
-  A *queries, *grads;   // [kBand][D] lines of q and grad_y, zero around the map
-  A *logit_grads;       // [block, K * K, x_pitch]: products q . k, then softmax weights, then the gradient of the logits
-  A *weights;           // [block, K * K, x_pitch]: products grad_y . v, then rate1 * softmax weights
-  A *sums;              // [block, D, lanes]
-  A *conv_p;            // [D, 2]
-  A *conv_p_sums;       // [2, D, lanes]
+  Phase* phases;       // [stride]
+  int64_t band;        // query rows in a band
+  int64_t plane_rows;  // rows of the padded map that a band and what follows it may still change
+  A* planes[3];        // grad_q, grad_k, grad_v of one head: [plane_rows][D] lines
+  A *keys, *values;    // lines of the band's windows
+  A *queries, *grads;  // [band][D] lines of q and grad_y, zero around the map
+  A* logit_grads;  // [block, K * K, x_pitch]: products q . k, then softmax weights, then the gradient of the
+                   // logits
+  A* weights;      // [block, K * K, x_pitch]: products grad_y . v, then rate1 * softmax weights
+  A* sums;         // [block, D, lanes]
+  A* conv_p;       // [D, 2]
+  A* conv_p_sums;  // [2, D, lanes]
   int32_t* weight_offset;  // [K]
 };
 
@@ -60,21 +63,23 @@ InputGradScratch<A> lay_out(const AcmixSizes& s, Arena& arena) {
   f.phases = arena.take<Phase>(s.stride);
   int32_t* offsets = arena.take<int32_t>(2 * s.stride * w.K);
   f.weight_offset = arena.take<int32_t>(w.K);
-  f.plane_rows = larger((s.Ho - 1) * s.stride + w.reach, s.H - 1) + w.reach + 1;
+  // A row beyond the border is added to its reflection when its last query has passed, so that has to be at
+  // hand.
+  f.band = s.H > w.reach ? smaller(kBand, s.Ho) : s.Ho;
+  const int64_t key_rows = (f.band - 1) * s.stride + 2 * w.reach + 1;
+  f.plane_rows = larger(key_rows, f.band * s.stride + w.reach);
   for (A*& plane : f.planes) plane = arena.take<A>(f.plane_rows * w.row_pitch);
   f.conv_p = arena.take<A>(2 * s.D);
   f.conv_p_sums = arena.take<A>(2 * s.D * V);
   f.sums = arena.take<A>(w.block * s.D * V);
-  const int64_t cleared_from = arena.used;
-  const int64_t lines = ((kBand - 1) * s.stride + 2 * w.reach + 1) * w.row_pitch, queries = kBand * s.D * w.x_pitch;
-  f.keys = arena.take<A>(lines);
-  f.values = arena.take<A>(lines);
-  f.queries = arena.take<A>(queries);
-  f.grads = arena.take<A>(queries);
-  f.logit_grads = arena.take<A>(w.block * w.taps * w.x_pitch);
-  f.weights = arena.take<A>(w.block * w.taps * w.x_pitch);
+  const int64_t lines = key_rows * w.row_pitch, queries = f.band * s.D * w.x_pitch;
+  f.keys = arena.take_cleared<A>(lines);
+  f.values = arena.take_cleared<A>(lines);
+  f.queries = arena.take_cleared<A>(queries);
+  f.grads = arena.take_cleared<A>(queries);
+  f.logit_grads = arena.take_cleared<A>(w.block * w.taps * w.x_pitch);
+  f.weights = arena.take_cleared<A>(w.block * w.taps * w.x_pitch);
   if (!arena.base) return f;
-  memset(f.keys, 0, arena.used - cleared_from);
   for (int64_t t = 0; t < w.K; ++t) f.weight_offset[t] = int32_t(t * w.x_pitch);
   set_phases(s, f, offsets);
   return f;
@@ -84,17 +89,18 @@ InputGradScratch<A> lay_out(const AcmixSizes& s, Arena& arena) {
 template <typename A>
 struct QueryTile {
   const A *q, *grad, *k, *v;
-  A *weights, *logit_grads;
+  A *weights, *logit_grads, *grad_q;
   int64_t yo, x, rows;
 };
 
 // The query's side of attention's backward.
-// Owns: a tile. Reads: q, grad_y, lse and the lines of keys and values. Writes: grad_q, and for the keys' side the
-// tile's logit_grads and rate1 * weights. Keeps: the same two, K * K vectors each. Adds to the sums of conv_p and rate1.
-// The reference: the backward of attention(); delta = sum over the window of weights * grad of weights.
+// Owns: a tile. Reads: q, grad_y, lse and the lines of keys and values. Writes: grad_q, and for the keys'
+// side the tile's logit_grads and rate1 * weights. Keeps: the same two, K * K vectors each. Adds to the sums
+// of conv_p and rate1. The reference: the backward of attention(); delta = sum over the window of weights *
+// grad of weights.
 template <typename A>
-[[gnu::noinline]] void query_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const QueryTile<A>& at, const A* lse, A rate1,
-                Vec<A>& rate1_sum) {
+[[gnu::noinline]] void query_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const QueryTile<A>& at,
+                                  const A* lse, A rate1, Vec<A>& rate1_sum) {
   constexpr int V = kLanes<A>;
   const Window<A>& w = f.window;
   const int64_t tap = w.x_pitch, row = w.taps * tap, sums_row = s.D * V;
@@ -145,7 +151,7 @@ template <typename A>
   }
   window_sums(w, s, at.logit_grads, row, tap, f.weight_offset, at.k, at.rows, f.sums, sums_row, V);
   for (int64_t r = 0; r < at.rows; ++r) {
-    A* out = f.planes[0] + ((at.yo + r) * s.stride + w.reach) * w.row_pitch + w.line.index(0) + at.x;
+    A* out = at.grad_q + r * s.stride * w.row_pitch;
     for (int64_t d = 0; d < s.D; ++d) {
       const Vec<A> of_keys = load(f.sums + r * sums_row + d * V);
       store(out + d * w.line.pitch,
@@ -154,11 +160,12 @@ template <typename A>
   }
 }
 
-// The keys' side: every key of the padded map adds up what the queries of a block, whose windows it is in, send it.
-// weights [rows][K * K][x_pitch], from [rows][D] lines; plane: lines of the block's first row of keys.
+// The keys' side: every key of the padded map adds up what the queries of a block, whose windows it is in,
+// send it. weights [rows][K * K][x_pitch], from [rows][D] lines; plane: lines of the block's first row of
+// keys.
 template <typename A>
-void key_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const A* weights, const A* from, int64_t rows,
-              A* plane) {
+void key_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const A* weights, const A* from,
+              int64_t rows, A* plane) {
   const Window<A>& w = f.window;
   const int64_t row = w.taps * w.x_pitch, keys = rows + w.K - 1;
   for (int64_t phase = 0; phase < s.stride; ++phase) {
@@ -195,33 +202,43 @@ void key_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const A* weight
   }
 }
 
-// What the reflected border of a plane gathered belongs to the pixels it repeats.
+// Adds row y of the padded map, beyond the border, to the row that it repeats; top is the row the planes
+// begin with.
 template <typename A>
-void fold_plane(const AcmixSizes& s, const InputGradScratch<A>& f, A* plane) {
-  const Window<A>& w = f.window;
-  for (int64_t i = 0; i < f.plane_rows * s.D; ++i) {
-    A* line = plane + i * w.line.pitch;
-    for (int64_t j = 0; j < 2 * w.reach; ++j) line[w.folds[j].pixel] += line[w.folds[j].border];
-  }
-  for (int64_t i = 0; i < f.plane_rows; ++i) {
-    const int64_t y = i - w.reach;
-    if (y >= 0 && y < s.H) continue;
-    const A* from = plane + i * w.row_pitch;
-    A* to = plane + (folded(y, s.H) + w.reach) * w.row_pitch;
-    for (int64_t j = 0; j < w.row_pitch; ++j) to[j] += from[j];
+void fold_row(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t top, int64_t y) {
+  const int64_t pitch = f.window.row_pitch;
+  for (int m = 1; m < 3; ++m) {
+    const A* from = f.planes[m] + (y - top) * pitch;
+    A* to = f.planes[m] + (folded(y, s.H) - top) * pitch;
+    for (int64_t j = 0; j < pitch; ++j) to[j] += from[j];
   }
 }
 
-// Adds the shift branch's gradient to the planes' and writes the sum: grad_qkv of head g.
+// What the border columns of rows [first, last) gathered belongs to the pixels they repeat.
+template <typename A>
+void fold_columns(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t top, int64_t first,
+                  int64_t last) {
+  const Window<A>& w = f.window;
+  for (int m = 1; m < 3; ++m) {
+    A* line = f.planes[m] + (first - top) * w.row_pitch;
+    for (int64_t i = 0; i < (last - first) * s.D; ++i, line += w.line.pitch) {
+      for (int64_t j = 0; j < 2 * w.reach; ++j) line[w.folds[j].pixel] += line[w.folds[j].border];
+    }
+  }
+}
+
+// Adds the shift branch's gradient to the planes' and writes the sum: rows [first, last) of grad_qkv of head
+// g.
 template <typename T, typename A = Acc<T>>
-[[gnu::noinline]] void write_input_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* grad_y, const A* composite,
-                      A rate2, int64_t g, T* grad_qkv) {
+[[gnu::noinline]] void write_input_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* grad_y,
+                                        const A* composite, A rate2, int64_t g, int64_t top, int64_t first,
+                                        int64_t last, T* grad_qkv) {
   constexpr int V = kLanes<A>;
   const LineShape& line = f.window.line;
   const int64_t n = f.shift.n, reach = s.kernel_conv / 2;
   for (int64_t d = 0; d < s.D; ++d) {
-    for (int64_t y = 0; y < s.H; y += kBand) {
-      const int64_t rows = smaller(kBand, s.H - y);
+    for (int64_t y = first; y < last; y += kBand) {
+      const int64_t rows = smaller(kBand, last - y);
       for (int64_t o = 0; o < s.G; ++o) {
         const T* from = grad_y + (d * s.G + o) * s.Ho * s.Wo;
         A* to = f.shift.lines + o * f.shift.rows * f.shift.line.pitch;
@@ -245,7 +262,7 @@ template <typename T, typename A = Acc<T>>
       c.offset = f.shift.offset;
       c.n = n;
       convolve(c, composite + (d * s.G + g) * 3 * n, 3, [&](int64_t m, int64_t r, int64_t x, Vec<A> sum) {
-        const A* attended = f.planes[m] + (y + r + f.window.reach) * f.window.row_pitch + d * line.pitch;
+        const A* attended = f.planes[m] + (y + r - top) * f.window.row_pitch + d * line.pitch;
         T* out = grad_qkv + ((m * s.C + g * s.D + d) * s.H + y + r) * s.W + x;
         const int lanes = int(smaller(V, s.W - x));
         Vec<A> both = sum * rate2;
@@ -271,39 +288,73 @@ A lane_sum(Vec<A> v) {
   return total;
 }
 
-// Fills the planes of head g: attention's gradients, still on the padded map; returns the sum for rate1.
+// Attention's gradients of a band of query rows, added to the planes, whose first row is yo * stride - reach
+// of the padded map; returns the sum for rate1.
 template <typename T, typename A = Acc<T>>
-Vec<A> attention_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* q, const T* grad_y, const A* lse,
-                      A rate1) {
+Vec<A> attention_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* q, const T* grad_y,
+                      const A* lse, A rate1, int64_t yo, int64_t rows) {
   const Window<A>& w = f.window;
   Vec<A> rate1_sum = {};
-  for (A* plane : f.planes) memset(plane, 0, f.plane_rows * w.row_pitch * sizeof(A));
-  for (int64_t yo = 0; yo < s.Ho; yo += kBand) {
-    const int64_t rows = smaller(kBand, s.Ho - yo), top = yo * s.stride - w.reach;
-    const int64_t key_rows = (rows - 1) * s.stride + 2 * w.reach + 1;
-    fill_reflected(f.keys, w.line, q + s.C * s.H * s.W, s.D, s.H, s.W, top, key_rows, w.reach, w.folds);
-    fill_reflected(f.values, w.line, q + 2 * s.C * s.H * s.W, s.D, s.H, s.W, top, key_rows, w.reach, w.folds);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t d = 0; d < s.D; ++d) {
-        const int64_t to = (r * s.D + d) * w.x_pitch + w.lead;
-        convert_strided(f.queries + to, q + (d * s.H + (yo + r) * s.stride) * s.W, s.Wo, s.stride);
-        convert_row(f.grads + to, grad_y + (d * s.Ho + yo + r) * s.Wo, s.Wo);
-      }
+  const int64_t top = yo * s.stride - w.reach, key_rows = (rows - 1) * s.stride + 2 * w.reach + 1;
+  fill_reflected(f.keys, w.line, q + s.C * s.H * s.W, s.D, s.H, s.W, top, key_rows, w.reach, w.folds);
+  fill_reflected(f.values, w.line, q + 2 * s.C * s.H * s.W, s.D, s.H, s.W, top, key_rows, w.reach, w.folds);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t d = 0; d < s.D; ++d) {
+      const int64_t to = (r * s.D + d) * w.x_pitch + w.lead;
+      convert_strided(f.queries + to, q + (d * s.H + (yo + r) * s.stride) * s.W, s.Wo, s.stride);
+      convert_row(f.grads + to, grad_y + (d * s.Ho + yo + r) * s.Wo, s.Wo);
     }
-    for (int64_t r = 0; r < rows; r += w.block) {
-      const int64_t queries = r * s.D * w.x_pitch, in_block = smaller(w.block, rows - r);
-      for (int64_t x = 0; x < s.Wo; x += kLanes<A>) {
-        const int64_t at = queries + w.lead + x, key = r * s.stride * w.row_pitch + x;
-        const QueryTile<A> tile = {f.queries + at,          f.grads + at,
-                                   f.keys + key,            f.values + key,
-                                   f.weights + w.lead + x,  f.logit_grads + w.lead + x,
-                                   yo + r,                  x,
-                                   in_block};
-        query_grad(s, f, tile, lse, rate1, rate1_sum);
-      }
-      const int64_t plane = (yo + r) * s.stride * w.row_pitch;
-      key_grad(s, f, f.logit_grads, f.queries + queries, in_block, f.planes[1] + plane);
-      key_grad(s, f, f.weights, f.grads + queries, in_block, f.planes[2] + plane);
+  }
+  for (int64_t r = 0; r < rows; r += w.block) {
+    const int64_t queries = r * s.D * w.x_pitch, in_block = smaller(w.block, rows - r);
+    const int64_t plane = r * s.stride * w.row_pitch;
+    for (int64_t x = 0; x < s.Wo; x += kLanes<A>) {
+      const int64_t at = queries + w.lead + x, key = plane + x;
+      const QueryTile<A> tile = {f.queries + at,
+                                 f.grads + at,
+                                 f.keys + key,
+                                 f.values + key,
+                                 f.weights + w.lead + x,
+                                 f.logit_grads + w.lead + x,
+                                 f.planes[0] + plane + w.reach * w.row_pitch + w.line.index(0) + x,
+                                 yo + r,
+                                 x,
+                                 in_block};
+      query_grad(s, f, tile, lse, rate1, rate1_sum);
+    }
+    key_grad(s, f, f.logit_grads, f.queries + queries, in_block, f.planes[1] + plane);
+    key_grad(s, f, f.weights, f.grads + queries, in_block, f.planes[2] + plane);
+  }
+  return rate1_sum;
+}
+
+// One head of one map, band by band of query rows: the planes hold the rows of the padded map that are not
+// complete yet, and every row is written as soon as it is. write(top, first, last) does it.
+template <typename T, typename Write, typename A = Acc<T>>
+Vec<A> head_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* q, const T* grad_y, const A* lse,
+                 A rate1, const Write& write) {
+  const int64_t reach = f.window.reach, pitch = f.window.row_pitch;
+  Vec<A> rate1_sum = {};
+  for (A* plane : f.planes) memset(plane, 0, f.plane_rows * pitch * sizeof(A));
+  for (int64_t yo = 0; yo < s.Ho; yo += f.band) {
+    const int64_t rows = smaller(f.band, s.Ho - yo), top = yo * s.stride - reach;
+    const bool at_end = yo + rows == s.Ho;
+    rate1_sum += attention_grad(s, f, q, grad_y, lse, rate1, yo, rows);
+    const int64_t complete = at_end ? s.H : top + rows * s.stride;
+    for (int64_t y = top; y < smaller(0, complete); ++y) fold_row(s, f, top, y);
+    if (at_end) {
+      for (int64_t y = s.H; y <= (s.Ho - 1) * s.stride + reach; ++y) fold_row(s, f, top, y);
+    }
+    const int64_t first = larger(top, 0);
+    if (first < complete) {
+      fold_columns(s, f, top, first, complete);
+      write(top, first, complete);
+    }
+    if (at_end) break;
+    const int64_t kept = f.plane_rows - rows * s.stride;
+    for (A* plane : f.planes) {
+      memmove(plane, plane + rows * s.stride * pitch, kept * pitch * sizeof(A));
+      memset(plane + kept * pitch, 0, rows * s.stride * pitch * sizeof(A));
     }
   }
   return rate1_sum;
@@ -315,23 +366,24 @@ void input_grad(const AcmixSizes& s, const AcmixWeights& weights, const AcmixInp
   constexpr int V = kLanes<A>;
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
   const InputGradScratch<A> f = lay_out<A>(s, arena);
-  const A rate1 = to_acc(*static_cast<const T*>(weights.rate1)), rate2 = to_acc(*static_cast<const T*>(weights.rate2));
+  const A rate1 = to_acc(*static_cast<const T*>(weights.rate1)),
+          rate2 = to_acc(*static_cast<const T*>(weights.rate2));
   convert_row(f.conv_p, static_cast<const T*>(weights.conv_p), 2 * s.D);
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t b = unit / s.G, g = unit % s.G, map = s.H * s.W, out_map = s.Ho * s.Wo;
     const T* grad_y = static_cast<const T*>(io.grad_y) + b * s.C * out_map;
     memset(f.conv_p_sums, 0, 2 * s.D * V * sizeof(A));
-    const Vec<A> rate1_sum =
-        attention_grad(s, f, static_cast<const T*>(io.qkv) + (b * 3 * s.C + g * s.D) * map,
-                       grad_y + g * s.D * out_map, static_cast<const A*>(io.lse) + unit * out_map, rate1);
+    T* grad_qkv = static_cast<T*>(io.grad_qkv) + b * 3 * s.C * map;
+    const Vec<A> rate1_sum = head_grad(
+        s, f, static_cast<const T*>(io.qkv) + (b * 3 * s.C + g * s.D) * map, grad_y + g * s.D * out_map,
+        static_cast<const A*>(io.lse) + unit * out_map, rate1, [&](int64_t top, int64_t y0, int64_t y1) {
+          write_input_grad(s, f, grad_y, static_cast<const A*>(io.composite), rate2, g, top, y0, y1,
+                           grad_qkv);
+        });
     static_cast<A*>(io.rate1_parts)[unit] = lane_sum<A>(rate1_sum);
     for (int64_t i = 0; i < 2 * s.D; ++i) {
       static_cast<A*>(io.conv_p_parts)[unit * 2 * s.D + i] = lane_sum<A>(load(f.conv_p_sums + i * V));
     }
-    fold_plane(s, f, f.planes[1]);
-    fold_plane(s, f, f.planes[2]);
-    write_input_grad(s, f, grad_y, static_cast<const A*>(io.composite), rate2, g,
-                     static_cast<T*>(io.grad_qkv) + b * 3 * s.C * map);
   }
 }
 

@@ -1,8 +1,8 @@
 // The files that share the table of kernels out among themselves.
 #pragma once
 
-#include "csrc/common/simd.h"
 #include "csrc/acmix/cpu_kernels.h"
+#include "csrc/common/simd.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
 
@@ -14,10 +14,14 @@ void add_shift(Dtype dtype, AcmixCpuKernels& kernels);
 template <typename F>
 inline void with_dtype(Dtype dtype, const F& f) {
   switch (dtype) {
-    case Dtype::f32: return f(float{});
-    case Dtype::f64: return f(double{});
-    case Dtype::f16: return f(Half{});
-    case Dtype::bf16: return f(BFloat16{});
+    case Dtype::f32:
+      return f(float{});
+    case Dtype::f64:
+      return f(double{});
+    case Dtype::f16:
+      return f(Half{});
+    case Dtype::bf16:
+      return f(BFloat16{});
   }
 }
 

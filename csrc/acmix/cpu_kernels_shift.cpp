@@ -23,8 +23,8 @@ ComposeScratch<A> lay_out_compose(const AcmixSizes& s, Arena& arena) {
 }
 
 template <typename T, typename A = Acc<T>>
-void compose(const AcmixSizes& s, const AcmixWeights& weights, bool transposed, void* composite, int64_t first,
-             int64_t last, void* scratch) {
+void compose(const AcmixSizes& s, const AcmixWeights& weights, bool transposed, void* composite,
+             int64_t first, int64_t last, void* scratch) {
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
   const ComposeScratch<A> c = lay_out_compose<A>(s, arena);
   const int64_t maps = 3 * s.G, taps = s.kernel_conv * s.kernel_conv, n = maps * taps;
@@ -110,7 +110,8 @@ void correlate_block(const ShiftGradScratch<A>& f, const AcmixSizes& s, const A*
     const A* grads_row = grads + r * f.grad_pitch;
     const int64_t row = r * s.stride * f.shift.line.pitch;
     for (int64_t x = 0; x < last; x += V) add(grads_row + x, row + x, Is<false>{});
-    add(grads_row + last, row + last, Is<true>{});  // grad is zero beyond the map, but 0 times infinity is not
+    add(grads_row + last, row + last,
+        Is<true>{});  // grad is zero beyond the map, but 0 times infinity is not
   }
   for (int g = 0; g < NG; ++g) {
     for (int j = 0; j < NJ; ++j) store(sums + (g * f.shift.n + j) * V, sum[g][j]);
@@ -127,9 +128,14 @@ void correlate(const ShiftGradScratch<A>& f, const AcmixSizes& s, int64_t g, int
       const int32_t* offset = f.shift.offset + j;
       A* to = sums + j * kLanes<A>;
       switch (smaller(kColumns, i + s.kernel_conv - j)) {
-        case 1: correlate_block<NG, 1>(f, s, grads, f.shift.lines, offset, rows, to); break;
-        case 2: correlate_block<NG, 2>(f, s, grads, f.shift.lines, offset, rows, to); break;
-        default: correlate_block<NG, 3>(f, s, grads, f.shift.lines, offset, rows, to);
+        case 1:
+          correlate_block<NG, 1>(f, s, grads, f.shift.lines, offset, rows, to);
+          break;
+        case 2:
+          correlate_block<NG, 2>(f, s, grads, f.shift.lines, offset, rows, to);
+          break;
+        default:
+          correlate_block<NG, 3>(f, s, grads, f.shift.lines, offset, rows, to);
       }
     }
   }
@@ -169,9 +175,9 @@ void composite_grad(const AcmixSizes& s, const ShiftGradScratch<A>& f, const Acm
 }
 
 // Gradients of the shift branch's weights.
-// Owns: dim d of dep_conv over the whole batch. Reads: grad_y and the 3G maps of d. Writes: grad_dep_conv of d, d's
-// share of grad_fc and grad_rate2. Keeps: lines of a band and the sums, a vector each.
-// The reference: the backward of `rate2 * shift_aggregate(q, k, v, fc, dep_conv)`.
+// Owns: dim d of dep_conv over the whole batch. Reads: grad_y and the 3G maps of d. Writes: grad_dep_conv of
+// d, d's share of grad_fc and grad_rate2. Keeps: lines of a band and the sums, a vector each. The reference:
+// the backward of `rate2 * shift_aggregate(q, k, v, fc, dep_conv)`.
 template <typename T, typename A = Acc<T>>
 void shift_grad(const AcmixSizes& s, const AcmixWeights& weights, const AcmixShiftGrad& io, int64_t first,
                 int64_t last, void* scratch) {

@@ -1,9 +1,13 @@
-// Rows of a map as the ACmix kernels want them: in the accumulation type, padded, and split by stride, so that a tap
-// of neighbouring outputs is one unaligned vector load for every stride and dilation.
+// Rows of a map as the ACmix kernels want them: in the accumulation type, padded, and split by stride, so
+// that a tap of neighbouring outputs is one unaligned vector load for every stride and dilation.
 #pragma once
 
-#include "csrc/common/simd.h"
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "csrc/acmix/cpu_kernels.h"
+#include "csrc/common/simd.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
 
@@ -19,15 +23,28 @@ inline int64_t folded(int64_t i, int64_t length) {
   return m < length ? m : period - m;
 }
 
-// Hands out parts of one thread's scratch; from address 0 it only measures.
+// Hands out parts of one thread's scratch; from address 0 it only measures. Under AddressSanitizer what lies
+// between two parts may not be touched.
 struct Arena {
   uintptr_t base;
   int64_t used = 0;
   template <typename E>
   E* take(int64_t n) {
     const uintptr_t at = base + uintptr_t(used);
-    used += round_up(n * int64_t(sizeof(E)), 64);
+    const int64_t bytes = n * int64_t(sizeof(E));
+    used += round_up(bytes, 64);
+#if defined(__SANITIZE_ADDRESS__)
+    used += 64;
+    if (base)
+      __asan_poison_memory_region(reinterpret_cast<void*>(at + bytes), size_t(base + used - at - bytes));
+#endif
     return reinterpret_cast<E*>(at);
+  }
+  template <typename E>
+  E* take_cleared(int64_t n) {
+    E* part = take<E>(n);
+    if (base) memset(part, 0, n * sizeof(E));
+    return part;
   }
 };
 
@@ -42,8 +59,9 @@ inline LineShape line_shape(int64_t W, int64_t Wo, int64_t reach, int64_t stride
   LineShape s;
   s.stride = stride;
   s.pad = round_up(reach, stride);
-  const int64_t read_to = (s.pad + reach) / stride + round_up(Wo, kLanes<A>);
-  s.phase = larger((W - 1 + reach + s.pad) / stride + 1, read_to) + kLanes<A>;  // room for a last whole vector
+  // the last tap of the last pixel, and room for a whole vector that begins there
+  const int64_t read_to = (s.pad + reach) / stride + Wo + kLanes<A> - 1;
+  s.phase = larger((W - 1 + reach + s.pad) / stride + 1, read_to);
   s.pitch = s.phase * stride;
   return s;
 }
@@ -87,8 +105,8 @@ inline void make_folds(Fold* folds, const LineShape& s, int64_t W, int64_t reach
 
 // Lines [rows][planes][pitch] of the map rows y, y + 1, ... with their reflections; from [planes, H, W].
 template <typename T>
-inline void fill_reflected(Acc<T>* lines, const LineShape& s, const T* from, int64_t planes, int64_t H, int64_t W,
-                           int64_t y, int64_t rows, int64_t reach, const Fold* folds) {
+inline void fill_reflected(Acc<T>* lines, const LineShape& s, const T* from, int64_t planes, int64_t H,
+                           int64_t W, int64_t y, int64_t rows, int64_t reach, const Fold* folds) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* row = from + folded(y + r, H) * W;
     for (int64_t d = 0; d < planes; ++d, lines += s.pitch) {
@@ -98,11 +116,11 @@ inline void fill_reflected(Acc<T>* lines, const LineShape& s, const T* from, int
   }
 }
 
-// Lines [rows][pitch] of one plane's rows y, y + 1, ..., zero outside of the map. The padding columns are never
-// written: they are zero since the scratch was cleared.
+// Lines [rows][pitch] of one plane's rows y, y + 1, ..., zero outside of the map. The padding columns are
+// never written: they are zero since the scratch was cleared.
 template <typename T>
-inline void fill_zero_padded(Acc<T>* lines, const LineShape& s, const T* plane, int64_t H, int64_t W, int64_t y,
-                             int64_t rows) {
+inline void fill_zero_padded(Acc<T>* lines, const LineShape& s, const T* plane, int64_t H, int64_t W,
+                             int64_t y, int64_t rows) {
   for (int64_t r = 0; r < rows; ++r, lines += s.pitch) {
     if (y + r < 0 || y + r >= H) {
       memset(lines, 0, s.pitch * sizeof(Acc<T>));

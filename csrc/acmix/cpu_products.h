@@ -1,5 +1,5 @@
-// The inner loops of ACmix on CPU, over vectors of neighbouring pixels: two products of attention and one convolution.
-// Each keeps a block of sums in registers, so that a load serves several multiplications.
+// The inner loops of ACmix on CPU, over vectors of neighbouring pixels: two products of attention and one
+// convolution. Each keeps a block of sums in registers, so that a load serves several multiplications.
 #pragma once
 
 #include "csrc/acmix/cpu_lines.h"
@@ -8,13 +8,14 @@ namespace lska_ops::LSKA_OPS_ISA {
 
 // Blocks that fit 16 registers, or the 32 of AVX-512.
 constexpr bool kManyRegisters = kVectorBytes == 64;
-constexpr int kRows = 3;                        // query rows that share a row of keys
-constexpr int kTaps = kManyRegisters ? 7 : 4;   // taps of one row of the window
-constexpr int kDims = kManyRegisters ? 8 : 4;   // channels that share the weights of a window
-constexpr int kPixels = kManyRegisters ? 5 : 3; // vectors of pixels that share the weights of a convolution
-constexpr int kOutputs = 4;                     // outputs of a convolution that share its inputs
+constexpr int kRows = 3;                         // query rows that share a row of keys
+constexpr int kTaps = kManyRegisters ? 7 : 4;    // taps of one row of the window
+constexpr int kDims = kManyRegisters ? 8 : 4;    // channels that share the weights of a window
+constexpr int kPixels = kManyRegisters ? 5 : 3;  // vectors of pixels that share the weights of a convolution
+constexpr int kOutputs = 4;                      // outputs of a convolution that share its inputs
 
-// out[r][t] = sum over d of q[r][d] * k[d][offset[t]]: one row of keys with the query rows whose window it is in.
+// out[r][t] = sum over d of q[r][d] * k[d][offset[t]]: one row of keys with the query rows whose window it is
+// in.
 template <typename A>
 struct TapDots {
   const A* q;
@@ -58,16 +59,30 @@ void tap_dots_rows(const TapDots<A>& s, int64_t K) {
   for (int64_t i = 0; i < groups; ++i) {
     const int64_t t0 = K * i / groups, t1 = K * (i + 1) / groups;
     switch (t1 - t0) {
-      case 1: tap_dots_block<NR, 1, kConsecutive>(s, t0); break;
-      case 2: tap_dots_block<NR, 2, kConsecutive>(s, t0); break;
-      case 3: tap_dots_block<NR, 3, kConsecutive>(s, t0); break;
-      case 4: tap_dots_block<NR, 4, kConsecutive>(s, t0); break;
+      case 1:
+        tap_dots_block<NR, 1, kConsecutive>(s, t0);
+        break;
+      case 2:
+        tap_dots_block<NR, 2, kConsecutive>(s, t0);
+        break;
+      case 3:
+        tap_dots_block<NR, 3, kConsecutive>(s, t0);
+        break;
+      case 4:
+        tap_dots_block<NR, 4, kConsecutive>(s, t0);
+        break;
       default:
         if constexpr (kTaps > 4) {
           switch (t1 - t0) {
-            case 5: tap_dots_block<NR, 5, kConsecutive>(s, t0); break;
-            case 6: tap_dots_block<NR, 6, kConsecutive>(s, t0); break;
-            default: tap_dots_block<NR, 7, kConsecutive>(s, t0); break;
+            case 5:
+              tap_dots_block<NR, 5, kConsecutive>(s, t0);
+              break;
+            case 6:
+              tap_dots_block<NR, 6, kConsecutive>(s, t0);
+              break;
+            default:
+              tap_dots_block<NR, 7, kConsecutive>(s, t0);
+              break;
           }
         }
     }
@@ -83,9 +98,9 @@ void tap_dots(const TapDots<A>& s, int64_t K, int64_t rows, bool consecutive) {
   tap_dots_rows<3, true>(s, K);
 }
 
-// sum[r][d] += sum over i < n and taps t of p[i * p_i + r * p_row + p_offset[t]] * v[i * v_i + d * v_dim + v_offset[t]].
-// With probabilities and values this is the attended value (i: rows of keys), with the roles of queries and keys
-// exchanged the gradient of the values (i: rows of queries).
+// sum[r][d] += sum over i < n and taps t of p[i * p_i + r * p_row + p_offset[t]] * v[i * v_i + d * v_dim +
+// v_offset[t]]. With probabilities and values this is the attended value (i: rows of keys), with the roles of
+// queries and keys exchanged the gradient of the values (i: rows of queries).
 template <typename A>
 struct TapSums {
   const A* p;
@@ -149,8 +164,8 @@ void tap_sums(const TapSums<A>& s, int64_t D, int64_t rows) {
   tap_sums_rows<3>(s, D);
 }
 
-// sum[o][j] = sum over i < n of weights[i][o] * at[j][offset[i]], for NO outputs and kPixels vectors of pixels.
-// Not inlined: among the callers' variables the compiler would run out of registers.
+// sum[o][j] = sum over i < n of weights[i][o] * at[j][offset[i]], for NO outputs and kPixels vectors of
+// pixels. Not inlined: among the callers' variables the compiler would run out of registers.
 template <int NO, typename A>
 [[gnu::noinline]] void convolve_block(const A* const* at, const int32_t* offset, int64_t n, const A* weights,
                                       Vec<A> (&sum)[NO][kPixels]) {
@@ -179,7 +194,7 @@ template <int NO, typename A>
 // Outputs of a convolution whose inputs stand in zero-padded lines.
 template <typename A>
 struct Convolution {
-  const A* lines;         // of the first output row; the next one's are row_step further
+  const A* lines;  // of the first output row; the next one's are row_step further
   int64_t row_step, rows, width;
   const int32_t* offset;  // [n]: where the inputs and taps of an output stand
   int64_t n;
@@ -215,10 +230,17 @@ void convolve(const Convolution<A>& s, const A* weights, int64_t outputs, const 
   static_assert(kOutputs == 4);
   for (int64_t o = 0; o < outputs; o += kOutputs) {
     switch (smaller(kOutputs, outputs - o)) {
-      case 1: convolve_outputs<1>(s, weights + o * s.n, o, write); break;
-      case 2: convolve_outputs<2>(s, weights + o * s.n, o, write); break;
-      case 3: convolve_outputs<3>(s, weights + o * s.n, o, write); break;
-      default: convolve_outputs<4>(s, weights + o * s.n, o, write);
+      case 1:
+        convolve_outputs<1>(s, weights + o * s.n, o, write);
+        break;
+      case 2:
+        convolve_outputs<2>(s, weights + o * s.n, o, write);
+        break;
+      case 3:
+        convolve_outputs<3>(s, weights + o * s.n, o, write);
+        break;
+      default:
+        convolve_outputs<4>(s, weights + o * s.n, o, write);
     }
   }
 }

@@ -6,7 +6,9 @@
 namespace lska_ops::LSKA_OPS_ISA {
 
 // q, k, v of all heads of dim d: map m of 3G.
-inline int64_t channel_of(const AcmixSizes& s, int64_t m, int64_t d) { return m / s.G * s.C + m % s.G * s.D + d; }
+inline int64_t channel_of(const AcmixSizes& s, int64_t m, int64_t d) {
+  return m / s.G * s.C + m % s.G * s.D + d;
+}
 
 // plain [G][Kc * Kc][3G]: sum over p of dep_conv[d * G + g, p, tap] * fc[p, m]; fc [Kc * Kc, 3G] in A.
 template <typename T, typename A = Acc<T>>
@@ -63,8 +65,8 @@ void fill_shift_lines(const AcmixSizes& s, const ShiftLines<Acc<T>>& l, const T*
                       int64_t band) {
   const int64_t rows = (band - 1) * s.stride + s.kernel_conv;
   for (int64_t m = 0; m < 3 * s.G; ++m) {
-    fill_zero_padded(l.lines + m * l.rows * l.line.pitch, l.line, qkv + channel_of(s, m, d) * s.H * s.W, s.H, s.W,
-                     yo * s.stride - s.kernel_conv / 2, rows);
+    fill_zero_padded(l.lines + m * l.rows * l.line.pitch, l.line, qkv + channel_of(s, m, d) * s.H * s.W, s.H,
+                     s.W, yo * s.stride - s.kernel_conv / 2, rows);
   }
 }
 

@@ -1,11 +1,12 @@
 // The K x K window of one head: which rows and columns its taps read, logits, and sums over it.
 //
-// The map is padded by reflection, line by line, so every window has its K * K taps and no multiplicities are needed;
-// that holds for every stride, dilation and size of map. The gradient comes back through the same padding (cpu_input_grad.cpp).
+// The map is padded by reflection, line by line, so every window has its K * K taps and no multiplicities are
+// needed; that holds for every stride, dilation and size of map. The gradient comes back through the same
+// padding (cpu_kernels_input_grad.cpp).
 #pragma once
 
-#include "csrc/common/simd_exp.h"
 #include "csrc/acmix/cpu_products.h"
+#include "csrc/common/simd_exp.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
 
@@ -62,8 +63,9 @@ Window<A> make_window(const AcmixSizes& s, Arena& arena, bool for_gradient) {
   return w;
 }
 
-// For rows of keys i = 0, 1, ... and the query rows r of a block: calls visit(i, count, r0, r1) for runs of `count`
-// rows of keys that belong to the windows of exactly the query rows [r0, r1); tap row i - r of query row r.
+// For rows of keys i = 0, 1, ... and the query rows r of a block: calls visit(i, count, r0, r1) for runs of
+// `count` rows of keys that belong to the windows of exactly the query rows [r0, r1); tap row i - r of query
+// row r.
 template <typename Visit>
 inline void for_key_rows(int64_t rows, int64_t K, const Visit& visit) {
   for (int64_t i = 0; i < rows + K - 1;) {
@@ -139,7 +141,8 @@ inline Slopes<A> slopes(const A* q, int64_t q_pitch, const A* conv_p, int64_t D)
   return sum;
 }
 
-// Logits D^-1/2 (q . k + q . (p_i - p_j)) from the products q . k; dx at the vector of pixels wanted, dy of the row.
+// Logits D^-1/2 (q . k + q . (p_i - p_j)) from the products q . k; dx at the vector of pixels wanted, dy of
+// the row.
 template <typename A, typename Use>
 inline void for_logits(const Window<A>& w, const A* dots, int64_t tap, const A* dx, const A* dy,
                        const Slopes<A>& slope, A scale, const Use& use) {
