@@ -10,6 +10,7 @@ ARGS ?=
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
 SOURCES := setup.py $(wildcard build_backend/*.py) $(shell find csrc -type f)
 
 setup: .venv/ready  ## .venv with the package (editable) and everything the other words need
@@ -34,10 +35,12 @@ test: setup  ## the tests; ARGS='-k acmix'
 fix: setup  ## format
 	$(PY) -m ruff check --fix --quiet .
 	$(PY) -m ruff format .
+	.venv/bin/clang-format -i $(CPP)
 
 check: setup  ## format, lint, rules of the tree, README's results current
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	.venv/bin/clang-format --dry-run -Werror $(CPP)
 	$(PY) -m pytest -q tests/test_layout.py
 	$(PY) benchmarks/report.py --check
 
@@ -58,12 +61,18 @@ packaging: setup  ## pip install for real: with a compiler, without one, and req
 abi: setup .venv-abi/ready  ## built with the oldest torch headers, the library runs in that torch and in .venv's
 	.venv-abi/bin/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 	cd tests && LSKA_OPS_TEST_PROBLEMS="100 60" ../.venv-abi/bin/pytest -q test_kernels.py -k "within_bound or opcheck"
-	$(PY) tests/run_elsewhere.py "$$(.venv-abi/bin/python -c 'import lska_ops; print(lska_ops.__path__[0])')"
+	$(PY) tests/run_elsewhere.py "$$(cd tests && ../.venv-abi/bin/python -c 'import lska_ops; print(lska_ops.__path__[0])')/_C.so"
 
 .venv-abi/ready:
 	$(PYTHON) -m venv .venv-abi
 	.venv-abi/bin/pip install torch==2.11.0 numpy pytest ninja pybind11 'setuptools>=77' wheel
 	touch $@
+
+sanitize: setup  ## random problems under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(PY) tests/sanitize.py
+
+mutants: setup  ## bugs seeded into the kernels, each of which the random problems have to catch
+	$(PY) tests/mutants.py
 
 bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for two minutes of it
 	$(PY) benchmarks/bench_lska.py $(ARGS)

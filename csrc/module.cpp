@@ -5,12 +5,13 @@
 
 #include "csrc/common/build_info.h"
 
-#define LSKA_DEPTHWISE                                                                                         \
-  "Tensor conv0h, Tensor? conv0h_bias, Tensor conv0v, Tensor? conv0v_bias, Tensor? conv_spatial_h, "           \
+#define LSKA_DEPTHWISE                                                                               \
+  "Tensor conv0h, Tensor? conv0h_bias, Tensor conv0v, Tensor? conv0v_bias, Tensor? conv_spatial_h, " \
   "Tensor? conv_spatial_h_bias, Tensor? conv_spatial_v, Tensor? conv_spatial_v_bias, "
 
-#define ACMIX_PARAMETERS                                                                                       \
-  "Tensor conv_p, Tensor fc, Tensor dep_conv, Tensor rate1, Tensor rate2, int head, int kernel_att, int stride, " \
+#define ACMIX_PARAMETERS                                                                                  \
+  "Tensor conv_p, Tensor fc, Tensor dep_conv, Tensor rate1, Tensor rate2, int head, int kernel_att, int " \
+  "stride, "                                                                                              \
   "int dilation"
 
 namespace {

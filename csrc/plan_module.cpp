@@ -7,5 +7,6 @@ PYBIND11_MODULE(_plan, m) {
   m.doc() = "What lska_ops was compiled from; needs no torch.";
   m.def(
       "build_info", [] { return pybind11::module_::import("json").attr("loads")(lska_ops::kBuildInfo); },
-      "The compiler, its flags, the instruction sets and CUDA architectures, torch's headers and a hash of csrc/.");
+      "The compiler, its flags, the instruction sets and CUDA architectures, torch's headers and a hash of "
+      "csrc/.");
 }

@@ -1,39 +1,34 @@
-"""Loads a library that was built in another environment, and solves random problems of both ops with it.
+"""Solves random problems of both ops with a library that another environment built.
 
-python tests/run_elsewhere.py FOLDER, which holds _C.so and _build_info.json
+python tests/run_elsewhere.py LIBRARY [problems of each op, 60]
 """
 
-import importlib.util
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import torch
+from rebuilt import package
 
-FORWARD_AND_BACKWARD = 60  # problems of each op
+RUN = """
+import sys, torch
+from lska_ops import _compiled
+from lska_ops.testing.problems import OPS, random_problem, ratios, solve
+assert _compiled.problem is None, _compiled.problem
+for op in OPS:
+    for seed in range(int(sys.argv[1])):
+        problem = random_problem(op, seed)
+        worst = max(ratios(problem, solve(problem, "cpu")).values())
+        assert worst <= 1, (worst, problem.repro("cpu"))
+print(f"in torch {torch.__version__}: {sys.argv[1]} problems of each op within the bound")
+"""
 
 
-def main(folder):
-    package = Path(importlib.util.find_spec("lska_ops").origin).parent
-    spec = importlib.util.spec_from_file_location("lska_ops._compiled", package / "_compiled.py")
-    compiled = importlib.util.module_from_spec(spec)
-    # The module loads the library beside it when it runs; the one to try is loaded in its place.
-    source = (package / "_compiled.py").read_text(encoding="utf-8").replace("problem = load()", "")
-    exec(compile(source, spec.origin, "exec"), compiled.__dict__)
-    compiled.problem = compiled.load(Path(folder))
-    assert compiled.problem is None, compiled.problem
-    sys.modules["lska_ops._compiled"] = compiled
-
-    from lska_ops.testing.problems import OPS, random_problem, ratios, solve
-
-    for op in OPS:
-        for seed in range(FORWARD_AND_BACKWARD):
-            problem = random_problem(op, seed)
-            found = ratios(problem, solve(problem, "cpu"))
-            assert max(found.values()) <= 1, (found, problem.repro("cpu"))
-    print(
-        f"{folder}/_C.so in torch {torch.__version__}: {FORWARD_AND_BACKWARD} problems of each op within the bound"
-    )
+def main(library, problems="60"):
+    with tempfile.TemporaryDirectory(prefix="elsewhere_") as folder:
+        environment = package(Path(folder), Path(library))
+        return subprocess.run([sys.executable, "-c", RUN, problems], env=environment, cwd=folder).returncode
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(*sys.argv[1:]))

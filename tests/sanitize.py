@@ -96,9 +96,7 @@ def main(count: int = 200) -> None:
 
     for op in ("lska", "acmix"):
         said = run("lie", op, capture_output=True, text=True)
-        report = [
-            line for line in said.stderr.splitlines() if "ERROR: AddressSanitizer" in line
-        ]
+        report = [line for line in said.stderr.splitlines() if "ERROR: AddressSanitizer" in line]
         frames = [line for line in said.stderr.splitlines() if "csrc/" in line]
         if said.returncode == 0 or not report or not frames:
             sys.exit(f"{op}: reading past the end of x was not reported\n{said.stdout}{said.stderr}")
