@@ -79,16 +79,19 @@ def test_demo_boxes_are_tight_around_the_ink(tmp_path):
 
 # The command in a process that keeps its model, and predicts with it after the training.
 TRAIN = """
-import os, sys
-os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
-import ultralytics
+import sys
 from lska_ops.__main__ import main
-made = []
-class Kept(ultralytics.YOLO):
-    def __init__(self, *args):
-        super().__init__(*args)
-        made.append(self)
-ultralytics.YOLO = Kept
+from lska_ops.yolo import demo
+made, prepare = [], demo._work_offline
+def prepare_and_watch(out):
+    prepare(out)
+    import ultralytics
+    class Kept(ultralytics.YOLO):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+    ultralytics.YOLO = Kept
+demo._work_offline = prepare_and_watch
 picture, *words = sys.argv[1:]
 assert main(words) == 0
 print('boxes', made[0].predict(picture, imgsz=64, conf=1e-4, verbose=False)[0].boxes.data.tolist())
@@ -168,6 +171,28 @@ def test_demo_interrupted_early_does_not_name_an_old_checkpoint(in_process, tmp_
     said = capfd.readouterr()
     assert said.out.rstrip().endswith("stopped before the first checkpoint") and not old.exists()
     assert "Traceback" not in said.err
+
+
+def test_demo_interrupted_where_python_drops_it(in_process, tmp_path, capfd):
+    told = []
+    in_process.setattr(sys, "unraisablehook", told.append)
+
+    class Deaf:
+        def __del__(self):  # Python prints and forgets what is raised here
+            signal.raise_signal(signal.SIGINT)
+
+    def train(model, **options):
+        Deaf()
+        for callback in model.callbacks["on_train_batch_end"]:
+            callback(None)
+        raise AssertionError("the training goes on")
+
+    data, before = write_digits(tmp_path / "digits", train=2, val=1), signal.getsignal(signal.SIGINT)
+    in_process.setattr("ultralytics.engine.model.Model.train", train)
+    assert main(["demo", "--data", str(data), "--out", str(tmp_path / "out")]) == 130
+    assert (
+        signal.getsignal(signal.SIGINT) is before and not told and "Traceback" not in capfd.readouterr().err
+    )
 
 
 def test_demo_interrupted_before_the_training(in_process, tmp_path, capfd):

@@ -1,8 +1,12 @@
 """The main job from start to end: make or take data, train, validate, predict, say where everything is."""
 
+import contextlib
 import os
 import shutil
+import signal
 import statistics
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -63,6 +67,7 @@ def demo(module="LSKA", epochs=None, imgsz=None, data=None, device="cpu", out="d
     except KeyboardInterrupt:
         last = out / f"train-{module}" / "weights" / "last.pt"
         where = f"; the last checkpoint is {last}" if last.exists() else " before the first checkpoint"
+        _wait_for_plots()
         print(f"\nstopped{where}")
         return 130
     return 0
@@ -90,7 +95,8 @@ def _train_and_predict(module, data, splits, recipe, device, out):
     model = YOLO(f"yolo11n-{module}.yaml")
     steps = _StepTimes(model)
     options = dict(device=device, amp=False, project=str(out), exist_ok=True, seed=0)
-    model.train(data=str(data), name=f"train-{module}", workers=_workers(device), **recipe, **options)
+    with _every_interrupt_heard(model):
+        model.train(data=str(data), name=f"train-{module}", workers=_workers(device), **recipe, **options)
     folder = Path(model.trainer.save_dir)
     options["imgsz"] = model.trainer.args.imgsz
     metrics = model.val(data=str(data), split="val", name=f"val-{module}", workers=0, **options)
@@ -121,6 +127,44 @@ def _work_offline(out):
     for folder in (settings, settings / "Ultralytics"):  # 8.3 and 8.4 look in different places
         folder.mkdir(exist_ok=True)
         shutil.copy(font, folder / "Arial.ttf")
+
+
+@contextlib.contextmanager
+def _every_interrupt_heard(model):
+    """Python drops a Ctrl-C that meets a weakref's callback or __del__, of which saving a checkpoint runs
+    many, with a traceback; here without one, and the next step raises it again."""
+    asked = []
+
+    def note(number, frame):
+        asked.append(number)
+        signal.default_int_handler(number, frame)
+
+    def again(trainer):
+        if asked:
+            raise KeyboardInterrupt
+
+    def silent(dropped, otherwise=sys.unraisablehook):
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            otherwise(dropped)
+
+    if threading.current_thread() is not threading.main_thread():  # only there do signals arrive
+        yield
+        return
+    before, hook = signal.signal(signal.SIGINT, note), sys.unraisablehook
+    sys.unraisablehook = silent
+    model.add_callback("on_train_batch_end", again)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook
+
+
+def _wait_for_plots():
+    """ultralytics draws in daemon threads; one that is in C++ when Python ends aborts the process."""
+    for thread in threading.enumerate():
+        if type(thread) is threading.Thread and thread.daemon:
+            thread.join(timeout=5)  # others, such as a loader's, end with the process
 
 
 def _workers(device):
