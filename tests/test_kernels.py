@@ -191,6 +191,7 @@ class TestCpu:
 
     @pytest.mark.parametrize("dynamic", [False, True])
     def test_kernels_compile_without_graph_break(self, module, dynamic):
+        torch._dynamo.reset()  # the limit of recompilations counts other tests' modules too
         compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
         for side in (6, 9):
             x = inputs(module, side)
