@@ -166,7 +166,7 @@ torch.ops.lska_ops.set_cpu_isa("avx2")
 
 
 def cascade(problem, dtype):
-    """The cascade by itself, which no public function calls yet: benchmarks do."""
+    """The cascade by itself, which no public function calls."""
     tensors = {n: None if t is None else t.to(dtype) for n, t in problem.tensors.items()}
     parts = [tensors[n] for name in NAMES[:4] for n in (name, f"{name}_bias")]
     return torch.ops.lska_ops.lska_cascade_fwd_cpu(tensors["x"], *parts, problem.options["dilation"])
