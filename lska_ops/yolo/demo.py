@@ -126,7 +126,8 @@ def _work_offline(out):
     font = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     for folder in (settings, settings / "Ultralytics"):  # 8.3 and 8.4 look in different places
         folder.mkdir(exist_ok=True)
-        shutil.copy(font, folder / "Arial.ttf")
+        for name in ("Arial.ttf", "Arial.Unicode.ttf"):  # the second for class names beyond ASCII
+            shutil.copy(font, folder / name)
 
 
 @contextlib.contextmanager
