@@ -1,7 +1,7 @@
 """Compiles csrc/ into a folder, for tests: against another torch's headers, or with a sanitizer.
 
-python -m build_backend /tmp/asan --flags "-g -fsanitize=address,undefined"
-python -m build_backend /tmp/floor --torch /path/to/site-packages/torch
+python -m build_backend build/asan --flags "-g -fsanitize=address,undefined"
+python -m build_backend build/floor --torch /path/to/site-packages/torch
 """
 
 import argparse
