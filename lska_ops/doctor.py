@@ -39,7 +39,7 @@ def doctor():
         return 0
     print(
         "\nOnly the reference (plain PyTorch) is usable: results are right, nothing is faster. "
-        "This version ships no fused backend yet."
+        "The sentences behind `no` say what would help."
     )
     return 1
 

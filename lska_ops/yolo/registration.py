@@ -24,9 +24,8 @@ _CHANNEL_COUNTS = {"ACmix": 2, "SPPF_LSKA": 2}  # input and output; the others t
 
 _lock = threading.RLock()  # whoever returns from register() finds all of it done
 _undo = []  # what takes the registration back, in the order it was made
-_registration = (
-    None  # a wrapper works while this is the registration it was made by; else it passes everything through
-)
+# A wrapper works while this is the registration it was made by; else it passes everything through.
+_registration = None
 _unregistered_by_user = False
 
 
