@@ -1,0 +1,186 @@
+// The only file that knows nvcc from a host compiler. Kernels written with what is here also compile with a host
+// compiler, where tests/host_cuda/runner.h runs each thread as a fiber: barriers and shuffles are real there, shared
+// memory is an exact heap block, and the bytes that cross global memory are counted.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define LSKA_DEVICE __device__ __forceinline__
+#define LSKA_BOTH __host__ __device__ __forceinline__
+#define LSKA_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#else
+#include <string.h>
+
+#include "runner.h"
+#define LSKA_DEVICE inline
+#define LSKA_BOTH inline
+#define LSKA_KERNEL(threads) inline void
+#endif
+
+namespace lska_ops {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+struct alignas(16) Bits16Bytes {
+  uint32_t words[4];
+};
+
+#if defined(__CUDACC__)
+
+LSKA_DEVICE int thread_index() { return int(threadIdx.x); }
+LSKA_DEVICE int thread_count() { return int(blockDim.x); }
+LSKA_DEVICE int64_t block_x() { return int64_t(blockIdx.x); }
+LSKA_DEVICE int block_y() { return int(blockIdx.y); }
+LSKA_DEVICE int block_z() { return int(blockIdx.z); }
+LSKA_DEVICE int blocks_y() { return int(gridDim.y); }
+LSKA_DEVICE int blocks_z() { return int(gridDim.z); }
+LSKA_DEVICE void barrier() { __syncthreads(); }
+LSKA_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+LSKA_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+LSKA_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+LSKA_DEVICE float* shared_floats() {
+  extern __shared__ float4 lska_ops_shared[];
+  return reinterpret_cast<float*>(lska_ops_shared);
+}
+
+LSKA_DEVICE float to_float(float v) { return v; }
+LSKA_DEVICE float to_float(Half v) { return __half2float(__ushort_as_half(v.bits)); }
+LSKA_DEVICE float to_float(BFloat16 v) { return __uint_as_float(uint32_t(v.bits) << 16); }
+LSKA_DEVICE void round_to(float v, float& out) { out = v; }
+LSKA_DEVICE void round_to(float v, Half& out) { out.bits = __half_as_ushort(__float2half_rn(v)); }
+LSKA_DEVICE void round_to(float v, BFloat16& out) { out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
+
+template <class T>
+LSKA_DEVICE T read_global(const T* p) {
+  return *p;
+}
+template <class T>
+LSKA_DEVICE void write_global(T* p, T v) {
+  *p = v;
+}
+
+#else
+
+template <class N>
+inline N min(N a, N b) {
+  return b < a ? b : a;
+}
+template <class N>
+inline N max(N a, N b) {
+  return a < b ? b : a;
+}
+inline int thread_index() { return host_cuda::thread_index(); }
+inline int thread_count() { return host_cuda::thread_count(); }
+inline int64_t block_x() { return host_cuda::block().x; }
+inline int block_y() { return int(host_cuda::block().y); }
+inline int block_z() { return int(host_cuda::block().z); }
+inline int blocks_y() { return int(host_cuda::grid().y); }
+inline int blocks_z() { return int(host_cuda::grid().z); }
+inline void barrier() { host_cuda::barrier(); }
+inline float shuffle_xor(float v, int mask) { return host_cuda::shuffle_xor(v, mask); }
+inline float multiply_add(float a, float b, float c) { return a * b + c; }
+inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+inline float* shared_floats() { return static_cast<float*>(host_cuda::shared_memory()); }
+
+inline float to_float(float v) { return v; }
+inline float to_float(Half v) {
+  _Float16 half;
+  memcpy(&half, &v.bits, 2);
+  return float(half);
+}
+inline float to_float(BFloat16 v) {
+  const uint32_t bits = uint32_t(v.bits) << 16;
+  float out;
+  memcpy(&out, &bits, 4);
+  return out;
+}
+inline void round_to(float v, float& out) { out = v; }
+inline void round_to(float v, Half& out) {
+  const _Float16 half = _Float16(v);
+  memcpy(&out.bits, &half, 2);
+}
+inline void round_to(float v, BFloat16& out) {
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  out.bits = uint16_t(v != v ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+template <class T>
+inline T read_global(const T* p) {
+  host_cuda::count_load(p, sizeof(T));
+  return *p;
+}
+template <class T>
+inline void write_global(T* p, T v) {
+  host_cuda::count_store(p, sizeof(T));
+  *p = v;
+}
+
+#endif
+
+// Starts kernel(arguments) on a grid of x * y * z blocks; returns what went wrong, or null.
+struct LaunchGrid {
+  int64_t x, y, z;
+};
+template <class Arguments>
+const char* launch(void (*kernel)(Arguments), LaunchGrid grid, int threads, int64_t shared_bytes, void* stream,
+                   const Arguments& arguments) {
+#if defined(__CUDACC__)
+  if (shared_bytes > 48 << 10) {  // more has to be asked for
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+  }
+  kernel<<<dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)), threads, size_t(shared_bytes),
+           static_cast<cudaStream_t>(stream)>>>(arguments);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+#else
+  (void)stream;
+  host_cuda::run({grid.x, grid.y, grid.z}, threads, shared_bytes, [&] { kernel(arguments); });
+  return nullptr;
+#endif
+}
+
+template <class T>
+constexpr int kVector = 16 / int(sizeof(T));  // elements of one 16-byte access
+
+template <class T>
+LSKA_DEVICE float load(const T* p) {
+  return to_float(read_global(p));
+}
+template <class T>
+LSKA_DEVICE void store(T* p, float v) {
+  T out;
+  round_to(v, out);
+  write_global(p, out);
+}
+
+// 16 bytes from an address that is a multiple of 16.
+template <class T>
+LSKA_DEVICE void load_vector(const T* p, float (&v)[kVector<T>]) {
+  const Bits16Bytes bits = read_global(reinterpret_cast<const Bits16Bytes*>(p));
+  T parts[kVector<T>];
+  memcpy(parts, &bits, 16);
+#pragma unroll
+  for (int i = 0; i < kVector<T>; ++i) v[i] = to_float(parts[i]);
+}
+template <class T>
+LSKA_DEVICE void store_vector(T* p, const float (&v)[kVector<T>]) {
+  T parts[kVector<T>];
+#pragma unroll
+  for (int i = 0; i < kVector<T>; ++i) round_to(v[i], parts[i]);
+  Bits16Bytes bits;
+  memcpy(&bits, parts, 16);
+  write_global(reinterpret_cast<Bits16Bytes*>(p), bits);
+}
+
+}  // namespace lska_ops

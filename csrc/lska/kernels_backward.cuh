@@ -1,0 +1,271 @@
+// The cascade backward from x and ds alone, in shared memory: the stages are computed again, each beside the gradient
+// it meets. Three maps are kept: x, one stage, one gradient.
+#pragma once
+
+#include "csrc/lska/kernels_plane.cuh"
+
+namespace lska_ops {
+
+struct LskaBackwardArguments {
+  const void* x;         // [planes, H, W] of T
+  const float* ds;       // the same
+  const void* grad_y;    // the same of T; null: grad_x is the cascade's alone
+  const float* product;  // the same: conv1 s, without its bias
+  const void* bias;      // conv1's [C] of T, or null
+  void* grad_x;          // the same as x
+  float* sums;           // [B * tiles, C, width]: a tile's tap gradients, tensor after tensor
+  int sums_width;
+  LskaWeightPointers weights;
+  LskaMap map;
+  LskaRegion region;
+};
+
+// Where a stage's tap gradients stand among a channel's sums: conv0h, its bias, conv0v, its bias, then the others.
+LSKA_BOTH int sums_offset(int stage, int k0, int k1) {
+  const bool vertical = stage >= 2, dilated = stage % 2;
+  return (dilated ? 2 * (k0 + 1) : 0) + (vertical ? (dilated ? k1 : k0) + 1 : 0);
+}
+
+LSKA_DEVICE float warp_sum(float v) {
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
+  return v;
+}
+
+// sum[t] += sum over r in [from, to) of g[r] line(first + (r + t - K/2) d), where that lies in the line.
+template <int K>
+LSKA_DEVICE void correlate_run(const Line& line, const float (&g)[kRun], int from, int to, int first, int d,
+                               float (&sum)[K]) {
+#pragma unroll
+  for (int j = 0; j < kRun + K - 1; ++j) {
+    const int at = first + (j - K / 2) * d;
+    if (uint32_t(at) >= uint32_t(line.length)) continue;
+    const float v = line.first[at * line.stride];
+#pragma unroll
+    for (int r = 0; r < kRun; ++r)
+      if (j >= r && j - r < K && r >= from && r < to) sum[j - r] = multiply_add(g[r], v, sum[j - r]);
+  }
+}
+
+// One plane's threads: sums over them of each tap's gradient and, behind those, of the gradient itself; one row of
+// `warp_sums` per warp. Every thread takes part in the shuffles, with zeros where it has no run.
+struct TapSums {
+  float* row;   // this warp's
+  bool first_lane;
+  LSKA_DEVICE void put(int t, float v) const {
+    v = warp_sum(v);
+    if (first_lane) row[t] = v;
+  }
+};
+
+LSKA_DEVICE void correlate(const Line& line, const float (&g)[kRun], int from, int to, int first, int d, int k,
+                           const TapSums& out) {
+  const bool done = pick<3, 5, 7, 11, 13, 17>(k, [&](auto size) {
+    constexpr int K = decltype(size)::value;
+    float sum[K] = {};
+    if (from < to) correlate_run<K>(line, g, from, to, first, d, sum);
+#pragma unroll
+    for (int t = 0; t < K; ++t) out.put(t, sum[t]);
+  });
+  for (int t = done ? k : 0; t < k; ++t) {
+    float sum = 0.f;
+#pragma unroll
+    for (int r = 0; r < kRun; ++r) {
+      const int at = first + (r + t - k / 2) * d;
+      if (r >= from && r < to && uint32_t(at) < uint32_t(line.length))
+        sum = multiply_add(g[r], line.first[at * line.stride], sum);
+    }
+    out.put(t, sum);
+  }
+  float total = 0.f;
+#pragma unroll
+  for (int r = 0; r < kRun; ++r)
+    if (r >= from && r < to) total += g[r];
+  out.put(k, total);
+}
+
+// The ten convolutions of the backward, one digit each: which stage (h0, h1, v0, v1), whether it runs from x (1), on
+// the stage before (2) or on the gradient (3, then with its taps turned around), and which stage's tap gradients
+// can be taken afterwards (4: none).
+constexpr int kSteps = 10;
+LSKA_DEVICE int digit(uint64_t digits, int step) { return int(digits >> 4 * step & 15); }
+constexpr uint64_t kStepStage = 0x0102103210, kStepFrom = 0x3313213221, kStepSums = 0x4014244344;
+
+// One plane's part of a block: its maps, taps and lines in shared memory.
+struct BackwardPlane {
+  float *x, *stage, *gradient, *taps, *turned, *inside, *columns, *column_sums, *warp_sums, *extra;
+  float bias_h0, bias_v0;
+};
+
+LSKA_DEVICE BackwardPlane backward_plane(const LskaRegion& r, int plane) {
+  const int map = r.rows * r.pitch, taps = 4 * r.tap_pitch, planes = r.planes;
+  const int warp_sums = r.threads_per_plane / kWarp * (r.tap_pitch + 1);
+  BackwardPlane p{};
+  float* at = shared_floats();
+  const auto next = [&](int floats) {
+    float* mine = at + plane * floats;
+    at += planes * floats;
+    return mine;
+  };
+  p.x = next(map);
+  p.stage = next(map);
+  p.gradient = next(map);
+  p.taps = next(taps);
+  p.turned = next(taps);
+  p.extra = next(r.tap_pitch);
+  p.inside = next(r.cols);
+  p.columns = next(r.cols);
+  p.column_sums = next(r.cols);
+  p.warp_sums = next(warp_sums);
+  return p;
+}
+
+// conv0v's bias reaches s through conv_spatial_h: its gradient, and what it adds to conv_spatial_h's, from the sums of
+// the gradient between the vertical convolutions along columns.
+LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion& r, const Tile& tile, int t, int W,
+                                       float* out_bias) {
+  for (int x = t; x < tile.cols; x += r.threads_per_plane) {
+    float sum = 0.f;
+    const float* column = p.gradient + (tile.row - tile.top) * r.pitch + tile.col - tile.left + x;
+    for (int y = 0; y < tile.rows; ++y) sum += column[y * r.pitch];
+    p.column_sums[x] = sum;
+  }
+  barrier();
+  const LskaStage h1 = r.stages.h1;
+  for (int tap = t; tap <= h1.used; tap += r.threads_per_plane) {
+    float sum = 0.f;
+    for (int x = 0; x < tile.cols; ++x) {
+      const int at = tile.col + x + (tap - h1.used / 2) * h1.dilation;
+      if (tap == h1.used)
+        sum += p.column_sums[x] * p.inside[tile.col - tile.left + x];
+      else if (at >= 0 && at < W)
+        sum += p.column_sums[x] * p.bias_v0;
+    }
+    if (tap < h1.used)
+      p.extra[tap] = sum;
+    else if (out_bias)
+      write_global(out_bias, sum);
+  }
+}
+
+// A block owns `planes` planes, each with its own warps, or a tile of one. Reads x and ds (a tile: with the halo its
+// taps reach), writes grad_x = grad_y (product + bias) + cascade^T(ds), and for each plane and tile its sums.
+template <class T>
+LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
+  const LskaRegion& r = a.region;
+  const int plane = thread_index() / r.threads_per_plane, t = thread_index() - plane * r.threads_per_plane;
+  const int64_t first_plane = block_x() * r.planes, nth = first_plane + plane;
+  const int planes = int(min(int64_t(r.planes), a.map.planes - first_plane));
+  const int C = a.map.C, H = a.map.H, W = a.map.W, k0 = r.stages.h0.k, k1 = r.stages.h1.k;
+  const int first_channel = int(first_plane % C), channel = (first_channel + plane) % C;
+  const Tile tile = tile_of(a.map, r, r.stages.reach_v(), r.stages.reach_h());
+  const bool here = plane < planes;
+  BackwardPlane p = backward_plane(r, plane);
+  const BackwardPlane first = backward_plane(r, 0);
+
+  load_taps<T>(a.weights, r, planes, first_channel, C, first.taps, false);
+  load_taps<T>(a.weights, r, planes, first_channel, C, first.turned, true);
+  const bool whole = tile.width == W;
+  const Lines in = whole ? Lines{1, planes * tile.height * W, 0} : Lines{tile.height, tile.width, W};
+  const Rows in_rows{tile.width, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
+  const int64_t start = (first_plane * H + tile.top) * W + tile.left;
+  copy_in(static_cast<const T*>(a.x) + start, in, first.x, in_rows);
+  copy_in(a.ds + start, in, first.gradient, in_rows);
+  p.bias_h0 = here ? load_bias<T>(a.weights.h0_bias, channel) : 0.f;
+  p.bias_v0 = here ? load_bias<T>(a.weights.v0_bias, channel) : 0.f;
+  const float bias_h1 = here && k1 ? load_bias<T>(a.weights.h1_bias, channel) : 0.f;
+  barrier();
+  for (int i = t; here && i < tile.width; i += r.threads_per_plane) {
+    p.inside[i] = inside_h1(r.stages.h1, p.taps + r.tap_pitch, tile.left + i, W);
+    p.columns[i] = p.bias_v0 * p.inside[i] + bias_h1;
+  }
+  float* const sums =
+      a.sums + ((nth / C * blocks_y() + block_y()) * blocks_z() + block_z()) * C * a.sums_width +
+      int64_t(channel) * a.sums_width;
+  const int warp = t / kWarp;
+  const TapSums tap_sums{p.warp_sums + warp * (r.tap_pitch + 1), t % kWarp == 0};
+
+#pragma unroll 1
+  for (int step = 0; step < kSteps; ++step) {
+    const int stage = digit(kStepStage, step), from = digit(kStepFrom, step), summed = digit(kStepSums, step);
+    const bool skipped = stage % 2 && k1 == 0;
+    if (!skipped) {
+      const bool vertical = stage >= 2;
+      const int k = vertical ? (stage % 2 ? r.stages.v1.used : r.stages.v0.used)
+                             : (stage % 2 ? r.stages.h1.used : r.stages.h0.used);
+      const Run run = run_of(t, r, 1, tile.height, tile.width, vertical, stage % 2);
+      const bool active = here && run.active && run.plane == 0;
+      float sum[kRun] = {};
+      if (active)
+        convolve(Line{(from == 1 ? p.x : from == 2 ? p.stage : p.gradient) + run.base, run.stride, run.length},
+                 run.first, run.d, (from == 3 ? p.turned : p.taps) + stage * r.tap_pitch, k, sum);
+      barrier();
+      const float bias = from == 3 ? 0.f : stage == 0 ? p.bias_h0 : stage == 2 && active ? p.columns[run.line] : 0.f;
+      if (active) write_run(from == 3 ? p.gradient : p.stage, run, bias, sum);
+      barrier();
+    }
+    if (step == 3) {
+      column_bias_gradients(p, r, tile, t, W, here && k1 ? sums + sums_offset(2, k0, k1) + k0 : nullptr);
+      barrier();
+    }
+    if (summed == 4 || (summed % 2 && k1 == 0)) continue;
+
+    const bool vertical = summed >= 2;
+    const LskaStage s = vertical ? (summed % 2 ? r.stages.v1 : r.stages.v0)
+                                 : (summed % 2 ? r.stages.h1 : r.stages.h0);
+    const Run run = run_of(t, r, 1, tile.height, tile.width, vertical, summed % 2);
+    const int line = run.line + (vertical ? tile.left - tile.col : tile.top - tile.row);
+    const bool active = here && run.active && run.plane == 0 && line >= 0 &&
+                        line < (vertical ? tile.cols : tile.rows);
+    const int begin = vertical ? tile.row - tile.top : tile.col - tile.left;  // the run's outputs that are its own
+    const int end = min(run.length, begin + (vertical ? tile.rows : tile.cols));
+    float g[kRun] = {};
+    int lowest = kRun, highest = 0;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const int at = run.first + i * run.d;
+      if (!active || at < begin || at >= end) continue;
+      g[i] = p.gradient[run.base + at * run.stride];
+      lowest = min(lowest, i);
+      highest = i + 1;
+    }
+    correlate(Line{(summed == 0 ? p.x : p.stage) + run.base, run.stride, run.length}, g, lowest, highest,
+              run.first, run.d, s.used, tap_sums);
+    barrier();
+    // The last stage before s adds its bias to it, the one before the columns' bias: b1h, or without a pair b0v.
+    const int bias_of = summed == 0 ? 0 : summed == 3 ? 3 : summed == 2 ? (k1 ? 1 : 2) : 4;
+    for (int i = t; here && i <= s.k; i += r.threads_per_plane) {
+      const bool bias = i == s.k;
+      const int tap = bias ? s.used : i - s.skip();
+      if (bias && bias_of == 4) continue;
+      float sum = 0.f;
+      if (tap >= 0 && tap <= s.used && (bias || tap < s.used)) {
+        for (int w = 0; w < r.threads_per_plane / kWarp; ++w) sum += p.warp_sums[w * (r.tap_pitch + 1) + tap];
+        if (summed == 1) sum += p.extra[tap];
+      }
+      const int of = bias ? bias_of : summed;
+      write_global(sums + sums_offset(of, k0, k1) + (bias ? (of % 2 ? k1 : k0) : i), sum);
+    }
+    barrier();
+  }
+
+  const Lines out = whole ? Lines{1, planes * tile.rows * W, 0} : Lines{tile.rows, tile.cols, W};
+  const Rows out_rows{whole ? W : tile.cols, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
+  const int64_t at = (first_plane * H + tile.row) * W + tile.col;
+  const float* core = first.gradient + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
+  copy_out(
+      static_cast<T*>(a.grad_x) + at, out, out_rows, [&](int i) { return core[i]; },
+      [&](int64_t element, auto& v) {
+        if (!a.grad_y) return;
+        constexpr int N = sizeof(v) / sizeof(v[0]);
+        float grad[N], gate[N];
+        load_some(static_cast<const T*>(a.grad_y) + at + element, grad);
+        load_some(a.product + at + element, gate);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          const int of = r.planes > 1 ? quotient(quotient(int(element) + i, r.by_cols), r.by_rows) : 0;
+          v[i] = multiply_add(grad[i], gate[i] + load_bias<T>(a.bias, (first_channel + of) % C), v[i]);
+        }
+      });
+}
+
+}  // namespace lska_ops

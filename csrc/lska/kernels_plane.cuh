@@ -1,0 +1,116 @@
+// The cascade of planes that fit in shared memory: read once, convolved in place, written once. Rows and columns
+// commute, so both horizontal convolutions come first; the biases then become a constant per plane (conv0h, conv_spatial_v)
+// and one value per column (what conv_spatial_h makes of conv0v's bias, plus its own).
+#pragma once
+
+#include "csrc/lska/kernels_line.cuh"
+
+namespace lska_ops {
+
+struct LskaPlaneArguments {
+  const void* x;    // [planes, H, W] of T
+  void* s;          // the same of T, or of float
+  bool in_float;    // s is float
+  LskaWeightPointers weights;
+  LskaMap map;
+  LskaRegion region;
+};
+
+// One run of one stage: where its line begins, where the run does, and how far it may go.
+struct Run {
+  int plane, line, base, stride, first, length, d;
+  bool active;
+};
+
+// Thread t's run among `planes` planes' regions of height x width; runs next to each other lie in lines next to each
+// other, so that a warp reads 32 rows or 32 columns at a time.
+LSKA_DEVICE Run run_of(int t, const LskaRegion& r, int planes, int height, int width, bool vertical,
+                       bool dilated) {
+  const Divisor across = vertical ? r.by_cols : r.by_rows;
+  const int lines = planes * int(across.d);
+  Run run;
+  const int nth = t / lines, line = t - nth * lines;
+  run.plane = quotient(line, across);
+  run.line = line - run.plane * int(across.d);
+  run.length = vertical ? height : width;
+  run.stride = vertical ? r.pitch : 1;
+  run.base = run.plane * r.rows * r.pitch + run.line * (vertical ? 1 : r.pitch);
+  run.d = !dilated ? 1 : vertical ? r.stages.v1.dilation : r.stages.h1.dilation;
+  const int block = !dilated ? nth : quotient(nth, vertical ? r.by_v1 : r.by_h1);
+  run.first = block * kRun * run.d + nth - block * run.d;
+  run.active = run.line < (vertical ? width : height) && run.first < run.length;
+  return run;
+}
+
+LSKA_DEVICE void write_run(float* map, const Run& run, float bias, const float (&sum)[kRun]) {
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    const int at = run.first + i * run.d;
+    if (at < run.length) map[run.base + at * run.stride] = sum[i] + bias;
+  }
+}
+
+// A block owns `planes` planes, or a band of rows of one. Reads them (a band: with the rows its taps reach) and their
+// weights, keeps one float per pixel, and writes s. It is reference.cascade.
+template <class T>
+LSKA_KERNEL(kMaxThreads) lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
+  const LskaRegion& r = a.region;
+  const int64_t first_plane = block_x() * r.planes;
+  const int planes = int(min(int64_t(r.planes), a.map.planes - first_plane)), t = thread_index();
+  const int channel = int(first_plane % a.map.C), W = a.map.W;
+  const Tile tile = tile_of(a.map, r, r.stages.reach_v(), 0);
+  float* map = shared_floats();
+  float* taps = map + r.planes * r.rows * r.pitch;
+  float* columns = taps + r.planes * 4 * r.tap_pitch;  // the bias along columns
+  float* biases = columns + r.planes * r.cols;         // conv0h's, conv_spatial_v's
+
+  load_taps<T>(a.weights, r, planes, channel, a.map.C, taps, false);
+  const T* x = static_cast<const T*>(a.x) + first_plane * a.map.H * W + int64_t(tile.top) * W;
+  // Planes that are whole follow each other in shared memory as they do in global memory.
+  const Rows rows{W, r.pitch, r.by_cols};
+  copy_in(x, Lines{1, planes * tile.height * W, 0}, map, rows);
+  for (int i = t; i < planes; i += thread_count()) {
+    const int c = (channel + i) % a.map.C;
+    biases[2 * i] = load_bias<T>(a.weights.h0_bias, c);
+    biases[2 * i + 1] = load_bias<T>(r.stages.v1.k ? a.weights.v1_bias : nullptr, c);
+  }
+  barrier();
+  for (int i = t; i < planes * W; i += thread_count()) {
+    const int plane = quotient(i, r.by_cols), c = (channel + plane) % a.map.C;
+    const float inside = inside_h1(r.stages.h1, taps + (4 * plane + 1) * r.tap_pitch, i - plane * W, W);
+    columns[i] = load_bias<T>(a.weights.v0_bias, c) * inside + load_bias<T>(a.weights.h1_bias, c);
+  }
+
+#pragma unroll 1
+  for (int stage = 0; stage < 4; ++stage) {  // h0, h1, v0, v1
+    const bool vertical = stage >= 2, dilated = stage % 2;
+    if (dilated && r.stages.h1.k == 0) continue;
+    const int k = vertical ? (dilated ? r.stages.v1.used : r.stages.v0.used)
+                           : (dilated ? r.stages.h1.used : r.stages.h0.used);
+    const Run run = run_of(t, r, planes, tile.height, W, vertical, dilated);
+    const bool active = run.active && run.plane < planes;
+    float sum[kRun] = {};
+    if (active)
+      convolve(Line{map + run.base, run.stride, run.length}, run.first, run.d,
+               taps + (4 * run.plane + stage) * r.tap_pitch, k, sum);
+    barrier();
+    if (active)
+      write_run(map, run,
+                stage == 0   ? biases[2 * run.plane]
+                : stage == 1 ? 0.f
+                : stage == 2 ? columns[run.plane * W + run.line]
+                             : biases[2 * run.plane + 1],
+                sum);
+    barrier();
+  }
+
+  const Lines out{1, planes * tile.rows * W, 0};
+  const int64_t at = first_plane * a.map.H * W + int64_t(tile.row) * W;
+  const float* core = map + (tile.row - tile.top) * r.pitch;
+  if (a.in_float)
+    copy_out(static_cast<float*>(a.s) + at, out, rows, core);
+  else
+    copy_out(static_cast<T*>(a.s) + at, out, rows, core);
+}
+
+}  // namespace lska_ops

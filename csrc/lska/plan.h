@@ -1,0 +1,240 @@
+// How a cascade is spread over a GPU: one pure function each for forward and backward, from sizes and the device's
+// limits to kernel, grid, block and shared memory. The CUDA launcher, the host-run tests and lska_ops._plan use it.
+//
+// plane   a block owns whole planes, or a tile of one with the halo its taps reach, in shared memory
+// stream  a block walks down a strip of columns of one plane; rings of rows hold what the vertical taps reach
+// stages  nothing of the above fits: each convolution by itself, through global memory
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <algorithm>
+
+namespace lska_ops {
+
+constexpr int kRun = 8;          // outputs of one line that a thread computes together
+constexpr int kStreamRun = 4;    // the same for the columns of a stream, whose steps have few rows
+constexpr int kMaxThreads = 1024;
+constexpr int kWarp = 32;
+constexpr int64_t kMaxGrid = 0x7fffffff, kMaxGridYZ = 65535;
+
+struct LskaDevice {
+  int64_t shared_bytes;     // of one block at most, opted in
+  int64_t multiprocessors;
+  int64_t cache_bytes;      // L2
+};
+
+struct LskaSize {
+  int64_t B, C, H, W, k0, k1, dilation;  // k1 = 0: LSKA-trivial
+  int64_t planes() const { return B * C; }
+};
+
+// One of the four convolutions along its axis, without the taps that reach no pixel however they are placed.
+struct LskaStage {
+  int k, used, dilation;
+  int skip() const { return (k - used) / 2; }
+  int reach() const { return used / 2 * dilation; }
+};
+
+struct LskaStages {
+  LskaStage h0, h1, v0, v1;
+  int reach_h() const { return h0.reach() + h1.reach(); }
+  int reach_v() const { return v0.reach() + v1.reach(); }
+  int taps() const { return std::max(std::max(h0.used, h1.used), std::max(v0.used, v1.used)); }
+};
+
+enum class LskaKernel { plane, stream, stages };
+
+struct LskaPlan {
+  LskaKernel kernel = LskaKernel::stages;
+  int64_t grid_x = 0, grid_y = 1, grid_z = 1;  // groups of planes, bands of rows, strips of columns
+  int threads = 0;
+  int64_t shared_bytes = 0;
+  int planes = 1;                 // of one block
+  int band = 0, strip = 0;        // rows and columns of a block's outputs
+  int rows = 0, cols = 0;         // the largest region a block loads, halo included
+  int pitch = 0;                  // floats between rows: odd, so that a column of rows falls into different banks
+  int threads_per_plane = 0;      // backward: whole warps, which reduce one plane's sums
+  int step = 0;                   // stream: rows that enter at a time
+  int64_t blocks() const { return grid_x * grid_y * grid_z; }
+};
+
+namespace lska_plan {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+inline LskaStage stage(int64_t k, int64_t dilation, int64_t length) {
+  if (k == 0) return {0, 0, 1};
+  const int64_t d = std::clamp<int64_t>(dilation, 1, std::max<int64_t>(length, 1));
+  const int64_t used = std::min(k, 2 * ((length - 1) / d) + 1);
+  return {int(k), int(used), used > 1 ? int(d) : 1};
+}
+
+inline LskaStages stages(const LskaSize& s) {
+  return {stage(s.k0, 1, s.W), stage(s.k1, s.dilation, s.W), stage(s.k0, 1, s.H),
+          stage(s.k1, s.dilation, s.H)};
+}
+
+// Runs of a line: each starts at one of the `dilation` residues and takes every dilation-th position.
+constexpr int64_t runs(int64_t length, int64_t dilation, int64_t run) {
+  return dilation * ceil_div(ceil_div(length, dilation), run);
+}
+
+// Threads for a region of which every thread computes one run per stage.
+inline int64_t threads(const LskaStages& g, int64_t planes, int64_t rows, int64_t cols) {
+  int64_t most = 0;
+  for (const LskaStage& s : {g.h0, g.h1}) most = std::max(most, planes * rows * runs(cols, s.dilation, kRun));
+  for (const LskaStage& s : {g.v0, g.v1}) most = std::max(most, planes * cols * runs(rows, s.dilation, kRun));
+  return round_up(most, kWarp);
+}
+
+constexpr int64_t odd(int64_t n) { return n | 1; }
+inline int64_t tap_pitch(const LskaStages& g) { return round_up(g.taps(), 4); }
+
+// Of one plane: its region, taps, the bias along columns, and two biases.
+inline int64_t forward_floats(const LskaStages& g, int64_t rows, int64_t cols) {
+  return rows * odd(cols) + 4 * tap_pitch(g) + cols + 2;
+}
+// Of one plane: x, a stage, a gradient; taps in both directions; three lines along columns; what the bias along columns adds to the
+// taps; the sums of each warp.
+inline int64_t backward_floats(const LskaStages& g, int64_t rows, int64_t cols, int64_t warps) {
+  return 3 * rows * odd(cols) + 9 * tap_pitch(g) + 3 * cols + warps * (tap_pitch(g) + 1);
+}
+// X and Y with their halo; the rings behind the horizontal and behind the first vertical stage.
+inline int64_t stream_floats(const LskaStages& g, int64_t step, int64_t cols, int64_t strip) {
+  const int64_t rings = (step + 2 * g.v0.reach()) + (step + 2 * g.v1.reach());
+  return 2 * step * odd(cols) + rings * odd(strip) + 4 * tap_pitch(g) + strip;
+}
+
+inline int64_t with_halo(int64_t core, int64_t reach, int64_t length) {
+  return std::min(length, core < length ? core + 2 * reach : core);
+}
+
+// Planes for one block: small ones together, but not so many that multiprocessors stay idle.
+inline int64_t planes_per_block(const LskaSize& s, const LskaDevice& device, int64_t threads_of_one,
+                                int64_t bytes_of_one) {
+  const int64_t by_threads = 256 / threads_of_one, by_memory = device.shared_bytes / bytes_of_one;
+  const int64_t by_blocks = s.planes() / std::max<int64_t>(1, 2 * device.multiprocessors);
+  return std::clamp<int64_t>(std::min({by_threads, by_memory, by_blocks}), 1, 64);
+}
+
+inline void set_region(LskaPlan& p, const LskaSize& s, const LskaStages& g, int64_t band, int64_t strip) {
+  p.band = int(band);
+  p.strip = int(strip);
+  p.rows = int(with_halo(band, g.reach_v(), s.H));
+  p.cols = int(with_halo(strip, g.reach_h(), s.W));
+  p.pitch = int(odd(p.cols));
+  p.grid_y = ceil_div(s.H, band);
+  p.grid_z = ceil_div(s.W, strip);
+}
+
+inline bool grid_fits(const LskaPlan& p) {
+  return p.grid_x <= kMaxGrid && p.grid_y <= kMaxGridYZ && p.grid_z <= kMaxGridYZ;
+}
+
+inline bool plane_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const LskaDevice& device) {
+  if (s.H * s.W > kMaxThreads * kRun || threads(g, 1, s.H, s.W) > kMaxThreads) return false;
+  const int64_t bytes = 4 * forward_floats(g, s.H, s.W);
+  if (bytes > device.shared_bytes) return false;
+  // Few planes leave multiprocessors idle: then bands of rows, as long as the halo does not outgrow them.
+  const int64_t wanted = device.multiprocessors / std::max<int64_t>(1, s.planes());
+  const int64_t most = s.H / std::max<int64_t>(kRun, 2 * g.reach_v());
+  const int64_t bands = std::clamp<int64_t>(std::min(wanted, most), 1, 16);
+  set_region(p, s, g, ceil_div(s.H, bands), s.W);
+  const int64_t one = threads(g, 1, p.rows, p.cols);
+  p.planes = bands > 1 ? 1 : int(planes_per_block(s, device, one, bytes));
+  p.kernel = LskaKernel::plane;
+  p.grid_x = ceil_div(s.planes(), p.planes);
+  p.threads = int(threads(g, p.planes, p.rows, p.cols));
+  p.shared_bytes = 4 * p.planes * forward_floats(g, p.rows, p.cols);
+  return grid_fits(p);
+}
+
+inline bool stream_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const LskaDevice& device) {
+  // The fewest strips whose rings leave room for four rows at a time; narrower ones load more halo than outputs.
+  for (int64_t strips = 1; strips <= 64 && strips <= s.W; ++strips) {
+    const int64_t strip = ceil_div(s.W, strips);
+    if (strips > 1 && strip < std::max<int64_t>(kWarp, g.reach_h() / 2)) break;
+    const int64_t cols = with_halo(strip, g.reach_h(), s.W);
+    for (int64_t step : {24, 16, 12, 8, 6, 4}) {
+      const int64_t bytes = 4 * stream_floats(g, step, cols, strip);
+      if (bytes > device.shared_bytes) continue;
+      const int64_t blocks = s.planes() * strips;
+      const int64_t wanted = device.multiprocessors / std::max<int64_t>(1, blocks);
+      const int64_t most = s.H / std::max<int64_t>(2 * step, 4 * g.reach_v());
+      const int64_t bands = std::clamp<int64_t>(std::min(wanted, most), 1, 64);
+      set_region(p, s, g, ceil_div(s.H, bands), strip);
+      p.kernel = LskaKernel::stream;
+      p.grid_x = s.planes();
+      p.step = int(step);
+      p.threads = cols * step > 4096 ? 512 : 256;
+      p.shared_bytes = bytes;
+      return grid_fits(p);
+    }
+  }
+  return false;
+}
+
+inline bool plane_backward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const LskaDevice& device) {
+  // The largest tile, measured by what it loads for each output, among whole planes and ever smaller parts.
+  double best = 1e30;
+  for (int64_t across = 1; across <= 64; ++across) {
+    for (int64_t down = 1; down <= 64; ++down) {
+      const int64_t band = ceil_div(s.H, down), strip = ceil_div(s.W, across);
+      const int64_t rows = with_halo(band, g.reach_v(), s.H), cols = with_halo(strip, g.reach_h(), s.W);
+      if (rows * cols > kMaxThreads * kRun) continue;
+      const int64_t needed = threads(g, 1, rows, cols);
+      const int64_t bytes = 4 * backward_floats(g, rows, cols, needed / kWarp);
+      if (needed > kMaxThreads || bytes > device.shared_bytes) continue;
+      const double loads = double(rows * cols) / double(band * strip);
+      if (loads >= best || loads > 8) continue;  // beyond eight, stage by stage moves less
+      best = loads;
+      set_region(p, s, g, band, strip);
+      const bool whole = down == 1 && across == 1;
+      p.planes = whole ? int(planes_per_block(s, device, needed, bytes)) : 1;
+      p.threads_per_plane = int(needed);
+      p.threads = int(needed * p.planes);
+      p.shared_bytes = bytes * p.planes;
+      if (whole) break;
+    }
+  }
+  p.kernel = LskaKernel::plane;
+  p.grid_x = ceil_div(s.planes(), p.planes);
+  return best < 1e30 && grid_fits(p);
+}
+
+inline LskaPlan stage_by_stage(const LskaSize& s) {
+  LskaPlan p;
+  p.band = int(s.H);
+  p.strip = int(s.W);
+  p.threads = 256;
+  p.grid_x = s.planes();
+  return p;
+}
+
+}  // namespace lska_plan
+
+inline LskaPlan lska_plan_forward(const LskaSize& s, const LskaDevice& device) {
+  const LskaStages g = lska_plan::stages(s);
+  if (LskaPlan p; lska_plan::plane_forward(p, s, g, device)) return p;
+  if (LskaPlan p; lska_plan::stream_forward(p, s, g, device)) return p;
+  return lska_plan::stage_by_stage(s);
+}
+
+inline LskaPlan lska_plan_backward(const LskaSize& s, const LskaDevice& device) {
+  const LskaStages g = lska_plan::stages(s);
+  if (LskaPlan p; lska_plan::plane_backward(p, s, g, device)) return p;
+  return lska_plan::stage_by_stage(s);
+}
+
+// Images whose s and product, in fp32, stay in half of the L2 cache between two kernels; but enough of them that a
+// launch fills the device twice.
+inline int64_t lska_images_at_once(const LskaSize& s, const LskaDevice& device) {
+  const int64_t image = std::max<int64_t>(1, s.C * s.H * s.W * 8);
+  const int64_t enough = lska_plan::ceil_div(2 * device.multiprocessors, std::max<int64_t>(1, s.C));
+  return std::clamp<int64_t>(std::max(device.cache_bytes / 2 / image, enough), 1, std::max<int64_t>(1, s.B));
+}
+
+}  // namespace lska_ops

@@ -1,0 +1,52 @@
+"""Compiles the CUDA kernels for the host, on demand: what tests/test_host_cuda.py loads as torch.ops.lska_ops_host.
+
+python tests/host_cuda/build.py build/host_cuda_asan --flags "-g1 -fsanitize=address"
+"""
+
+import argparse
+import hashlib
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LIBRARY = "host_cuda.so"
+FLAGS = "-O2 -std=c++20 -fPIC -shared -fvisibility=hidden -ffp-contract=off -Wall -Wno-unknown-pragmas"
+sys.path.insert(0, str(ROOT))
+
+from build_backend.compile import TARGET  # noqa: E402
+from build_backend.facts import collect  # noqa: E402
+
+
+def sources(root):
+    return sorted(f for folder in ("csrc", "tests/host_cuda") for f in (root / folder).rglob("*") if f.is_file())
+
+
+def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:
+    """The library, compiled from the sources under `root` unless `folder` already has just that."""
+    facts = collect()
+    if facts.compiler is None or facts.torch is None:
+        raise SystemExit(facts.compiler_problem or "torch's headers were not found; install torch>=2.11")
+    command = [*shlex.split(facts.compiler), *FLAGS.split(), *flags.split(), f"-I{root}"]
+    command += [f"-I{root / 'tests' / 'host_cuda'}", TARGET, "-isystem", f"{facts.torch}/include"]
+    command += [str(root / "tests" / "host_cuda" / "ops.cpp"), f"-L{facts.torch}/lib", "-ltorch_cpu"]
+    digest = hashlib.sha256(" ".join(command).encode())
+    for file in sources(root):
+        if file.suffix in (".h", ".cuh", ".cpp"):
+            digest.update(file.read_bytes())
+    library, stamp = folder / LIBRARY, folder / "host_cuda.hash"
+    if library.is_file() and stamp.is_file() and stamp.read_text() == digest.hexdigest():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([*command, "-o", str(library)], check=True)
+    stamp.write_text(digest.hexdigest())
+    return library
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Compiles the CUDA kernels for the host.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--flags", default="")
+    options = parser.parse_args()
+    print(build(options.folder.resolve(), options.flags))

@@ -1,0 +1,80 @@
+// The CUDA launchers and kernels of LSKA as ops on CPU tensors, run by runner.h: torch.ops.lska_ops_host.
+#include <algorithm>
+
+#include "csrc/lska/register.h"
+#include "csrc/lska/schema.h"
+
+namespace lska_ops::lska_cuda {
+namespace {
+
+LskaDevice limits{232448, 132, 50 << 20};
+
+struct OnHost {
+  Device device{limits, nullptr};
+  OnHost(const char* op, const Tensor& x) {
+    STD_TORCH_CHECK(x.is_cpu(), op, ": x is not on the CPU; expected a CPU tensor, as this is the host-run build");
+  }
+};
+
+void configure(int64_t schedule, int64_t shared_bytes, int64_t multiprocessors, int64_t cache_bytes) {
+  host_cuda::settings.schedule = unsigned(schedule);
+  host_cuda::settings.max_shared = shared_bytes;
+  limits = {shared_bytes, multiprocessors, cache_bytes};
+}
+
+// Runs only every `stride`-th block from `first` on; a stride of 0 runs all.
+void only(int64_t first, int64_t stride) {
+  host_cuda::settings.only = nullptr;
+  if (stride > 0)
+    host_cuda::settings.only = [=](int64_t block) { return block >= first && (block - first) % stride == 0; };
+}
+
+std::vector<int64_t> take_counters() {
+  const host_cuda::Counters c = host_cuda::counters;
+  host_cuda::counters = {};
+  return {int64_t(c.loaded), int64_t(c.stored), int64_t(c.launches), int64_t(c.blocks)};
+}
+
+// The cascade's backward kernel by itself: grad_x without the gate's part, and the tap sums' parts.
+std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const Tensor& conv0h,
+                                       const Tensor& conv0v, const Tensor& conv_spatial_h,
+                                       const Tensor& conv_spatial_v, int64_t dilation) {
+  const MaybeTensor none, h = conv_spatial_h, v = conv_spatial_v;
+  const Call call("cascade_bwd", {limits, nullptr}, x, {conv0h, none, conv0v, none, h, none, v, none}, dilation);
+  const CascadeBackward backward{call};
+  Tensor grad_x = call.empty_like_x();
+  Tensor sums = call.floats(backward.parts(call.size.B) * call.size.C * backward.width);
+  LskaBackwardArguments a{};
+  a.x = call.x.const_data_ptr();
+  a.ds = static_cast<const float*>(ds.const_data_ptr());
+  a.grad_x = grad_x.mutable_data_ptr();
+  a.sums = static_cast<float*>(sums.mutable_data_ptr());
+  backward(a, call.size.B);
+  return {grad_x, sums};
+}
+
+}  // namespace
+}  // namespace lska_ops::lska_cuda
+
+STABLE_TORCH_LIBRARY(lska_ops_host, m) {
+  m.def(LSKA_CASCADE_FWD("cuda"));
+  m.def(LSKA_FWD("cuda"));
+  m.def(LSKA_BWD("cuda"));
+  m.def("configure(int schedule, int shared_bytes, int multiprocessors, int cache_bytes) -> ()");
+  m.def("only(int first, int stride) -> ()");
+  m.def("take_counters() -> int[]");
+  m.def(
+      "cascade_bwd(Tensor x, Tensor ds, Tensor conv0h, Tensor conv0v, Tensor conv_spatial_h, Tensor "
+      "conv_spatial_v, int dilation) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lska_ops_host, CompositeExplicitAutograd, m) {
+  using namespace lska_ops::lska_cuda;
+  m.impl("lska_cascade_fwd_cuda", TORCH_BOX(&cascade_fwd_op<OnHost>));
+  m.impl("lska_fwd_cuda", TORCH_BOX(&fwd_op<OnHost>));
+  m.impl("lska_bwd_cuda", TORCH_BOX(&bwd_op<OnHost>));
+  m.impl("configure", TORCH_BOX(&configure));
+  m.impl("only", TORCH_BOX(&only));
+  m.impl("take_counters", TORCH_BOX(&take_counters));
+  m.impl("cascade_bwd", TORCH_BOX(&cascade_bwd));
+}
