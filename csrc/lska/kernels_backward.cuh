@@ -31,21 +31,6 @@ LSKA_DEVICE float warp_sum(float v) {
   return v;
 }
 
-// sum[t] += sum over r in [from, to) of g[r] line(first + (r + t - K/2) d), where that lies in the line.
-template <int K>
-LSKA_DEVICE void correlate_run(const Line& line, const float (&g)[kRun], int from, int to, int first, int d,
-                               float (&sum)[K]) {
-#pragma unroll
-  for (int j = 0; j < kRun + K - 1; ++j) {
-    const int at = first + (j - K / 2) * d;
-    if (uint32_t(at) >= uint32_t(line.length)) continue;
-    const float v = line.first[at * line.stride];
-#pragma unroll
-    for (int r = 0; r < kRun; ++r)
-      if (j >= r && j - r < K && r >= from && r < to) sum[j - r] = multiply_add(g[r], v, sum[j - r]);
-  }
-}
-
 // One plane's threads: sums over them of each tap's gradient and, behind those, of the gradient itself; one row of
 // `warp_sums` per warp. Every thread takes part in the shuffles, with zeros where it has no run.
 struct TapSums {
@@ -57,15 +42,31 @@ struct TapSums {
   }
 };
 
+// The gradients of taps Begin to K: sum over r in [from, to) of g[r] line(first + (r + t - K/2) d), where that lies in
+// the line. Nine at a time: more would not stay in registers.
+template <int K, int Begin = 0>
+LSKA_DEVICE void correlate_run(const Line& line, const float (&g)[kRun], int from, int to, int first, int d,
+                               const TapSums& out) {
+  constexpr int n = K - Begin < 9 ? K - Begin : 9;
+  float sum[n] = {};
+#pragma unroll
+  for (int j = 0; j < kRun + n - 1; ++j) {
+    const int at = first + (j + Begin - K / 2) * d;
+    if (uint32_t(at) >= uint32_t(line.length)) continue;
+    const float v = line.first[at * line.stride];
+#pragma unroll
+    for (int r = 0; r < kRun; ++r)
+      if (j >= r && j - r < n && r >= from && r < to) sum[j - r] = multiply_add(g[r], v, sum[j - r]);
+  }
+#pragma unroll
+  for (int t = 0; t < n; ++t) out.put(Begin + t, sum[t]);
+  if constexpr (Begin + n < K) correlate_run<K, Begin + n>(line, g, from, to, first, d, out);
+}
+
 LSKA_DEVICE void correlate(const Line& line, const float (&g)[kRun], int from, int to, int first, int d, int k,
                            const TapSums& out) {
-  const bool done = pick<3, 5, 7, 11, 13, 17>(k, [&](auto size) {
-    constexpr int K = decltype(size)::value;
-    float sum[K] = {};
-    if (from < to) correlate_run<K>(line, g, from, to, first, d, sum);
-#pragma unroll
-    for (int t = 0; t < K; ++t) out.put(t, sum[t]);
-  });
+  const bool done = pick<3, 5, 7, 11, 13, 17>(
+      k, [&](auto size) { correlate_run<decltype(size)::value>(line, g, from, to, first, d, out); });
   for (int t = done ? k : 0; t < k; ++t) {
     float sum = 0.f;
 #pragma unroll
@@ -90,44 +91,35 @@ constexpr int kSteps = 10;
 LSKA_DEVICE int digit(uint64_t digits, int step) { return int(digits >> 4 * step & 15); }
 constexpr uint64_t kStepStage = 0x0102103210, kStepFrom = 0x3313213221, kStepSums = 0x4014244344;
 
-// One plane's part of a block: its maps, taps and lines in shared memory.
+// One plane's part of a block in shared memory. Two addresses and what the region says: more would not stay in
+// registers.
 struct BackwardPlane {
-  float *x, *stage, *gradient, *taps, *turned, *inside, *columns, *column_sums, *warp_sums, *extra;
-  float bias_h0, bias_v0;
-};
+  const LskaRegion& r;
+  float *x, *taps;
 
-LSKA_DEVICE BackwardPlane backward_plane(const LskaRegion& r, int plane) {
-  const int map = r.rows * r.pitch, taps = 4 * r.tap_pitch, planes = r.planes;
-  const int warp_sums = r.threads_per_plane / kWarp * (r.tap_pitch + 1);
-  BackwardPlane p{};
-  float* at = shared_floats();
-  const auto next = [&](int floats) {
-    float* mine = at + plane * floats;
-    at += planes * floats;
-    return mine;
-  };
-  p.x = next(map);
-  p.stage = next(map);
-  p.gradient = next(map);
-  p.taps = next(taps);
-  p.turned = next(taps);
-  p.extra = next(r.tap_pitch);
-  p.inside = next(r.cols);
-  p.columns = next(r.cols);
-  p.column_sums = next(r.cols);
-  p.warp_sums = next(warp_sums);
-  return p;
-}
+  LSKA_DEVICE BackwardPlane(const LskaRegion& region, int plane)
+      : r(region),
+        x(shared_floats() + plane * region.rows * region.pitch),
+        taps(shared_floats() + 3 * region.maps + plane * region.lines) {}
+  LSKA_DEVICE float* stage() const { return x + r.maps; }
+  LSKA_DEVICE float* gradient() const { return x + 2 * r.maps; }
+  LSKA_DEVICE float* turned() const { return taps + 4 * r.tap_pitch; }
+  LSKA_DEVICE float* extra() const { return taps + 8 * r.tap_pitch; }       // of conv_spatial_h, by conv0v's bias
+  LSKA_DEVICE float* inside() const { return taps + 9 * r.tap_pitch; }      // inside_h1 of each column
+  LSKA_DEVICE float* columns() const { return inside() + r.cols; }          // the bias along columns
+  LSKA_DEVICE float* column_sums() const { return inside() + 2 * r.cols; }  // of the gradient
+  LSKA_DEVICE float* warp_sums() const { return inside() + 3 * r.cols; }
+};
 
 // conv0v's bias reaches s through conv_spatial_h: its gradient, and what it adds to conv_spatial_h's, from the sums of
 // the gradient between the vertical convolutions along columns.
 LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion& r, const Tile& tile, int t, int W,
-                                       float* out_bias) {
+                                       float bias_v0, float* out_bias) {
   for (int x = t; x < tile.cols; x += r.threads_per_plane) {
     float sum = 0.f;
-    const float* column = p.gradient + (tile.row - tile.top) * r.pitch + tile.col - tile.left + x;
+    const float* column = p.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left + x;
     for (int y = 0; y < tile.rows; ++y) sum += column[y * r.pitch];
-    p.column_sums[x] = sum;
+    p.column_sums()[x] = sum;
   }
   barrier();
   const LskaStage h1 = r.stages.h1;
@@ -136,12 +128,12 @@ LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion&
     for (int x = 0; x < tile.cols; ++x) {
       const int at = tile.col + x + (tap - h1.used / 2) * h1.dilation;
       if (tap == h1.used)
-        sum += p.column_sums[x] * p.inside[tile.col - tile.left + x];
+        sum += p.column_sums()[x] * p.inside()[tile.col - tile.left + x];
       else if (at >= 0 && at < W)
-        sum += p.column_sums[x] * p.bias_v0;
+        sum += p.column_sums()[x] * bias_v0;
     }
     if (tap < h1.used)
-      p.extra[tap] = sum;
+      p.extra()[tap] = sum;
     else if (out_bias)
       write_global(out_bias, sum);
   }
@@ -157,32 +149,31 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
   const int planes = int(min(int64_t(r.planes), a.map.planes - first_plane));
   const int C = a.map.C, H = a.map.H, W = a.map.W, k0 = r.stages.h0.k, k1 = r.stages.h1.k;
   const int first_channel = int(first_plane % C), channel = (first_channel + plane) % C;
-  const Tile tile = tile_of(a.map, r, r.stages.reach_v(), r.stages.reach_h());
+  const Tile tile = tile_of(a.map, r, r.reach_v, r.reach_h);
   const bool here = plane < planes;
-  BackwardPlane p = backward_plane(r, plane);
-  const BackwardPlane first = backward_plane(r, 0);
+  const BackwardPlane p(r, plane), first(r, 0);
 
-  load_taps<T>(a.weights, r, planes, first_channel, C, first.taps, false);
-  load_taps<T>(a.weights, r, planes, first_channel, C, first.turned, true);
+  load_taps<T>(a.weights, r, planes, first_channel, C, first.taps, r.lines, false);
+  load_taps<T>(a.weights, r, planes, first_channel, C, first.turned(), r.lines, true);
   const bool whole = tile.width == W;
   const Lines in = whole ? Lines{1, planes * tile.height * W, 0} : Lines{tile.height, tile.width, W};
   const Rows in_rows{tile.width, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
   const int64_t start = (first_plane * H + tile.top) * W + tile.left;
   copy_in(static_cast<const T*>(a.x) + start, in, first.x, in_rows);
-  copy_in(a.ds + start, in, first.gradient, in_rows);
-  p.bias_h0 = here ? load_bias<T>(a.weights.h0_bias, channel) : 0.f;
-  p.bias_v0 = here ? load_bias<T>(a.weights.v0_bias, channel) : 0.f;
+  copy_in(a.ds + start, in, first.gradient(), in_rows);
+  const float bias_h0 = here ? load_bias<T>(a.weights.h0_bias, channel) : 0.f;
+  const float bias_v0 = here ? load_bias<T>(a.weights.v0_bias, channel) : 0.f;
   const float bias_h1 = here && k1 ? load_bias<T>(a.weights.h1_bias, channel) : 0.f;
   barrier();
   for (int i = t; here && i < tile.width; i += r.threads_per_plane) {
-    p.inside[i] = inside_h1(r.stages.h1, p.taps + r.tap_pitch, tile.left + i, W);
-    p.columns[i] = p.bias_v0 * p.inside[i] + bias_h1;
+    p.inside()[i] = inside_h1(r.stages.h1, p.taps + r.tap_pitch, tile.left + i, W);
+    p.columns()[i] = bias_v0 * p.inside()[i] + bias_h1;
   }
   float* const sums =
       a.sums + ((nth / C * blocks_y() + block_y()) * blocks_z() + block_z()) * C * a.sums_width +
       int64_t(channel) * a.sums_width;
   const int warp = t / kWarp;
-  const TapSums tap_sums{p.warp_sums + warp * (r.tap_pitch + 1), t % kWarp == 0};
+  const TapSums tap_sums{p.warp_sums() + warp * (r.tap_pitch + 1), t % kWarp == 0};
 
 #pragma unroll 1
   for (int step = 0; step < kSteps; ++step) {
@@ -196,15 +187,15 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
       const bool active = here && run.active && run.plane == 0;
       float sum[kRun] = {};
       if (active)
-        convolve(Line{(from == 1 ? p.x : from == 2 ? p.stage : p.gradient) + run.base, run.stride, run.length},
-                 run.first, run.d, (from == 3 ? p.turned : p.taps) + stage * r.tap_pitch, k, sum);
+        convolve(Line{p.x + (from - 1) * r.maps + run.base, run.stride, run.length},
+                 run.first, run.d, (from == 3 ? p.turned() : p.taps) + stage * r.tap_pitch, k, sum);
       barrier();
-      const float bias = from == 3 ? 0.f : stage == 0 ? p.bias_h0 : stage == 2 && active ? p.columns[run.line] : 0.f;
-      if (active) write_run(from == 3 ? p.gradient : p.stage, run, bias, sum);
+      const float bias = from == 3 ? 0.f : stage == 0 ? bias_h0 : stage == 2 && active ? p.columns()[run.line] : 0.f;
+      if (active) write_run(from == 3 ? p.gradient() : p.stage(), run, bias, sum);
       barrier();
     }
     if (step == 3) {
-      column_bias_gradients(p, r, tile, t, W, here && k1 ? sums + sums_offset(2, k0, k1) + k0 : nullptr);
+      column_bias_gradients(p, r, tile, t, W, bias_v0, here && k1 ? sums + sums_offset(2, k0, k1) + k0 : nullptr);
       barrier();
     }
     if (summed == 4 || (summed % 2 && k1 == 0)) continue;
@@ -224,23 +215,23 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
     for (int i = 0; i < kRun; ++i) {
       const int at = run.first + i * run.d;
       if (!active || at < begin || at >= end) continue;
-      g[i] = p.gradient[run.base + at * run.stride];
+      g[i] = p.gradient()[run.base + at * run.stride];
       lowest = min(lowest, i);
       highest = i + 1;
     }
-    correlate(Line{(summed == 0 ? p.x : p.stage) + run.base, run.stride, run.length}, g, lowest, highest,
+    correlate(Line{(summed == 0 ? p.x : p.stage()) + run.base, run.stride, run.length}, g, lowest, highest,
               run.first, run.d, s.used, tap_sums);
     barrier();
     // The last stage before s adds its bias to it, the one before the columns' bias: b1h, or without a pair b0v.
     const int bias_of = summed == 0 ? 0 : summed == 3 ? 3 : summed == 2 ? (k1 ? 1 : 2) : 4;
     for (int i = t; here && i <= s.k; i += r.threads_per_plane) {
       const bool bias = i == s.k;
-      const int tap = bias ? s.used : i - s.skip();
+      const int tap = bias ? s.used : i - s.skip;
       if (bias && bias_of == 4) continue;
       float sum = 0.f;
       if (tap >= 0 && tap <= s.used && (bias || tap < s.used)) {
-        for (int w = 0; w < r.threads_per_plane / kWarp; ++w) sum += p.warp_sums[w * (r.tap_pitch + 1) + tap];
-        if (summed == 1) sum += p.extra[tap];
+        for (int w = 0; w < r.threads_per_plane / kWarp; ++w) sum += p.warp_sums()[w * (r.tap_pitch + 1) + tap];
+        if (summed == 1) sum += p.extra()[tap];
       }
       const int of = bias ? bias_of : summed;
       write_global(sums + sums_offset(of, k0, k1) + (bias ? (of % 2 ? k1 : k0) : i), sum);
@@ -251,7 +242,7 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
   const Lines out = whole ? Lines{1, planes * tile.rows * W, 0} : Lines{tile.rows, tile.cols, W};
   const Rows out_rows{whole ? W : tile.cols, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
   const int64_t at = (first_plane * H + tile.row) * W + tile.col;
-  const float* core = first.gradient + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
+  const float* core = first.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
   copy_out(
       static_cast<T*>(a.grad_x) + at, out, out_rows, [&](int i) { return core[i]; },
       [&](int64_t element, auto& v) {

@@ -30,7 +30,8 @@ struct LskaMap {
 // What the kernels of a region share: the plan, and its divisors.
 struct LskaRegion {
   LskaStages stages;
-  int planes, band, strip, rows, cols, pitch, tap_pitch, threads_per_plane, step;
+  int planes, band, strip, rows, cols, pitch, tap_pitch, threads_per_plane, step, reach_h, reach_v;
+  int maps, lines;  // backward: floats of all planes' maps, of one plane's taps and lines
   Divisor by_rows, by_cols, by_tap_pitch, by_h1, by_v1;
 };
 
@@ -38,7 +39,8 @@ inline LskaRegion lska_region(const LskaSize& s, const LskaPlan& p) {
   const LskaStages g = lska_plan::stages(s);
   const int64_t tap_pitch = lska_plan::tap_pitch(g);
   return {g, p.planes, p.band, p.strip, p.rows, p.cols, p.pitch, int(tap_pitch), p.threads_per_plane, p.step,
-          divisor(p.rows), divisor(p.cols), divisor(tap_pitch), divisor(g.h1.dilation), divisor(g.v1.dilation)};
+          g.reach_h(), g.reach_v(), p.planes * p.rows * p.pitch,
+          int(lska_plan::backward_lines(g, p.cols, p.threads_per_plane / kWarp)), divisor(p.rows), divisor(p.cols), divisor(tap_pitch), divisor(g.h1.dilation), divisor(g.v1.dilation)};
 }
 
 // The tile a block owns in its planes, and the region around it that it loads.
@@ -236,10 +238,11 @@ LSKA_DEVICE void copy_out(T* global, const Lines& lines, const Rows& rows, const
   copy_out(global, lines, rows, [&](int i) { return shared[i]; }, [](int64_t, auto&) {});
 }
 
-// The taps of `planes` planes as floats: [planes][h0, h1, v0, v1][tap_pitch]; with `turned`, back to front.
+// The taps of `planes` planes as floats: [planes][h0, h1, v0, v1][tap_pitch], planes `plane_pitch`
+// apart; with `turned`, back to front.
 template <class T>
 LSKA_DEVICE void load_taps(const LskaWeightPointers& w, const LskaRegion& r, int planes, int channel, int C,
-                           float* taps, bool turned) {
+                           float* taps, int plane_pitch, bool turned) {
   for (int i = thread_index(); i < planes * 4 * r.tap_pitch; i += thread_count()) {
     const int line = quotient(i, r.by_tap_pitch), t = i - line * r.tap_pitch, stage = line % 4;
     const LskaStage s = stage == 0 ? r.stages.h0 : stage == 1 ? r.stages.h1
@@ -247,7 +250,7 @@ LSKA_DEVICE void load_taps(const LskaWeightPointers& w, const LskaRegion& r, int
     const void* from = stage == 0 ? w.h0 : stage == 1 ? w.h1 : stage == 2 ? w.v0 : w.v1;
     if (t >= s.used) continue;
     const int64_t c = (channel + line / 4) % C;
-    taps[i] = load(static_cast<const T*>(from) + c * s.k + s.skip() + (turned ? s.used - 1 - t : t));
+    taps[line / 4 * plane_pitch + stage * r.tap_pitch + t] = load(static_cast<const T*>(from) + c * s.k + s.skip + (turned ? s.used - 1 - t : t));
   }
 }
 

@@ -58,13 +58,13 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
   const int64_t first_plane = block_x() * r.planes;
   const int planes = int(min(int64_t(r.planes), a.map.planes - first_plane)), t = thread_index();
   const int channel = int(first_plane % a.map.C), W = a.map.W;
-  const Tile tile = tile_of(a.map, r, r.stages.reach_v(), 0);
+  const Tile tile = tile_of(a.map, r, r.reach_v, 0);
   float* map = shared_floats();
   float* taps = map + r.planes * r.rows * r.pitch;
   float* columns = taps + r.planes * 4 * r.tap_pitch;  // the bias along columns
   float* biases = columns + r.planes * r.cols;         // conv0h's, conv_spatial_v's
 
-  load_taps<T>(a.weights, r, planes, channel, a.map.C, taps, false);
+  load_taps<T>(a.weights, r, planes, channel, a.map.C, taps, 4 * r.tap_pitch, false);
   const T* x = static_cast<const T*>(a.x) + first_plane * a.map.H * W + int64_t(tile.top) * W;
   // Planes that are whole follow each other in shared memory as they do in global memory.
   const Rows rows{W, r.pitch, r.by_cols};

@@ -27,7 +27,7 @@ template <class T>
 LSKA_KERNEL(256) lska_stage_kernel(const LskaStageArguments a) {
   const int64_t plane = block_x(), H = a.map.H, W = a.map.W, pixels = H * W, base = plane * pixels;
   const int channel = int(plane % a.map.C), k = a.stage.used, d = a.stage.dilation;
-  const T* taps = static_cast<const T*>(a.taps) + int64_t(channel) * a.stage.k + a.stage.skip();
+  const T* taps = static_cast<const T*>(a.taps) + int64_t(channel) * a.stage.k + a.stage.skip;
   const int64_t length = a.vertical ? H : W, stride = a.vertical ? W : 1;
   for (int64_t p = int64_t(block_y()) * thread_count() + thread_index(); p < pixels;
        p += int64_t(blocks_y()) * thread_count()) {
@@ -80,7 +80,7 @@ LSKA_KERNEL(256) lska_stage_sums_kernel(const LskaStageSumsArguments a) {
   const int k = a.stage.k, d = a.stage.dilation;
   const int64_t length = a.vertical ? H : W, stride = a.vertical ? W : 1;
   for (int tap = block_y(); tap <= k; tap += blocks_y()) {
-    const int t = tap - a.stage.skip();
+    const int t = tap - a.stage.skip;
     const int64_t shift = int64_t(t - a.stage.used / 2) * d;
     float sum = 0.f;
     if (tap == k || (t >= 0 && t < a.stage.used))

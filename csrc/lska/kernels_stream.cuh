@@ -60,8 +60,8 @@ LSKA_KERNEL(512) lska_cascade_fwd_stream_kernel(const LskaPlaneArguments a) {
   const LskaRegion& r = a.region;
   const int64_t plane = block_x();
   const int channel = int(plane % a.map.C), H = a.map.H, W = a.map.W, t = thread_index();
-  const int reach0 = r.stages.v0.reach(), reach1 = r.stages.v1.reach();
-  const Tile tile = tile_of(a.map, r, reach0 + reach1, r.stages.reach_h());
+  const int reach0 = r.stages.v0.reach, reach1 = r.stages.v1.reach;
+  const Tile tile = tile_of(a.map, r, reach0 + reach1, r.reach_h);
   const bool pair = r.stages.h1.k > 0;
   const int ring_pitch = r.strip | 1, slots0 = r.step + 2 * reach0, slots1 = r.step + 2 * reach1;
   float* in = shared_floats();
@@ -71,7 +71,7 @@ LSKA_KERNEL(512) lska_cascade_fwd_stream_kernel(const LskaPlaneArguments a) {
   float* taps = ring1 + slots1 * ring_pitch;
   float* columns = taps + 4 * r.tap_pitch;
 
-  load_taps<T>(a.weights, r, 1, channel, a.map.C, taps, false);
+  load_taps<T>(a.weights, r, 1, channel, a.map.C, taps, 0, false);
   const float bias_h0 = load_bias<T>(a.weights.h0_bias, channel);
   const float bias_v1 = load_bias<T>(pair ? a.weights.v1_bias : nullptr, channel);
   barrier();

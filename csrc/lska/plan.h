@@ -33,14 +33,13 @@ struct LskaSize {
 // One of the four convolutions along its axis, without the taps that reach no pixel however they are placed.
 struct LskaStage {
   int k, used, dilation;
-  int skip() const { return (k - used) / 2; }
-  int reach() const { return used / 2 * dilation; }
+  int skip, reach;  // taps left out on either side; pixels reached on either side
 };
 
 struct LskaStages {
   LskaStage h0, h1, v0, v1;
-  int reach_h() const { return h0.reach() + h1.reach(); }
-  int reach_v() const { return v0.reach() + v1.reach(); }
+  int reach_h() const { return h0.reach + h1.reach; }
+  int reach_v() const { return v0.reach + v1.reach; }
   int taps() const { return std::max(std::max(h0.used, h1.used), std::max(v0.used, v1.used)); }
 };
 
@@ -66,10 +65,10 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 inline LskaStage stage(int64_t k, int64_t dilation, int64_t length) {
-  if (k == 0) return {0, 0, 1};
+  if (k == 0) return {0, 0, 1, 0, 0};
   const int64_t d = std::clamp<int64_t>(dilation, 1, std::max<int64_t>(length, 1));
   const int64_t used = std::min(k, 2 * ((length - 1) / d) + 1);
-  return {int(k), int(used), used > 1 ? int(d) : 1};
+  return {int(k), int(used), used > 1 ? int(d) : 1, int(k - used) / 2, int(used / 2 * d)};
 }
 
 inline LskaStages stages(const LskaSize& s) {
@@ -97,14 +96,18 @@ inline int64_t tap_pitch(const LskaStages& g) { return round_up(g.taps(), 4); }
 inline int64_t forward_floats(const LskaStages& g, int64_t rows, int64_t cols) {
   return rows * odd(cols) + 4 * tap_pitch(g) + cols + 2;
 }
-// Of one plane: x, a stage, a gradient; taps in both directions; three lines along columns; what the bias along columns adds to the
-// taps; the sums of each warp.
+// Of one plane: taps in both directions and what the bias along columns adds to them; three lines along columns; the
+// sums of each warp.
+inline int64_t backward_lines(const LskaStages& g, int64_t cols, int64_t warps) {
+  return 9 * tap_pitch(g) + 3 * cols + warps * (tap_pitch(g) + 1);
+}
+// With x, a stage and a gradient.
 inline int64_t backward_floats(const LskaStages& g, int64_t rows, int64_t cols, int64_t warps) {
-  return 3 * rows * odd(cols) + 9 * tap_pitch(g) + 3 * cols + warps * (tap_pitch(g) + 1);
+  return 3 * rows * odd(cols) + backward_lines(g, cols, warps);
 }
 // X and Y with their halo; the rings behind the horizontal and behind the first vertical stage.
 inline int64_t stream_floats(const LskaStages& g, int64_t step, int64_t cols, int64_t strip) {
-  const int64_t rings = (step + 2 * g.v0.reach()) + (step + 2 * g.v1.reach());
+  const int64_t rings = (step + 2 * g.v0.reach) + (step + 2 * g.v1.reach);
   return 2 * step * odd(cols) + rings * odd(strip) + 4 * tap_pitch(g) + strip;
 }
 
