@@ -47,7 +47,7 @@ struct TapSums {
 template <int K, int Begin = 0>
 LSKA_DEVICE void correlate_run(const Line& line, const float (&g)[kRun], int from, int to, int first, int d,
                                const TapSums& out) {
-  constexpr int n = K - Begin < 9 ? K - Begin : 9;
+  constexpr int n = K - Begin < 7 ? K - Begin : 7;
   float sum[n] = {};
 #pragma unroll
   for (int j = 0; j < kRun + n - 1; ++j) {
@@ -108,13 +108,14 @@ struct BackwardPlane {
   LSKA_DEVICE float* inside() const { return taps + 9 * r.tap_pitch; }      // inside_h1 of each column
   LSKA_DEVICE float* columns() const { return inside() + r.cols; }          // the bias along columns
   LSKA_DEVICE float* column_sums() const { return inside() + 2 * r.cols; }  // of the gradient
-  LSKA_DEVICE float* warp_sums() const { return inside() + 3 * r.cols; }
+  LSKA_DEVICE float* biases() const { return inside() + 3 * r.cols; }           // conv0h's, conv0v's, conv1's
+  LSKA_DEVICE float* warp_sums() const { return inside() + 3 * r.cols + 3; }
 };
 
 // conv0v's bias reaches s through conv_spatial_h: its gradient, and what it adds to conv_spatial_h's, from the sums of
 // the gradient between the vertical convolutions along columns.
 LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion& r, const Tile& tile, int t, int W,
-                                       float bias_v0, float* out_bias) {
+                                       float* out_bias) {
   for (int x = t; x < tile.cols; x += r.threads_per_plane) {
     float sum = 0.f;
     const float* column = p.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left + x;
@@ -130,7 +131,7 @@ LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion&
       if (tap == h1.used)
         sum += p.column_sums()[x] * p.inside()[tile.col - tile.left + x];
       else if (at >= 0 && at < W)
-        sum += p.column_sums()[x] * bias_v0;
+        sum += p.column_sums()[x] * p.biases()[1];
     }
     if (tap < h1.used)
       p.extra()[tap] = sum;
@@ -161,13 +162,16 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
   const int64_t start = (first_plane * H + tile.top) * W + tile.left;
   copy_in(static_cast<const T*>(a.x) + start, in, first.x, in_rows);
   copy_in(a.ds + start, in, first.gradient(), in_rows);
-  const float bias_h0 = here ? load_bias<T>(a.weights.h0_bias, channel) : 0.f;
-  const float bias_v0 = here ? load_bias<T>(a.weights.v0_bias, channel) : 0.f;
+  if (here && t == 0) {
+    p.biases()[0] = load_bias<T>(a.weights.h0_bias, channel);
+    p.biases()[1] = load_bias<T>(a.weights.v0_bias, channel);
+    p.biases()[2] = load_bias<T>(a.bias, channel);
+  }
   const float bias_h1 = here && k1 ? load_bias<T>(a.weights.h1_bias, channel) : 0.f;
   barrier();
   for (int i = t; here && i < tile.width; i += r.threads_per_plane) {
     p.inside()[i] = inside_h1(r.stages.h1, p.taps + r.tap_pitch, tile.left + i, W);
-    p.columns()[i] = bias_v0 * p.inside()[i] + bias_h1;
+    p.columns()[i] = p.biases()[1] * p.inside()[i] + bias_h1;
   }
   float* const sums =
       a.sums + ((nth / C * blocks_y() + block_y()) * blocks_z() + block_z()) * C * a.sums_width +
@@ -190,12 +194,12 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
         convolve(Line{p.x + (from - 1) * r.maps + run.base, run.stride, run.length},
                  run.first, run.d, (from == 3 ? p.turned() : p.taps) + stage * r.tap_pitch, k, sum);
       barrier();
-      const float bias = from == 3 ? 0.f : stage == 0 ? bias_h0 : stage == 2 && active ? p.columns()[run.line] : 0.f;
+      const float bias = from == 3 ? 0.f : stage == 0 ? p.biases()[0] : stage == 2 && active ? p.columns()[run.line] : 0.f;
       if (active) write_run(from == 3 ? p.gradient() : p.stage(), run, bias, sum);
       barrier();
     }
     if (step == 3) {
-      column_bias_gradients(p, r, tile, t, W, bias_v0, here && k1 ? sums + sums_offset(2, k0, k1) + k0 : nullptr);
+      column_bias_gradients(p, r, tile, t, W, here && k1 ? sums + sums_offset(2, k0, k1) + k0 : nullptr);
       barrier();
     }
     if (summed == 4 || (summed % 2 && k1 == 0)) continue;
@@ -239,8 +243,9 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
     barrier();
   }
 
-  const Lines out = whole ? Lines{1, planes * tile.rows * W, 0} : Lines{tile.rows, tile.cols, W};
-  const Rows out_rows{whole ? W : tile.cols, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
+  const bool owned = tile.cols == W;  // all columns that were loaded
+  const Lines out = owned ? Lines{1, planes * tile.rows * W, 0} : Lines{tile.rows, tile.cols, W};
+  const Rows out_rows{tile.cols, r.pitch, owned ? r.by_cols : Divisor{0x7fffffff, 0}};
   const int64_t at = (first_plane * H + tile.row) * W + tile.col;
   const float* core = first.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
   copy_out(
@@ -254,7 +259,7 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
 #pragma unroll
         for (int i = 0; i < N; ++i) {
           const int of = r.planes > 1 ? quotient(quotient(int(element) + i, r.by_cols), r.by_rows) : 0;
-          v[i] = multiply_add(grad[i], gate[i] + load_bias<T>(a.bias, (first_channel + of) % C), v[i]);
+          v[i] = multiply_add(grad[i], gate[i] + first.biases()[of * r.lines + 2], v[i]);
         }
       });
 }

@@ -1,0 +1,286 @@
+"""LSKA's CUDA kernels on the CPU: what tests/host_cuda/runner.h runs has to answer as the fused backends do.
+
+The library is compiled here, from the sources that nvcc compiles, the first time it is needed.
+"""
+
+import ctypes
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lska_ops import _compiled
+from lska_ops.lska import op as lska_op
+from lska_ops.testing import problems
+from lska_ops.testing.problems import LAYOUTS, random_problem, ratios, solve
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "host_cuda"))
+
+if _compiled.problem:
+    pytest.skip(f"cpu: {_compiled.problem}", allow_module_level=True)
+
+from build import build  # noqa: E402
+
+FORWARD, BACKWARD = 400, 200
+SHARED, MULTIPROCESSORS, CACHE = 227 << 10, 132, 50 << 20
+# (schedule, shared memory, multiprocessors, L2): all kernels get work, from whole planes to stage by stage.
+DEVICES = {
+    "h100": (SHARED, MULTIPROCESSORS, CACHE),
+    "t4": (64 << 10, 40, 4 << 20),
+    "strips": (20_000, 4, 1 << 14),
+    "tiles": (8_000, 1000, 1 << 14),
+    "stages": (1_000, 1, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def library():
+    torch.ops.load_library(str(build(ROOT / "build" / "host_cuda")))
+    return torch.ops.lska_ops_host
+
+
+@pytest.fixture
+def host(library, monkeypatch):
+    """The library, taking the place of the CPU backend in lska()."""
+    monkeypatch.setattr(lska_op, "_op", lambda name, backend: getattr(library, f"lska_{name}_cuda"))
+    on(library)
+    yield library
+    on(library)
+    library.only(0, 0)
+
+
+def on(library, device="h100", schedule=0):
+    library.configure(schedule, *DEVICES[device])
+    library.take_counters()
+
+
+def problem_of(seed):
+    """The problem of this number in a dtype that CUDA takes."""
+    while (problem := random_problem("lska", seed)).dtype == torch.float64:
+        seed += 1_000_000
+    return problem
+
+
+def check(problem, backward):
+    found = ratios(problem, solve(problem, "cpu", backward))
+    worst = max(found, key=found.get)
+    assert found[worst] <= 1, f"{worst} is {found[worst]:.3g} times the bound: problem {problem.seed}, {problem.repro('cuda')}"
+
+
+def depthwise(C, k0, k1, dtype=torch.float32, bias=True):
+    generator = torch.Generator().manual_seed(k0 + k1)
+    shapes = [(C, 1, 1, k0), (C, 1, k0, 1), (C, 1, 1, k1), (C, 1, k1, 1)]
+    weights = [torch.randn(s, generator=generator).to(dtype) for s in shapes]
+    biases = [torch.randn(C, generator=generator).to(dtype) if bias else None for _ in shapes]
+    return [t for pair in zip(weights, biases, strict=True) for t in pair]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_forward_within_bound(host, device):
+    part = FORWARD // len(DEVICES)
+    first = 300_000 + list(DEVICES).index(device) * part
+    for seed in range(first, first + part):
+        for schedule in (0, seed):
+            on(host, device, schedule)
+            check(problem_of(seed), backward=False)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_gradients_within_bound(host, device):
+    part = BACKWARD // len(DEVICES)
+    first = 310_000 + list(DEVICES).index(device) * part
+    for seed in range(first, first + part):
+        for schedule in (0, seed):
+            on(host, device, schedule)
+            check(problem_of(seed), backward=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_cascade_is_rounded_once(host, device):
+    for seed in range(320_000, 320_020):
+        problem, kept = problem_of(seed), []
+        for dtype in (problem.dtype, torch.float32):
+            on(host, device)
+            t = {n: None if v is None else v.to(dtype) for n, v in problem.tensors.items()}
+            parts = [t[n] for name in problems.OPS["lska"].NAMES[:4] for n in (name, f"{name}_bias")]
+            kept.append(host.lska_cascade_fwd_cuda(t["x"], *parts, problem.options["dilation"]))
+        assert torch.equal(kept[0], kept[1].to(problem.dtype)), problem.repro("cuda")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_repeats_bit_by_bit_on_any_schedule(host, device):
+    for seed in range(330_000, 330_010):
+        on(host, device)
+        problem = problem_of(seed)
+        first = solve(problem, "cpu")
+        for schedule in (1, 2, 3):
+            on(host, device, schedule)
+            again = solve(problem, "cpu")
+            assert all(torch.equal(first[n], again[n]) for n in first), problem.repro("cuda")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_writes_every_element_and_leaves_inputs_alone(host, device):
+    torch.use_deterministic_algorithms(True)  # with it torch.empty is filled with NaN
+    try:
+        for seed in range(340_000, 340_020):
+            on(host, device, seed)
+            problem = problem_of(seed)
+            kept = {n: t.clone() for n, t in problem.tensors.items() if t is not None}
+            for name, answer in solve(problem, "cpu").items():
+                assert answer.isfinite().all(), f"{name}: {problem.repro('cuda')}"
+            assert all(torch.equal(problem.tensors[n], t) for n, t in kept.items())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_passes_nan_and_infinity_on_like_pytorch(host, device, monkeypatch):
+    for seed, value in itertools.product(range(350_000, 350_012), (torch.nan, torch.inf)):
+        problem = problem_of(seed)
+        if problem.dtype != torch.float32 or problem.layout == "expanded":
+            continue
+        x = problem.tensors["x"]
+        x[tuple((seed * n + n) % side for n, side in enumerate(x.shape, 1))] = value
+        on(host, device)
+        ours = solve(problem, "cpu")
+        theirs = solve(problem, "reference")
+        for name in ours:
+            a, b = ours[name].isfinite(), theirs[name].isfinite()
+            assert torch.equal(a, b), f"{name}: {problem.repro('cuda')}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_host_cuda_takes_any_layout(host, layout):
+    problem = problem_of(360_000)
+    problem.tensors["x"] = LAYOUTS["expanded"](problem.tensors["x"]).contiguous()
+    expected = solve(problem, "cpu")
+    problem.tensors["x"] = LAYOUTS[layout](problem.tensors["x"])
+    answers = solve(problem, "cpu")
+    assert all(torch.equal(expected[n], answers[n]) for n in expected)
+    if layout == "channels_last" and answers["y"].shape[1] > 1:
+        assert answers["y"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 40), (2, 3, 40, 1), (1, 2, 2, 3), (0, 4, 5, 5), (2, 0, 5, 5)])
+def test_host_cuda_edges(host, device, shape):
+    on(host, device)
+    C = shape[1]
+    x = torch.randn(shape, dtype=torch.float64).float()
+    parts = depthwise(C, 5, 17)
+    s = host.lska_cascade_fwd_cuda(x, *parts, 3)
+    assert s.shape == x.shape
+    if x.numel():
+        expected = torch.ops.lska_ops.lska_cascade_fwd_cpu(x.double(), *[t.double() for t in parts], 3)
+        assert ((s.double() - expected).abs() <= 2.0**-16 * (1 + expected.abs().max())).all()
+    conv1 = torch.randn(C, C, 1, 1)
+    grads = host.lska_bwd_cuda(torch.randn(shape), x, x.new_empty(0), *parts, conv1, None, 3)
+    assert [g.shape for g in grads[1:9]] == [t.shape for t in parts] and grads[0].shape == x.shape
+    if not x.numel():
+        assert all(not g.any() for g in grads)
+
+
+def minimum(x, maps):
+    return maps * x.numel() * x.element_size()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
+@pytest.mark.parametrize("k0, k1, d", [(3, 3, 2), (5, 7, 3), (5, 17, 3)])
+@pytest.mark.parametrize("C, side", [(3, 80), (5, 40), (7, 20), (9, 14), (32, 7)])
+def test_host_cuda_forward_reads_and_writes_planes_once(library, C, side, k0, k1, d, dtype):
+    for shared in (64 << 10, SHARED):
+        library.configure(0, shared, 1, CACHE)
+        x = torch.randn(2, C, side, side).to(dtype)
+        parts = depthwise(C, k0, k1, dtype)
+        library.take_counters()
+        library.lska_cascade_fwd_cuda(x, *parts, d)
+        loaded, stored, launches, _ = library.take_counters()
+        weights = sum(t.numel() * t.element_size() for t in parts)
+        assert stored == minimum(x, 1) and launches == 1
+        # Weights are read once for each image; small maps show it.
+        assert loaded - 2 * 2 * weights <= 1.05 * minimum(x, 1)
+        if side >= 40:
+            assert loaded + stored <= 1.05 * minimum(x, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
+@pytest.mark.parametrize("shared", [64 << 10, 99 << 10, 163 << 10, 227 << 10], ids=lambda n: f"{n >> 10}K")
+@pytest.mark.parametrize("side", [160, 320])
+def test_host_cuda_streams_read_little_twice(library, side, shared, dtype):
+    library.configure(0, shared, 1, CACHE)
+    x = torch.randn(1, 2, side, side).to(dtype)
+    library.take_counters()
+    library.lska_cascade_fwd_cuda(x, *depthwise(2, 5, 17, dtype), 3)
+    loaded, stored, launches, _ = library.take_counters()
+    assert launches == 1 and stored == minimum(x, 1)
+    assert loaded + stored <= 1.25 * minimum(x, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
+@pytest.mark.parametrize("shared", [99 << 10, 163 << 10, 227 << 10], ids=lambda n: f"{n >> 10}K")
+@pytest.mark.parametrize("C, side", [(2, 80), (5, 40), (7, 20)])
+def test_host_cuda_backward_reads_and_writes_maps_once(library, C, side, shared, dtype):
+    library.configure(0, shared, 1, CACHE)
+    x, ds = torch.randn(2, C, side, side).to(dtype), torch.randn(2, C, side, side)
+    parts = depthwise(C, 5, 17, dtype, bias=False)
+    library.take_counters()
+    _, sums = library.cascade_bwd(x, ds, *parts[::2], 3)
+    loaded, stored, launches, _ = library.take_counters()
+    weights = 2 * 2 * sum(t.numel() * t.element_size() for t in parts[::2])  # both ways, for each image
+    assert launches == 1 and stored <= minimum(x, 1) + minimum(sums, 1)
+    assert loaded + stored <= 1.3 * (minimum(x, 2) + minimum(ds, 1)) + minimum(sums, 1) + weights
+
+
+def test_host_cuda_offsets_beyond_two_to_the_31(library):
+    """Maps of 2^32 elements whose memory is reserved, not used: only the last block runs."""
+    C, side = 1 << 20, 64
+    bytes_ = C * side * side * 2
+    assert C * side * side > 2**31
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    read_write, private_anonymous_noreserve = 3, 0x4022
+    at = libc.mmap(None, bytes_, read_write, private_anonymous_noreserve, -1, 0)
+    if at in (None, ctypes.c_void_p(-1).value):
+        pytest.skip("8 GB of address space cannot be reserved; raise the limit")
+    try:
+        memory = (ctypes.c_char * bytes_).from_address(at)
+        x = torch.frombuffer(memory, dtype=torch.float16).view(1, C, side, side)
+        x[0, -1, -1, -1] = 3
+        taps = torch.ones(C, 1, 1, 1, dtype=torch.float16)
+        library.configure(0, SHARED, 1, CACHE)
+        for first, shared in ((None, SHARED), (None, 6_000)):  # a whole plane; a stream
+            library.configure(0, shared, 1, CACHE)
+            library.only(0, 1 << 40)
+            library.take_counters()
+            s = library.lska_cascade_fwd_cuda(x[:, :1].expand(1, 1, side, side), taps[:1], None, taps[:1], None, None, None, None, None, 1)
+            library.only(C - 1, 1 << 40)
+            s = library.lska_cascade_fwd_cuda(x, taps, None, taps, None, None, None, None, None, 1)
+            loaded, stored, launches, blocks = library.take_counters()
+            assert s[0, -1, -1, -1] == 3 and launches == 2 and blocks == 2, first
+            del s
+    finally:
+        library.only(0, 0)
+        library.configure(0, SHARED, MULTIPROCESSORS, CACHE)
+        del x, memory
+        libc.munmap(at, bytes_)
+
+
+def test_host_cuda_refuses_in_words(library):
+    x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 1, 1, 4)
+    good = depthwise(4, 3, 3)
+    for wrong, words in (
+        ((x.double(), *good, 1), "x has dtype Double; expected float32, float16 or bfloat16"),
+        ((x[0], *good, 1), r"x has shape \[4, 5, 5\]; expected \[B, C, H, W\]"),
+        ((x, w, None, *good[2:], 1), r"conv0h weight has shape \[4, 1, 1, 4\]; expected an odd kernel size"),
+        ((x, *good[:4], None, None, *good[6:], 1), "one of conv_spatial_h and conv_spatial_v is missing"),
+        ((x, *good, 0), "dilation is 0; expected at least 1"),
+        ((x, good[0], good[1][:2], *good[2:], 1), r"conv0h bias has shape \[2\]; expected \[4\]"),
+        ((x.half(), *good, 1), "conv0h weight has dtype Float; expected x's, Half"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            library.lska_cascade_fwd_cuda(*wrong)

@@ -1,0 +1,124 @@
+"""csrc/lska/plan.h: random problems on the limits of every GPU the kernels are compiled for."""
+
+import random
+
+import pytest
+
+from lska_ops import _compiled
+from lska_ops.testing.lska import PUBLISHED_SPLITS
+
+info = _compiled.build_info()
+if not info or "plan" not in info["parts"]:
+    pytest.skip("lska_ops._plan was not built; see `python -m lska_ops doctor`", allow_module_level=True)
+
+from lska_ops import _plan  # noqa: E402
+
+PROBLEMS = 100_000
+# compute capability: bytes of shared memory a block may opt in to, multiprocessors of one such GPU
+DEVICES = {
+    75: (64 << 10, 40),
+    80: (163 << 10, 108),
+    86: (99 << 10, 84),
+    89: (99 << 10, 128),
+    90: (227 << 10, 132),
+    100: (227 << 10, 148),
+    120: (99 << 10, 170),
+}
+RUN = 8  # outputs of one thread
+
+
+def draw(choice):
+    k0, k1, d = choice.choice(PUBLISHED_SPLITS)
+    if choice.random() < 0.5:
+        k0, k1, d = (choice.randrange(1, n, 2) for n in (20, 60, 40))
+    if choice.random() < 0.1:
+        k1 = 0
+    largest = choice.choice((8, 32, 100, 400, 3000, 2**30 - 1))
+    H, W = (choice.randint(1, largest) for _ in range(2))
+    C = choice.choice((1, 3, 64, 96, 256, 768))
+    B = choice.randint(1, max(1, min(2**31 // C, choice.choice((1, 4, 64, 5000, 2**31)))))
+    return dict(B=B, C=C, H=H, W=W, k0=k0, k1=k1, dilation=d)
+
+
+def split(total, part, count):
+    """`count` parts cover `total` once: all but the last are full, none is empty."""
+    return part * (count - 1) < total <= part * count
+
+
+def runs(length, dilation):
+    return dilation * -(-(-(-length // dilation)) // RUN)
+
+
+def check(size, plan, shared_bytes):
+    x, y, z = plan["grid"]
+    planes = size["B"] * size["C"]
+    assert 1 <= x < 2**31 and 1 <= y < 2**16 and 1 <= z < 2**16
+    assert 32 <= plan["threads"] <= 1024 and plan["threads"] % 32 == 0
+    assert 0 <= plan["shared_bytes"] <= shared_bytes
+    assert split(planes, plan["planes"], x)
+    assert split(size["H"], plan["band"], y) and split(size["W"], plan["strip"], z)
+    if plan["kernel"] == "stages":
+        return
+    rows, cols = plan["rows"], plan["cols"]
+    halo_v, halo_h = (plan["reach_v"] if y > 1 else 0), (plan["reach_h"] if z > 1 else 0)
+    assert rows >= min(size["H"], plan["band"] + 2 * halo_v)
+    assert cols >= min(size["W"], plan["strip"] + 2 * halo_h)
+    assert plan["pitch"] % 2 == 1 and plan["pitch"] >= cols
+    assert plan["planes"] == 1 or (y, z) == (1, 1)
+    if plan["kernel"] == "plane":
+        # Indices are 32 bits, and n / d without a division is exact only for n d < 2^32.
+        assert plan["planes"] * rows * cols * max(rows, cols) < 2**32
+        needed = max(rows * runs(cols, d) for d in (1, plan["dilation_h"]))
+        needed = max(needed, *(cols * runs(rows, d) for d in (1, plan["dilation_v"])))
+        assert plan["threads"] >= plan["planes"] * needed, "an output has no thread"
+        if plan["threads_per_plane"]:
+            assert plan["threads_per_plane"] % 32 == 0 and plan["threads_per_plane"] >= needed
+            assert plan["threads"] == plan["planes"] * plan["threads_per_plane"]
+    else:
+        assert plan["step"] >= 1 and plan["step"] * cols * cols < 2**32
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_plan_covers_every_output_once_within_limits(part):
+    choice = random.Random(part)
+    kernels = set()
+    for _ in range(PROBLEMS // 10):
+        size = draw(choice)
+        backward_on = choice.choice(list(DEVICES))
+        for capability, (shared_bytes, multiprocessors) in DEVICES.items():
+            limits = dict(shared_bytes=shared_bytes, multiprocessors=multiprocessors)
+            for backward in (False, True) if capability == backward_on else (False,):
+                plan = _plan.lska(backward, **size, **limits)
+                kernels.add((backward, plan["kernel"]))
+                try:
+                    check(size, plan, shared_bytes)
+                except AssertionError as error:
+                    raise AssertionError(f"{error}\n_plan.lska({backward}, **{size}, **{limits}) = {plan}") from None
+    assert kernels == {(b, k) for b in (False, True) for k in ("plane", "stream", "stages")} - {(True, "stream")}
+
+
+def test_plan_runs_cover_each_line_once():
+    for length in range(1, 120):
+        for d in range(1, min(length, 12) + 1):
+            covered = [
+                nth // d * RUN * d + nth % d + r * d for nth in range(runs(length, d)) for r in range(RUN)
+            ]
+            inside = sorted(at for at in covered if at < length)
+            assert inside == list(range(length)), (length, d)
+
+
+@pytest.mark.parametrize("capability", DEVICES)
+def test_plan_published_maps_stay_in_shared_memory(capability):
+    shared_bytes, multiprocessors = DEVICES[capability]
+    for k0, k1, d in PUBLISHED_SPLITS:
+        for C, side in ((64, 80), (128, 40), (256, 20), (160, 14), (256, 7)):
+            size = dict(B=16, C=C, H=side, W=side, k0=k0, k1=k1, dilation=d)
+            plan = _plan.lska(False, **size, shared_bytes=shared_bytes, multiprocessors=multiprocessors)
+            assert plan["kernel"] == "plane" and plan["grid"][1:] == (1, 1), size
+            plan = _plan.lska(True, **size, shared_bytes=shared_bytes, multiprocessors=multiprocessors)
+            assert plan["kernel"] == "plane", size
+            if capability != 75:  # 64 KiB do not hold three maps of 80 x 80
+                assert plan["grid"][1:] == (1, 1), size
+        size = dict(B=16, C=64, H=320, W=320, k0=k0, k1=k1, dilation=d)
+        plan = _plan.lska(False, **size, shared_bytes=shared_bytes, multiprocessors=multiprocessors)
+        assert plan["kernel"] == "stream", size
