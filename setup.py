@@ -65,13 +65,13 @@ class BuildCompiled(Command):
             "seconds": round(time.monotonic() - start, 1),
         }
         (self.folder / INFO).write_text(json.dumps(info, indent=2) + "\n")
-        self.report(plan, facts)
+        self.report(plan, facts, info["seconds"])
 
-    def report(self, plan, facts):
+    def report(self, plan, facts, seconds):
         if not plan.parts:
             say(f"*** NOTHING COMPILED, pure Python: {plan.reasons['cpu']} ***")
             return
-        say(f"compiled {', '.join(plan.parts)}")
+        say(f"compiled {', '.join(plan.parts)} in {seconds} s")
         for part in PARTS:
             if part in plan.reasons:
                 stars = "***" if part != "cuda" or facts.cuda_sources else ""

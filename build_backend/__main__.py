@@ -19,9 +19,11 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--torch", type=Path, help="the torch folder whose headers to use")
+    parser.add_argument("--cuda", action="store_true", help="the CUDA part too")
     parser.add_argument("--flags", default="", help="more flags for the compiler and the linker")
     options = parser.parse_args()
-    facts = replace(collect(), mode="require")
+    facts = collect()
+    facts = replace(facts, mode="require", cuda_sources=options.cuda and facts.cuda_sources)
     if options.torch:
         facts = replace(facts, torch=str(options.torch), torch_version=torch_version(options.torch))
     plan = decide(facts)

@@ -86,7 +86,8 @@ def ninja_file(plan: Plan, facts: Facts, out: Path, extra: str) -> str:
                 objects.append(file.object(source, FLAGS, *flags, name=isa))
         targets["cpu"] = objects
         if "cuda" in plan.parts:
-            flags = [*_gencode(plan.archs), "-ccbin", shlex.split(facts.compiler)[-1], *torch]
+            jobs = str(max(1, min(plan.jobs, len(plan.archs) + 1)))  # one for each architecture, and PTX
+            flags = [*_gencode(plan.archs), "-t", jobs, "-ccbin", shlex.split(facts.compiler)[-1], *torch]
             targets["cuda"] = [file.object(s, NVCC_FLAGS, *flags, rule="nvcc") for s in _sources("*/cuda.cu")]
             link += [*_cudart_folders(facts.nvcc), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         library = file.build("link", out / LIBRARY, sum(targets.values(), [info]), LINK_FLAGS, *link)

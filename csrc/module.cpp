@@ -21,6 +21,7 @@ STABLE_TORCH_LIBRARY(lska_ops, m) {
   m.def(LSKA_CASCADE_FWD("cpu"));
   m.def(LSKA_FWD("cpu"));
   m.def(LSKA_BWD("cpu"));
+  m.def("cuda_versions() -> int[]");
   m.def(LSKA_CASCADE_FWD("cuda"));  // without an implementation where the CUDA part was not compiled
   m.def(LSKA_FWD("cuda"));
   m.def(LSKA_BWD("cuda"));

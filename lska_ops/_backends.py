@@ -5,18 +5,22 @@ stand in errors, in :func:`explain`, in skipped tests and in ``python -m lska_op
 """
 
 import os
+import warnings
 
 import torch
 
 from ._calls import check_map
 
 # Fastest first. `reference` accepts everything, so it is last.
-ORDER = ("cpu", "reference")
+ORDER = ("cuda", "cpu", "reference")
 
 ACCEPTED_NAMES = ("auto", *ORDER)
 
 # {op: {backend: why_not}}, filled by each op's op.py
 WHY_NOT = {}
+
+
+_warned = False  # that a GPU has to make do with the reference: said once in a process
 
 
 def why_not_reference(x):
@@ -50,7 +54,17 @@ def choose(op, asked, x):
         return asked
     if exporting():
         return "reference"
-    return next(name for name, why_not in WHY_NOT[op].items() if why_not(x) is None)
+    name = next(name for name, why_not in WHY_NOT[op].items() if why_not(x) is None)
+    if name == "reference" and x.device.type == "cuda":
+        _warn_once(op, WHY_NOT[op]["cuda"](x))
+    return name
+
+
+def _warn_once(op, reason):
+    global _warned
+    if not _warned and not torch.compiler.is_compiling():
+        _warned = True
+        warnings.warn(f"{op}: plain PyTorch computes on this GPU: {reason}", stacklevel=4)
 
 
 def explain(op, x):

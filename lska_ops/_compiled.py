@@ -43,6 +43,16 @@ def load(folder: Path = _FOLDER, torch_version: str = torch.__version__) -> str 
     return None
 
 
+def cuda_problem(folder: Path = _FOLDER) -> str | None:
+    """Why there are no CUDA kernels in the library, or None."""
+    if problem:
+        return f"the compiled library is missing ({problem})"
+    info = build_info(folder)
+    if "cuda" in info["parts"]:
+        return None
+    return f"the compiled library has no CUDA part ({info['reasons'].get('cuda', 'it was left out')})"
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 

@@ -34,7 +34,7 @@ GPU_BUILDER = Facts(
     nvcc_version=(13, 0),
     cuda_sources=True,
 )
-TODAY = replace(GPU_BUILDER, cuda_sources=False)
+CPU_ONLY = replace(GPU_BUILDER, cuda_sources=False)
 NO_COMPILER = {"compiler": None, "compiler_problem": "no C++ compiler was found; install g++ 11 or newer"}
 
 
@@ -49,10 +49,10 @@ def test_build_everything_found():
 
 
 def test_build_version_without_cuda_sources():
-    plan = decide(TODAY)
+    plan = decide(CPU_ONLY)
     assert plan.parts == ("cpu", "plan") and plan.archs == ()
     assert plan.reasons == {"cuda": "this version of lska_ops has no CUDA sources; use the other backends"}
-    assert decide(replace(TODAY, mode="require")).error is None  # nothing that this version has is missing
+    assert decide(replace(CPU_ONLY, mode="require")).error is None  # nothing that this version has is missing
 
 
 def test_build_without_nvcc_keeps_cpu():
@@ -84,7 +84,7 @@ def test_build_pure_python_with_reason(missing, word):
 
 @pytest.mark.parametrize("missing", [{"pybind11": None}, {"python_headers": None}])
 def test_build_without_python_headers_keeps_the_library(missing):
-    plan = decide(replace(TODAY, **missing))
+    plan = decide(replace(CPU_ONLY, **missing))
     assert plan.parts == ("cpu",) and "; " in plan.reasons["plan"]
 
 
@@ -130,11 +130,11 @@ def test_build_compiler_fails_is_pure_python():
 
 def test_build_torch_is_required_only_where_it_serves():
     absent = {"torch": None, "torch_version": "", "ninja": None, "pybind11": None}
-    assert with_requirements(replace(TODAY, **absent))[1] == ["ninja", "pybind11>=2.12", "torch>=2.11"]
-    assert with_requirements(TODAY)[1] == ["ninja", "pybind11>=2.12"]
-    assert with_requirements(replace(TODAY, torch_version="2.3.1"))[1] == []  # never replaced, however old
-    assert with_requirements(replace(TODAY, **absent, mode="off"))[1] == []
-    assert with_requirements(replace(TODAY, **{**absent, **NO_COMPILER}))[1] == []
+    assert with_requirements(replace(CPU_ONLY, **absent))[1] == ["ninja", "pybind11>=2.12", "torch>=2.11"]
+    assert with_requirements(CPU_ONLY)[1] == ["ninja", "pybind11>=2.12"]
+    assert with_requirements(replace(CPU_ONLY, torch_version="2.3.1"))[1] == []  # never replaced, however old
+    assert with_requirements(replace(CPU_ONLY, **absent, mode="off"))[1] == []
+    assert with_requirements(replace(CPU_ONLY, **{**absent, **NO_COMPILER}))[1] == []
 
 
 @pytest.mark.parametrize("torch_version", ["2.11.0+cu126", "2.14.1+cpu", "2.15.0+cu132"])
@@ -149,13 +149,13 @@ def test_build_architectures():
 
 
 def test_build_instruction_sets():
-    assert decide(replace(TODAY, machine="aarch64")).isas == ("baseline",)
+    assert decide(replace(CPU_ONLY, machine="aarch64")).isas == ("baseline",)
     assert "native" not in build_compile.FLAGS + "".join(build_decide.ISAS.values())
 
 
 def test_build_jobs_follow_cores_memory_and_max_jobs():
     jobs = [
-        decide(replace(TODAY, **given)).jobs
+        decide(replace(CPU_ONLY, **given)).jobs
         for given in ({}, {"free_gb": 6.0}, {"free_gb": 0.5}, {"free_gb": 6.0, "max_jobs": "5"})
     ]
     assert jobs == [8, 3, 1, 5]
@@ -183,6 +183,7 @@ def test_build_ninja_file_compiles_kernels_once_per_instruction_set(tmp_path, mo
         assert f"{flags} -DLSKA_OPS_ISA={isa}" in rest.partition("\nbuild")[0]
     assert text.count("cxx csrc/lska/cpu.cpp") == 1
     assert "-gencode arch=compute_120,code=sm_120 -gencode arch=compute_120,code=compute_120" in text
+    assert "-t 8 -ccbin c++" in text  # architectures side by side
     assert "nvcc csrc/lska/cuda.cu" in text and "lska.cuda.o" in text.partition("_C.so: link")[2]
 
 
@@ -334,10 +335,13 @@ def fresh(tmp_path):
 @pytest.mark.install
 @pytest.mark.parametrize("isolated", [True, False])
 def test_build_install_with_compiler(isolated, sdist, fresh):
-    done = fresh.pip(sdist, isolated=isolated, LSKA_OPS_BUILD="require")
+    nvcc = shutil.which("nvcc")  # one architecture: all of them are compiled by `make setup`
+    done = fresh.pip(sdist, isolated=isolated, LSKA_OPS_BUILD="require" if nvcc else "auto", LSKA_OPS_CUDA_ARCHS="90")
     assert done.returncode == 0, done.stdout
     problem, file, info, answer, wheel = fresh.compiled()
-    assert problem is None and answer["parts"] == info["parts"] == ["cpu", "plan"]
+    parts = ["cpu", "cuda", "plan"] if nvcc else ["cpu", "plan"]
+    assert problem is None and answer["parts"] == info["parts"] == parts
+    assert info["cuda_archs"] == (["90"] if nvcc else [])
     assert Path(file).is_relative_to(fresh.python.parent.parent)
     assert "Root-Is-Purelib: false" in wheel and "-none-any" not in wheel
 
@@ -364,7 +368,7 @@ def test_build_install_required_without_compiler(isolated, sdist, fresh):
 
 @pytest.mark.install
 def test_build_install_editable_in_place_and_off_again(source, fresh):
-    done = fresh.pip("-e", source)
+    done = fresh.pip("-e", source, LSKA_OPS_CUDA_ARCHS="90")
     assert done.returncode == 0, done.stdout
     problem, file, _, _, _ = fresh.compiled()
     assert problem is None and Path(file).parent == source / "lska_ops"
@@ -386,3 +390,35 @@ def test_build_install_survives_code_that_does_not_compile(source, fresh):
     assert done.returncode == 0, done.stdout
     assert "the cpu part did not compile (csrc/module.cpp" in fresh.compiled()[0]
     assert "seeded" in fresh.compiled()[0]
+
+
+@pytest.mark.install
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH; install the CUDA toolkit")
+def test_build_install_keeps_cpu_where_nvcc_fails(source, fresh):
+    with open(source / "csrc" / "lska" / "cuda.cu", "a") as cuda:
+        cuda.write("#error seeded\n")
+    done = fresh.pip(source, LSKA_OPS_CUDA_ARCHS="90")
+    assert done.returncode == 0, done.stdout
+    assert "*** without cuda: the cuda part did not compile (" in done.stdout
+    problem, _, info, answer, _ = fresh.compiled()
+    assert problem is None and answer["parts"] == info["parts"] == ["cpu", "plan"]
+    assert "seeded" in info["reasons"]["cuda"]
+    done = fresh.pip(source, LSKA_OPS_BUILD="require", LSKA_OPS_CUDA_ARCHS="90")
+    assert done.returncode == 1 and "LSKA_OPS_BUILD=require, but the cuda part did not compile" in done.stdout
+
+
+@pytest.mark.install
+def test_build_install_without_nvcc(sdist, fresh, tmp_path):
+    tools = tmp_path / "tools"  # everything on PATH but nvcc
+    tools.mkdir()
+    for folder in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for tool in folder.iterdir() if folder.is_dir() else ():
+            if tool.name != "nvcc" and not (tools / tool.name).exists():
+                (tools / tool.name).symlink_to(tool)
+    done = fresh.pip(sdist, PATH=str(tools), CUDA_HOME="")
+    assert done.returncode == 0, done.stdout
+    if shutil.which("/usr/local/cuda/bin/nvcc"):
+        pytest.skip("nvcc is in /usr/local/cuda; there is no machine without it here")
+    problem, _, info, _, _ = fresh.compiled()
+    assert problem is None and info["parts"] == ["cpu", "plan"]
+    assert info["reasons"]["cuda"].startswith("nvcc was not found; ")

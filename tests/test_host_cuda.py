@@ -138,7 +138,7 @@ def test_host_cuda_writes_every_element_and_leaves_inputs_alone(host, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_host_cuda_passes_nan_and_infinity_on_like_pytorch(host, device, monkeypatch):
+def test_host_cuda_passes_nan_and_infinity_on_like_pytorch(host, device):
     for seed, value in itertools.product(range(350_000, 350_012), (torch.nan, torch.inf)):
         problem = problem_of(seed)
         if problem.dtype != torch.float32 or problem.layout == "expanded":
@@ -150,6 +150,10 @@ def test_host_cuda_passes_nan_and_infinity_on_like_pytorch(host, device, monkeyp
         theirs = solve(problem, "reference")
         for name in ours:
             a, b = ours[name].isfinite(), theirs[name].isfinite()
+            if a.dim() == 4 and name not in ("y", "grad_x", "grad_conv1"):
+                # PyTorch multiplies NaN with the zeros of its padding; a middle tap meets every pixel of the map.
+                assert (a | ~b).all(), f"{name}: {problem.repro('cuda')}"
+                a, b = (t[..., t.shape[2] // 2, t.shape[3] // 2] for t in (a, b))
             assert torch.equal(a, b), f"{name}: {problem.repro('cuda')}"
 
 
@@ -252,16 +256,14 @@ def test_host_cuda_offsets_beyond_two_to_the_31(library):
         x = torch.frombuffer(memory, dtype=torch.float16).view(1, C, side, side)
         x[0, -1, -1, -1] = 3
         taps = torch.ones(C, 1, 1, 1, dtype=torch.float16)
-        library.configure(0, SHARED, 1, CACHE)
-        for first, shared in ((None, SHARED), (None, 6_000)):  # a whole plane; a stream
+        for shared in (SHARED, 6_000, 500):  # a plane in shared memory; a stream; stage by stage
             library.configure(0, shared, 1, CACHE)
-            library.only(0, 1 << 40)
+            library.only(C - 1, C)
             library.take_counters()
-            s = library.lska_cascade_fwd_cuda(x[:, :1].expand(1, 1, side, side), taps[:1], None, taps[:1], None, None, None, None, None, 1)
-            library.only(C - 1, 1 << 40)
             s = library.lska_cascade_fwd_cuda(x, taps, None, taps, None, None, None, None, None, 1)
-            loaded, stored, launches, blocks = library.take_counters()
-            assert s[0, -1, -1, -1] == 3 and launches == 2 and blocks == 2, first
+            _, _, launches, blocks = library.take_counters()
+            assert s[0, -1, -1, -1] == 3 and s[0, -1].count_nonzero() == 1
+            assert blocks < 10 * launches
             del s
     finally:
         library.only(0, 0)

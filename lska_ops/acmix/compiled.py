@@ -5,6 +5,12 @@ import torch
 from .. import _compiled
 
 
+def why_not_cuda(x):
+    if x.device.type != "cuda":
+        return f"x is on {x.device.type}; move it to a CUDA device"
+    return "this version of lska_ops has no CUDA kernels for ACmix; use the reference"
+
+
 def why_not_cpu(x):
     if x.device.type != "cpu":
         return f"x is on {x.device.type}; move it to the CPU"

@@ -17,7 +17,11 @@ from .._calls import (
 )
 from . import compiled, reference
 
-_backends.WHY_NOT["acmix"] = {"cpu": compiled.why_not_cpu, "reference": _backends.why_not_reference}
+_backends.WHY_NOT["acmix"] = {
+    "cuda": compiled.why_not_cuda,
+    "cpu": compiled.why_not_cpu,
+    "reference": _backends.why_not_reference,
+}
 
 NAMES = ("conv1", "conv2", "conv3", "conv_p", "fc", "dep_conv")
 

@@ -1,5 +1,7 @@
 """LSKA's compiled backends: what they accept, and what torch.compile has to know of their ops."""
 
+from functools import cache
+
 import torch
 
 from .. import _compiled
@@ -11,6 +13,45 @@ def why_not_cpu(x):
     if _compiled.problem:
         return f"the compiled library is missing ({_compiled.problem})"
     return None
+
+
+OLDEST_GPU = (7, 5)
+
+
+def why_not_cuda(x):
+    if x.device.type != "cuda":
+        return f"x is on {x.device.type}; move it to a CUDA device"
+    if x.dtype == torch.float64:
+        return "x is float64 and the CUDA kernels compute in float32; use float32, or the reference"
+    return _why_not_device(x.device.index or 0)
+
+
+@torch.compiler.assume_constant_result
+def _why_not_device(index):
+    return _ask_device(index)
+
+
+@cache
+def _ask_device(index):
+    """What does not change while the process lives; asked once for each device."""
+    if reason := _compiled.cuda_problem():
+        return f"{reason}; reinstall lska_ops with nvcc, see `python -m lska_ops doctor`"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < OLDEST_GPU:
+        name = torch.cuda.get_device_name(index)
+        return f"{name} has compute capability {capability[0]}.{capability[1]}; use a GPU of 7.5 or newer"
+    # The driver runs a toolkit of its own major version, whatever the minor one, but not a later one.
+    driver, toolkit = torch.ops.lska_ops.cuda_versions()
+    if driver // 1000 < toolkit // 1000:
+        return (
+            f"the GPU's driver supports CUDA {_version(driver)} and the kernels were compiled with "
+            f"{_version(toolkit)}; update the driver, or reinstall lska_ops with an older nvcc"
+        )
+    return None
+
+
+def _version(number):
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _map_like(x):
@@ -28,6 +69,13 @@ def _fwd(x, *rest):
     return _map_like(x), _map_like(x) if keeps_product else x.new_empty(0)
 
 
+def _fwd_cuda(x, *rest):
+    """Unlike the CPU's, the product stays in the layout the kernels read, whatever x's is."""
+    keeps_product = rest[-1] and x.dtype == torch.float32
+    nchw = torch.contiguous_format
+    return _map_like(x), torch.empty_like(x, memory_format=nchw) if keeps_product else x.new_empty(0)
+
+
 def _bwd(grad_y, x, product, *rest):
     weights = rest[:10]
     shapes = [(0,) if w is None else w.shape for w in weights[::2]]
@@ -41,3 +89,6 @@ if _compiled.problem is None:
     torch.library.register_fake("lska_ops::lska_cascade_fwd_cpu", _cascade_fwd)
     torch.library.register_fake("lska_ops::lska_fwd_cpu", _fwd)
     torch.library.register_fake("lska_ops::lska_bwd_cpu", _bwd)
+    torch.library.register_fake("lska_ops::lska_cascade_fwd_cuda", _cascade_fwd)
+    torch.library.register_fake("lska_ops::lska_fwd_cuda", _fwd_cuda)
+    torch.library.register_fake("lska_ops::lska_bwd_cuda", _bwd)

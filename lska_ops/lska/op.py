@@ -17,7 +17,11 @@ from .._calls import (
 )
 from . import compiled, reference
 
-_backends.WHY_NOT["lska"] = {"cpu": compiled.why_not_cpu, "reference": _backends.why_not_reference}
+_backends.WHY_NOT["lska"] = {
+    "cuda": compiled.why_not_cuda,
+    "cpu": compiled.why_not_cpu,
+    "reference": _backends.why_not_reference,
+}
 
 NAMES = ("conv0h", "conv0v", "conv_spatial_h", "conv_spatial_v", "conv1")
 
@@ -50,11 +54,11 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: `cpu` sums in float32 (float64 for float64) and rounds once, at the end; `reference` rounds to
+    Numerics: `cuda` and `cpu` sum in float32 (`cpu`: float64 for float64) and round once, at the end; `reference` rounds to
         the dtype of x after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by
         bit, whatever the number of threads.
 
-    Memory: `cpu` keeps two maps of the size of x for backward (one for the half dtypes), `reference` six.
+    Memory: `cuda` and `cpu` keep two maps of the size of x for backward (one for the half dtypes), `reference` six.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
     given = [name for name, pair in zip(NAMES, pairs, strict=False) if pair is not None]

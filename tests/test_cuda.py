@@ -1,0 +1,111 @@
+"""The CUDA backend's sentences, on machines that have no GPU: each reason to decline, and the one warning."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lska_ops import _backends, _compiled
+from lska_ops.acmix import compiled as acmix_compiled
+from lska_ops.lska import compiled
+
+ON_GPU = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def ask_again():
+    compiled._ask_device.cache_clear()
+    yield
+    compiled._ask_device.cache_clear()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine on which nothing is missing: an RTX 4090, a driver for CUDA 13.0, kernels of 13.0."""
+    machine = SimpleNamespace(capability=(8, 9), driver=13000, toolkit=13000)
+    monkeypatch.setattr(_compiled, "problem", None)
+    monkeypatch.setattr(_compiled, "build_info", lambda folder=None: {"parts": ["cpu", "cuda"], "reasons": {}})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: machine.capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "RTX 4090")
+    library = SimpleNamespace(cuda_versions=lambda: [machine.driver, machine.toolkit])
+    monkeypatch.setattr(torch.ops, "lska_ops", library, raising=False)
+    return machine
+
+
+def test_cuda_accepts_where_nothing_is_missing(gpu):
+    assert compiled.why_not_cuda(ON_GPU) is None
+    gpu.driver = 13020
+    compiled._ask_device.cache_clear()
+    assert compiled.why_not_cuda(ON_GPU) is None
+
+
+def says(reason, *words):
+    what_is_so, _, what_would_help = reason.partition("; ")
+    assert what_would_help and "\n" not in reason
+    for word in words:
+        assert word in reason
+
+
+def test_cuda_declines_a_map_elsewhere():
+    says(compiled.why_not_cuda(torch.empty(1)), "x is on cpu; move it to a CUDA device")
+    says(acmix_compiled.why_not_cuda(torch.empty(1)), "x is on cpu; move it to a CUDA device")
+
+
+def test_cuda_declines_float64(gpu):
+    says(compiled.why_not_cuda(SimpleNamespace(device=ON_GPU.device, dtype=torch.float64)), "x is float64")
+
+
+def test_cuda_declines_without_compiled_library(gpu, monkeypatch):
+    monkeypatch.setattr(_compiled, "problem", "no C++ compiler was found; install g++ 11 or newer")
+    says(compiled.why_not_cuda(ON_GPU), "the compiled library is missing (no C++ compiler was found")
+
+
+def test_cuda_declines_without_cuda_part_and_says_why_it_was_not_built(gpu, monkeypatch):
+    info = {"parts": ["cpu"], "reasons": {"cuda": "nvcc was not found; install the CUDA toolkit"}}
+    monkeypatch.setattr(_compiled, "build_info", lambda folder=None: info)
+    says(compiled.why_not_cuda(ON_GPU), "has no CUDA part (nvcc was not found; install the CUDA toolkit)")
+
+
+def test_cuda_declines_an_old_gpu(gpu):
+    gpu.capability = (7, 0)
+    says(compiled.why_not_cuda(ON_GPU), "RTX 4090 has compute capability 7.0; use a GPU of 7.5 or newer")
+
+
+def test_cuda_declines_an_old_driver(gpu):
+    gpu.driver = 12080
+    says(compiled.why_not_cuda(ON_GPU), "driver supports CUDA 12.8", "compiled with 13.0", "update the driver")
+
+
+def test_cuda_declines_acmix():
+    says(acmix_compiled.why_not_cuda(ON_GPU), "no CUDA kernels for ACmix")
+
+
+def test_cuda_reference_on_a_gpu_warns_once(monkeypatch):
+    monkeypatch.setattr(_backends, "_warned", False)
+    x = SimpleNamespace(device=ON_GPU.device, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="lska: plain PyTorch computes on this GPU: x is float64"):
+        assert _backends.choose("lska", "auto", x) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _backends.choose("lska", "auto", x) == "reference"
+    monkeypatch.setattr(_backends, "_warned", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # asked for by name, it is no surprise
+        assert _backends.choose("lska", "reference", x) == "reference"
+
+
+def test_cuda_ops_have_fakes():
+    if _compiled.problem:
+        pytest.skip(f"cpu: {_compiled.problem}")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        C = 4
+        x = torch.empty(2, C, 6, 5).contiguous(memory_format=torch.channels_last)
+        shapes = [(C, 1, 1, 3), (C,), (C, 1, 3, 1), (C,), (C, 1, 1, 5), (C,), (C, 1, 5, 1), (C,)]
+        weights, conv1 = [torch.empty(s) for s in shapes], torch.empty(C, C, 1, 1)
+        y, product = torch.ops.lska_ops.lska_fwd_cuda(x, *weights, conv1, None, 2, True)
+        assert y.stride() == x.stride() and product.is_contiguous() and product.shape == x.shape
+        grads = torch.ops.lska_ops.lska_bwd_cuda(y, x, product, *weights, conv1, None, 2)
+        assert [g.shape for g in grads] == [x.shape, *map(torch.Size, shapes), conv1.shape, (C,)]

@@ -1,0 +1,53 @@
+"""What nvcc made of the CUDA kernels, read from the installed library: nothing in local memory, no architecture missing."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import lska_ops
+from lska_ops import _compiled
+
+LIBRARY = Path(lska_ops.__file__).parent / "_C.so"
+MOST_KERNELS = 24  # of one source file; each costs build time for every architecture
+
+
+@pytest.fixture(scope="module")
+def cuobjdump():
+    if reason := _compiled.cuda_problem():
+        pytest.skip(reason)
+    tool = shutil.which("cuobjdump")
+    if tool is None:
+        pytest.skip("cuobjdump is not on PATH; install the CUDA toolkit")
+
+    def run(option):
+        return subprocess.run([tool, option, LIBRARY], check=True, capture_output=True, text=True).stdout
+
+    return run
+
+
+def test_cuda_build_has_every_architecture_and_ptx(cuobjdump):
+    archs = _compiled.build_info()["cuda_archs"]
+    assert set(re.findall(r"\.sm_(\w+)\.cubin", cuobjdump("--list-elf"))) == set(archs)
+    assert set(re.findall(r"\.sm_(\w+)\.ptx", cuobjdump("--list-ptx"))) == {archs[-1]}
+
+
+def test_cuda_build_spills_nothing(cuobjdump):
+    """A spilled register lies in local memory, of which STACK and LOCAL are the sizes."""
+    said = cuobjdump("--dump-resource-usage")
+    used = re.findall(r"arch = sm_(\w+)|Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", said)
+    arch, kernels = None, {}
+    for found, name, registers, stack, _, local in used:
+        if found:
+            arch = found
+            continue
+        assert (stack, local) == ("0", "0"), f"{name} for sm_{arch}: {stack} bytes of stack, {local} local"
+        limit = 64 if re.search(r"cascade_(fwd|bwd)_kernel", name) else 128  # of 1024 and of 512 threads
+        assert int(registers) <= limit, f"{name} for sm_{arch}: {registers} registers"
+        kernels.setdefault(arch, set()).add(name)
+    assert set(kernels) == set(_compiled.build_info()["cuda_archs"])
+    for names in kernels.values():
+        for op in ("lska", "acmix"):  # each is one file
+            assert sum(re.search(rf"\d{op}_\w+_kernel", name) is not None for name in names) <= MOST_KERNELS
