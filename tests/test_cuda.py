@@ -77,6 +77,14 @@ def test_cuda_declines_an_old_driver(gpu):
     says(compiled.why_not_cuda(ON_GPU), "driver supports CUDA 12.8", "compiled with 13.0", "update the driver")
 
 
+def test_cuda_answer_is_a_constant_for_torch_compile():
+    def marked():
+        pass
+
+    torch.compiler.assume_constant_result(marked)
+    assert marked.__dict__ == compiled._why_not_device.__dict__
+
+
 def test_cuda_declines_acmix():
     says(acmix_compiled.why_not_cuda(ON_GPU), "no CUDA kernels for ACmix")
 

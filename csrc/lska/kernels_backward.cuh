@@ -108,8 +108,8 @@ struct BackwardPlane {
   LSKA_DEVICE float* inside() const { return taps + 9 * r.tap_pitch; }      // inside_h1 of each column
   LSKA_DEVICE float* columns() const { return inside() + r.cols; }          // the bias along columns
   LSKA_DEVICE float* column_sums() const { return inside() + 2 * r.cols; }  // of the gradient
-  LSKA_DEVICE float* biases() const { return inside() + 3 * r.cols; }           // conv0h's, conv0v's, conv1's
-  LSKA_DEVICE float* warp_sums() const { return inside() + 3 * r.cols + 3; }
+  LSKA_DEVICE float* biases() const { return inside() + 3 * r.cols; }           // h0's, v0's, conv1's, h1's
+  LSKA_DEVICE float* warp_sums() const { return inside() + 3 * r.cols + 4; }
 };
 
 // conv0v's bias reaches s through conv_spatial_h: its gradient, and what it adds to conv_spatial_h's, from the sums of
@@ -166,12 +166,12 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
     p.biases()[0] = load_bias<T>(a.weights.h0_bias, channel);
     p.biases()[1] = load_bias<T>(a.weights.v0_bias, channel);
     p.biases()[2] = load_bias<T>(a.bias, channel);
+    p.biases()[3] = load_bias<T>(a.weights.h1_bias, channel);
   }
-  const float bias_h1 = here && k1 ? load_bias<T>(a.weights.h1_bias, channel) : 0.f;
   barrier();
   for (int i = t; here && i < tile.width; i += r.threads_per_plane) {
     p.inside()[i] = inside_h1(r.stages.h1, p.taps + r.tap_pitch, tile.left + i, W);
-    p.columns()[i] = p.biases()[1] * p.inside()[i] + bias_h1;
+    p.columns()[i] = p.biases()[1] * p.inside()[i] + p.biases()[3];
   }
   float* const sums =
       a.sums + ((nth / C * blocks_y() + block_y()) * blocks_z() + block_z()) * C * a.sums_width +

@@ -62,7 +62,7 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
   float* map = shared_floats();
   float* taps = map + r.planes * r.rows * r.pitch;
   float* columns = taps + r.planes * 4 * r.tap_pitch;  // the bias along columns
-  float* biases = columns + r.planes * r.cols;         // conv0h's, conv_spatial_v's
+  float* biases = columns + r.planes * r.cols;         // h0's, h1's, v0's, v1's
 
   load_taps<T>(a.weights, r, planes, channel, a.map.C, taps, 4 * r.tap_pitch, false);
   const T* x = static_cast<const T*>(a.x) + first_plane * a.map.H * W + int64_t(tile.top) * W;
@@ -71,14 +71,16 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
   copy_in(x, Lines{1, planes * tile.height * W, 0}, map, rows);
   for (int i = t; i < planes; i += thread_count()) {
     const int c = (channel + i) % a.map.C;
-    biases[2 * i] = load_bias<T>(a.weights.h0_bias, c);
-    biases[2 * i + 1] = load_bias<T>(r.stages.v1.k ? a.weights.v1_bias : nullptr, c);
+    biases[4 * i] = load_bias<T>(a.weights.h0_bias, c);
+    biases[4 * i + 1] = load_bias<T>(a.weights.h1_bias, c);
+    biases[4 * i + 2] = load_bias<T>(a.weights.v0_bias, c);
+    biases[4 * i + 3] = load_bias<T>(a.weights.v1_bias, c);
   }
   barrier();
   for (int i = t; i < planes * W; i += thread_count()) {
-    const int plane = quotient(i, r.by_cols), c = (channel + plane) % a.map.C;
+    const int plane = quotient(i, r.by_cols);
     const float inside = inside_h1(r.stages.h1, taps + (4 * plane + 1) * r.tap_pitch, i - plane * W, W);
-    columns[i] = load_bias<T>(a.weights.v0_bias, c) * inside + load_bias<T>(a.weights.h1_bias, c);
+    columns[i] = biases[4 * plane + 2] * inside + biases[4 * plane + 1];
   }
 
 #pragma unroll 1
@@ -96,10 +98,10 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
     barrier();
     if (active)
       write_run(map, run,
-                stage == 0   ? biases[2 * run.plane]
+                stage == 0   ? biases[4 * run.plane]
                 : stage == 1 ? 0.f
                 : stage == 2 ? columns[run.plane * W + run.line]
-                             : biases[2 * run.plane + 1],
+                             : biases[4 * run.plane + 3],
                 sum);
     barrier();
   }

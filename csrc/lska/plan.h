@@ -92,14 +92,14 @@ inline int64_t threads(const LskaStages& g, int64_t planes, int64_t rows, int64_
 constexpr int64_t odd(int64_t n) { return n | 1; }
 inline int64_t tap_pitch(const LskaStages& g) { return round_up(g.taps(), 4); }
 
-// Of one plane: its region, taps, the bias along columns, and two biases.
+// Of one plane: its region, taps, the bias along columns, and four biases.
 inline int64_t forward_floats(const LskaStages& g, int64_t rows, int64_t cols) {
-  return rows * odd(cols) + 4 * tap_pitch(g) + cols + 2;
+  return rows * odd(cols) + 4 * tap_pitch(g) + cols + 4;
 }
-// Of one plane: taps in both directions and what the bias along columns adds to them; three lines along columns; three
+// Of one plane: taps in both directions and what the bias along columns adds to them; three lines along columns; four
 // biases; the sums of each warp.
 inline int64_t backward_lines(const LskaStages& g, int64_t cols, int64_t warps) {
-  return 9 * tap_pitch(g) + 3 * cols + 3 + warps * (tap_pitch(g) + 1);
+  return 9 * tap_pitch(g) + 3 * cols + 4 + warps * (tap_pitch(g) + 1);
 }
 // With x, a stage and a gradient.
 inline int64_t backward_floats(const LskaStages& g, int64_t rows, int64_t cols, int64_t warps) {

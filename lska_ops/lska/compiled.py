@@ -26,9 +26,12 @@ def why_not_cuda(x):
     return _why_not_device(x.device.index or 0)
 
 
-@torch.compiler.assume_constant_result
 def _why_not_device(index):
     return _ask_device(index)
+
+
+# What torch.compiler.assume_constant_result does; calling it would import all of torch._dynamo here.
+_why_not_device._dynamo_marked_constant = True
 
 
 @cache
