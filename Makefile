@@ -10,7 +10,7 @@ ARGS ?=
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py $(wildcard build_backend/*.py) $(shell find csrc -type f)
 
 setup: .venv/ready  ## .venv with the package (editable) and everything the other words need
@@ -68,11 +68,13 @@ abi: setup .venv-abi/ready  ## built with the oldest torch headers, the library 
 	.venv-abi/bin/pip install torch==2.11.0 numpy pytest ninja pybind11 'setuptools>=77' wheel
 	touch $@
 
-sanitize: setup  ## random problems under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: setup  ## random problems under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(PY) tests/sanitize.py
+	$(PY) tests/host_cuda/sanitize.py
 
 mutants: setup  ## bugs seeded into the kernels, each of which the random problems have to catch
 	$(PY) tests/mutants.py
+	$(PY) tests/host_cuda/mutants.py
 
 bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for two minutes of it
 	$(PY) benchmarks/bench_lska.py $(ARGS)

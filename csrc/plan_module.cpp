@@ -21,8 +21,8 @@ py::dict lska_plan(bool backward, const LskaSize& size, int64_t shared_bytes, in
                   "threads"_a = p.threads, "shared_bytes"_a = p.shared_bytes, "planes"_a = p.planes,
                   "band"_a = p.band, "strip"_a = p.strip, "rows"_a = p.rows, "cols"_a = p.cols,
                   "pitch"_a = p.pitch, "threads_per_plane"_a = p.threads_per_plane, "step"_a = p.step,
-                  "reach_h"_a = g.reach_h(), "reach_v"_a = g.reach_v(),
-                  "dilation_h"_a = g.h1.dilation, "dilation_v"_a = g.v1.dilation);
+                  "reach_h"_a = g.reach_h(), "reach_v"_a = g.reach_v(), "dilation_h"_a = g.h1.dilation,
+                  "dilation_v"_a = g.v1.dilation);
 }
 
 }  // namespace
@@ -40,6 +40,6 @@ PYBIND11_MODULE(_plan, m) {
         return lska_plan(backward, {B, C, H, W, k0, k1, dilation}, shared_bytes, multiprocessors);
       },
       "How LSKA's cascade is spread over a GPU with these limits; csrc/lska/plan.h.", py::arg("backward"),
-      py::arg("B"), py::arg("C"), py::arg("H"), py::arg("W"), py::arg("k0"), py::arg("k1"), py::arg("dilation"),
-      py::arg("shared_bytes"), py::arg("multiprocessors"));
+      py::arg("B"), py::arg("C"), py::arg("H"), py::arg("W"), py::arg("k0"), py::arg("k1"),
+      py::arg("dilation"), py::arg("shared_bytes"), py::arg("multiprocessors"));
 }

@@ -336,7 +336,9 @@ def fresh(tmp_path):
 @pytest.mark.parametrize("isolated", [True, False])
 def test_build_install_with_compiler(isolated, sdist, fresh):
     nvcc = shutil.which("nvcc")  # one architecture: all of them are compiled by `make setup`
-    done = fresh.pip(sdist, isolated=isolated, LSKA_OPS_BUILD="require" if nvcc else "auto", LSKA_OPS_CUDA_ARCHS="90")
+    done = fresh.pip(
+        sdist, isolated=isolated, LSKA_OPS_BUILD="require" if nvcc else "auto", LSKA_OPS_CUDA_ARCHS="90"
+    )
     assert done.returncode == 0, done.stdout
     problem, file, info, answer, wheel = fresh.compiled()
     parts = ["cpu", "cuda", "plan"] if nvcc else ["cpu", "plan"]

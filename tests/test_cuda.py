@@ -25,7 +25,9 @@ def gpu(monkeypatch):
     """A machine on which nothing is missing: an RTX 4090, a driver for CUDA 13.0, kernels of 13.0."""
     machine = SimpleNamespace(capability=(8, 9), driver=13000, toolkit=13000)
     monkeypatch.setattr(_compiled, "problem", None)
-    monkeypatch.setattr(_compiled, "build_info", lambda folder=None: {"parts": ["cpu", "cuda"], "reasons": {}})
+    monkeypatch.setattr(
+        _compiled, "build_info", lambda folder=None: {"parts": ["cpu", "cuda"], "reasons": {}}
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: machine.capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "RTX 4090")
     library = SimpleNamespace(cuda_versions=lambda: [machine.driver, machine.toolkit])
@@ -74,7 +76,9 @@ def test_cuda_declines_an_old_gpu(gpu):
 
 def test_cuda_declines_an_old_driver(gpu):
     gpu.driver = 12080
-    says(compiled.why_not_cuda(ON_GPU), "driver supports CUDA 12.8", "compiled with 13.0", "update the driver")
+    says(
+        compiled.why_not_cuda(ON_GPU), "driver supports CUDA 12.8", "compiled with 13.0", "update the driver"
+    )
 
 
 def test_cuda_answer_is_a_constant_for_torch_compile():

@@ -18,7 +18,11 @@ MOST_KERNELS = 24  # of one source file; each costs build time for every archite
 def triton_s(tool):
     """Triton brings it along."""
     spec = importlib.util.find_spec("triton")
-    found = [Path(f) / "backends" / "nvidia" / "bin" / tool for f in spec.submodule_search_locations] if spec else []
+    found = (
+        [Path(f) / "backends" / "nvidia" / "bin" / tool for f in spec.submodule_search_locations]
+        if spec
+        else []
+    )
     return next((str(f) for f in found if f.is_file()), None)
 
 
@@ -45,7 +49,9 @@ def test_cuda_build_has_every_architecture_and_ptx(cuobjdump):
 def test_cuda_build_spills_nothing(cuobjdump):
     """A spilled register lies in local memory, of which STACK and LOCAL are the sizes."""
     said = cuobjdump("--dump-resource-usage")
-    used = re.findall(r"arch = sm_(\w+)|Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", said)
+    used = re.findall(
+        r"arch = sm_(\w+)|Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", said
+    )
     arch, kernels = None, {}
     for found, name, registers, stack, _, local in used:
         if found:

@@ -70,7 +70,9 @@ def problem_of(seed):
 def check(problem, backward):
     found = ratios(problem, solve(problem, "cpu", backward))
     worst = max(found, key=found.get)
-    assert found[worst] <= 1, f"{worst} is {found[worst]:.3g} times the bound: problem {problem.seed}, {problem.repro('cuda')}"
+    assert found[worst] <= 1, (
+        f"{worst} is {found[worst]:.3g} times the bound: problem {problem.seed}, {problem.repro('cuda')}"
+    )
 
 
 def depthwise(C, k0, k1, dtype=torch.float32, bias=True):
@@ -173,7 +175,9 @@ def test_host_cuda_takes_any_layout(host, layout):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 40), (2, 3, 40, 1), (1, 2, 2, 3), (0, 4, 5, 5), (2, 0, 5, 5)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 3, 1, 40), (2, 3, 40, 1), (1, 2, 2, 3), (0, 4, 5, 5), (2, 0, 5, 5)]
+)
 def test_host_cuda_edges(host, device, shape):
     on(host, device)
     C = shape[1]
@@ -248,7 +252,10 @@ def test_host_cuda_offsets_beyond_two_to_the_31(library):
     bytes_ = C * side * side * 2
     assert C * side * side > 2**31
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mmap.restype, libc.mmap.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long],
+    )
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     read_write, private_anonymous_noreserve = 3, 0x4022
     at = libc.mmap(None, bytes_, read_write, private_anonymous_noreserve, -1, 0)

@@ -1,6 +1,6 @@
-// The only file that knows nvcc from a host compiler. Kernels written with what is here also compile with a host
-// compiler, where tests/host_cuda/runner.h runs each thread as a fiber: barriers and shuffles are real there, shared
-// memory is an exact heap block, and the bytes that cross global memory are counted.
+// The only file that knows nvcc from a host compiler. Kernels written with what is here also compile with a
+// host compiler, where tests/host_cuda/runner.h runs each thread as a fiber: barriers and shuffles are real
+// there, shared memory is an exact heap block, and the bytes that cross global memory are counted.
 #pragma once
 
 #include <stddef.h>
@@ -131,12 +131,13 @@ struct LaunchGrid {
   int64_t x, y, z;
 };
 template <class Arguments>
-const char* launch(void (*kernel)(Arguments), LaunchGrid grid, int threads, int64_t shared_bytes, void* stream,
-                   const Arguments& arguments) {
+const char* launch(void (*kernel)(Arguments), LaunchGrid grid, int threads, int64_t shared_bytes,
+                   void* stream, const Arguments& arguments) {
 #if defined(__CUDACC__)
   if (shared_bytes > 48 << 10) {  // more has to be asked for
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   kernel<<<dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)), threads, size_t(shared_bytes),

@@ -24,8 +24,8 @@ void* current_stream(const char* op, int32_t device) {
 int attribute(const char* op, cudaDeviceAttr which, int device) {
   int value = 0;
   const cudaError_t error = cudaDeviceGetAttribute(&value, which, device);
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": device ", device, " cannot be asked for its limits: ",
-                  cudaGetErrorString(error));
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": device ", device,
+                  " cannot be asked for its limits: ", cudaGetErrorString(error));
   return value;
 }
 
@@ -39,9 +39,10 @@ struct OnGpu {
   }
   OnGpu(const char* op, const Tensor& x) : guard(checked(op, x)) {
     const int index = x.get_device_index();
-    device = {{attribute(op, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
-               attribute(op, cudaDevAttrMultiProcessorCount, index), attribute(op, cudaDevAttrL2CacheSize, index)},
-              current_stream(op, index)};
+    device = {
+        {attribute(op, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+         attribute(op, cudaDevAttrMultiProcessorCount, index), attribute(op, cudaDevAttrL2CacheSize, index)},
+        current_stream(op, index)};
   }
 };
 
@@ -49,7 +50,8 @@ struct OnGpu {
 std::vector<int64_t> cuda_versions() {
   int driver = 0;
   const cudaError_t error = cudaDriverGetVersion(&driver);
-  STD_TORCH_CHECK(error == cudaSuccess, "cuda_versions: the driver does not answer: ", cudaGetErrorString(error));
+  STD_TORCH_CHECK(error == cudaSuccess,
+                  "cuda_versions: the driver does not answer: ", cudaGetErrorString(error));
   return {driver, CUDART_VERSION};
 }
 

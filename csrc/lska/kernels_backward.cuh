@@ -1,5 +1,5 @@
-// The cascade backward from x and ds alone, in shared memory: the stages are computed again, each beside the gradient
-// it meets. Three maps are kept: x, one stage, one gradient.
+// The cascade backward from x and ds alone, in shared memory: the stages are computed again, each beside the
+// gradient it meets. Three maps are kept: x, one stage, one gradient.
 #pragma once
 
 #include "csrc/lska/kernels_plane.cuh"
@@ -20,7 +20,8 @@ struct LskaBackwardArguments {
   LskaRegion region;
 };
 
-// Where a stage's tap gradients stand among a channel's sums: conv0h, its bias, conv0v, its bias, then the others.
+// Where a stage's tap gradients stand among a channel's sums: conv0h, its bias, conv0v, its bias, then the
+// others.
 LSKA_BOTH int sums_offset(int stage, int k0, int k1) {
   const bool vertical = stage >= 2, dilated = stage % 2;
   return (dilated ? 2 * (k0 + 1) : 0) + (vertical ? (dilated ? k1 : k0) + 1 : 0);
@@ -31,10 +32,10 @@ LSKA_DEVICE float warp_sum(float v) {
   return v;
 }
 
-// One plane's threads: sums over them of each tap's gradient and, behind those, of the gradient itself; one row of
-// `warp_sums` per warp. Every thread takes part in the shuffles, with zeros where it has no run.
+// One plane's threads: sums over them of each tap's gradient and, behind those, of the gradient itself; one
+// row of `warp_sums` per warp. Every thread takes part in the shuffles, with zeros where it has no run.
 struct TapSums {
-  float* row;   // this warp's
+  float* row;  // this warp's
   bool first_lane;
   LSKA_DEVICE void put(int t, float v) const {
     v = warp_sum(v);
@@ -42,8 +43,8 @@ struct TapSums {
   }
 };
 
-// The gradients of taps Begin to K: sum over r in [from, to) of g[r] line(first + (r + t - K/2) d), where that lies in
-// the line. Nine at a time: more would not stay in registers.
+// The gradients of taps Begin to K: sum over r in [from, to) of g[r] line(first + (r + t - K/2) d), where
+// that lies in the line. Nine at a time: more would not stay in registers.
 template <int K, int Begin = 0>
 LSKA_DEVICE void correlate_run(const Line& line, const float (&g)[kRun], int from, int to, int first, int d,
                                const TapSums& out) {
@@ -63,8 +64,8 @@ LSKA_DEVICE void correlate_run(const Line& line, const float (&g)[kRun], int fro
   if constexpr (Begin + n < K) correlate_run<K, Begin + n>(line, g, from, to, first, d, out);
 }
 
-LSKA_DEVICE void correlate(const Line& line, const float (&g)[kRun], int from, int to, int first, int d, int k,
-                           const TapSums& out) {
+LSKA_DEVICE void correlate(const Line& line, const float (&g)[kRun], int from, int to, int first, int d,
+                           int k, const TapSums& out) {
   const bool done = pick<3, 5, 7, 11, 13, 17>(
       k, [&](auto size) { correlate_run<decltype(size)::value>(line, g, from, to, first, d, out); });
   for (int t = done ? k : 0; t < k; ++t) {
@@ -84,15 +85,15 @@ LSKA_DEVICE void correlate(const Line& line, const float (&g)[kRun], int from, i
   out.put(k, total);
 }
 
-// The ten convolutions of the backward, one digit each: which stage (h0, h1, v0, v1), whether it runs from x (1), on
-// the stage before (2) or on the gradient (3, then with its taps turned around), and which stage's tap gradients
-// can be taken afterwards (4: none).
+// The ten convolutions of the backward, one digit each: which stage (h0, h1, v0, v1), whether it runs from x
+// (1), on the stage before (2) or on the gradient (3, then with its taps turned around), and which stage's
+// tap gradients can be taken afterwards (4: none).
 constexpr int kSteps = 10;
 LSKA_DEVICE int digit(uint64_t digits, int step) { return int(digits >> 4 * step & 15); }
 constexpr uint64_t kStepStage = 0x0102103210, kStepFrom = 0x3313213221, kStepSums = 0x4014244344;
 
-// One plane's part of a block in shared memory. Two addresses and what the region says: more would not stay in
-// registers.
+// One plane's part of a block in shared memory. Two addresses and what the region says: more would not stay
+// in registers.
 struct BackwardPlane {
   const LskaRegion& r;
   float *x, *taps;
@@ -104,18 +105,18 @@ struct BackwardPlane {
   LSKA_DEVICE float* stage() const { return x + r.maps; }
   LSKA_DEVICE float* gradient() const { return x + 2 * r.maps; }
   LSKA_DEVICE float* turned() const { return taps + 4 * r.tap_pitch; }
-  LSKA_DEVICE float* extra() const { return taps + 8 * r.tap_pitch; }       // of conv_spatial_h, by conv0v's bias
-  LSKA_DEVICE float* inside() const { return taps + 9 * r.tap_pitch; }      // inside_h1 of each column
-  LSKA_DEVICE float* columns() const { return inside() + r.cols; }          // the bias along columns
+  LSKA_DEVICE float* extra() const { return taps + 8 * r.tap_pitch; }   // of conv_spatial_h, by conv0v's bias
+  LSKA_DEVICE float* inside() const { return taps + 9 * r.tap_pitch; }  // inside_h1 of each column
+  LSKA_DEVICE float* columns() const { return inside() + r.cols; }      // the bias along columns
   LSKA_DEVICE float* column_sums() const { return inside() + 2 * r.cols; }  // of the gradient
-  LSKA_DEVICE float* biases() const { return inside() + 3 * r.cols; }           // h0's, v0's, conv1's, h1's
+  LSKA_DEVICE float* biases() const { return inside() + 3 * r.cols; }       // h0's, v0's, conv1's, h1's
   LSKA_DEVICE float* warp_sums() const { return inside() + 3 * r.cols + 4; }
 };
 
-// conv0v's bias reaches s through conv_spatial_h: its gradient, and what it adds to conv_spatial_h's, from the sums of
-// the gradient between the vertical convolutions along columns.
-LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion& r, const Tile& tile, int t, int W,
-                                       float* out_bias) {
+// conv0v's bias reaches s through conv_spatial_h: its gradient, and what it adds to conv_spatial_h's, from
+// the sums of the gradient between the vertical convolutions along columns.
+LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion& r, const Tile& tile, int t,
+                                       int W, float* out_bias) {
   for (int x = t; x < tile.cols; x += r.threads_per_plane) {
     float sum = 0.f;
     const float* column = p.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left + x;
@@ -140,10 +141,12 @@ LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion&
   }
 }
 
-// A block owns `planes` planes, each with its own warps, or a tile of one. Reads x and ds (a tile: with the halo its
-// taps reach), writes grad_x = grad_y (product + bias) + cascade^T(ds), and for each plane and tile its sums.
+// A block owns `planes` planes, each with its own warps, or a tile of one. Reads x and ds (a tile: with the
+// halo its taps reach), writes grad_x = grad_y (product + bias) + cascade^T(ds), and for each plane and tile
+// its sums.
 template <class T>
-LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
+LSKA_KERNEL(kMaxThreads)
+lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
   const LskaRegion& r = a.region;
   const int plane = thread_index() / r.threads_per_plane, t = thread_index() - plane * r.threads_per_plane;
   const int64_t first_plane = block_x() * r.planes, nth = first_plane + plane;
@@ -173,9 +176,9 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
     p.inside()[i] = inside_h1(r.stages.h1, p.taps + r.tap_pitch, tile.left + i, W);
     p.columns()[i] = p.biases()[1] * p.inside()[i] + p.biases()[3];
   }
-  float* const sums =
-      a.sums + ((nth / C * blocks_y() + block_y()) * blocks_z() + block_z()) * C * a.sums_width +
-      int64_t(channel) * a.sums_width;
+  float* const sums = a.sums +
+                      ((nth / C * blocks_y() + block_y()) * blocks_z() + block_z()) * C * a.sums_width +
+                      int64_t(channel) * a.sums_width;
   const int warp = t / kWarp;
   const TapSums tap_sums{p.warp_sums() + warp * (r.tap_pitch + 1), t % kWarp == 0};
 
@@ -191,10 +194,13 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
       const bool active = here && run.active && run.plane == 0;
       float sum[kRun] = {};
       if (active)
-        convolve(Line{p.x + (from - 1) * r.maps + run.base, run.stride, run.length},
-                 run.first, run.d, (from == 3 ? p.turned() : p.taps) + stage * r.tap_pitch, k, sum);
+        convolve(Line{p.x + (from - 1) * r.maps + run.base, run.stride, run.length}, run.first, run.d,
+                 (from == 3 ? p.turned() : p.taps) + stage * r.tap_pitch, k, sum);
       barrier();
-      const float bias = from == 3 ? 0.f : stage == 0 ? p.biases()[0] : stage == 2 && active ? p.columns()[run.line] : 0.f;
+      const float bias = from == 3              ? 0.f
+                         : stage == 0           ? p.biases()[0]
+                         : stage == 2 && active ? p.columns()[run.line]
+                                                : 0.f;
       if (active) write_run(from == 3 ? p.gradient() : p.stage(), run, bias, sum);
       barrier();
     }
@@ -205,13 +211,14 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
     if (summed == 4 || (summed % 2 && k1 == 0)) continue;
 
     const bool vertical = summed >= 2;
-    const LskaStage s = vertical ? (summed % 2 ? r.stages.v1 : r.stages.v0)
-                                 : (summed % 2 ? r.stages.h1 : r.stages.h0);
+    const LskaStage s =
+        vertical ? (summed % 2 ? r.stages.v1 : r.stages.v0) : (summed % 2 ? r.stages.h1 : r.stages.h0);
     const Run run = run_of(t, r, 1, tile.height, tile.width, vertical, summed % 2);
     const int line = run.line + (vertical ? tile.left - tile.col : tile.top - tile.row);
-    const bool active = here && run.active && run.plane == 0 && line >= 0 &&
-                        line < (vertical ? tile.cols : tile.rows);
-    const int begin = vertical ? tile.row - tile.top : tile.col - tile.left;  // the run's outputs that are its own
+    const bool active =
+        here && run.active && run.plane == 0 && line >= 0 && line < (vertical ? tile.cols : tile.rows);
+    const int begin =
+        vertical ? tile.row - tile.top : tile.col - tile.left;  // the run's outputs that are its own
     const int end = min(run.length, begin + (vertical ? tile.rows : tile.cols));
     float g[kRun] = {};
     int lowest = kRun, highest = 0;
@@ -226,7 +233,8 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
     correlate(Line{(summed == 0 ? p.x : p.stage()) + run.base, run.stride, run.length}, g, lowest, highest,
               run.first, run.d, s.used, tap_sums);
     barrier();
-    // The last stage before s adds its bias to it, the one before the columns' bias: b1h, or without a pair b0v.
+    // The last stage before s adds its bias to it, the one before the columns' bias: b1h, or without a pair
+    // b0v.
     const int bias_of = summed == 0 ? 0 : summed == 3 ? 3 : summed == 2 ? (k1 ? 1 : 2) : 4;
     for (int i = t; here && i <= s.k; i += r.threads_per_plane) {
       const bool bias = i == s.k;
@@ -234,7 +242,8 @@ LSKA_KERNEL(kMaxThreads) lska_cascade_bwd_kernel(const LskaBackwardArguments a) 
       if (bias && bias_of == 4) continue;
       float sum = 0.f;
       if (tap >= 0 && tap <= s.used && (bias || tap < s.used)) {
-        for (int w = 0; w < r.threads_per_plane / kWarp; ++w) sum += p.warp_sums()[w * (r.tap_pitch + 1) + tap];
+        for (int w = 0; w < r.threads_per_plane / kWarp; ++w)
+          sum += p.warp_sums()[w * (r.tap_pitch + 1) + tap];
         if (summed == 1) sum += p.extra()[tap];
       }
       const int of = bias ? bias_of : summed;

@@ -19,9 +19,11 @@ struct LskaGateArguments {
 
 constexpr int64_t kGateBlock = 8192;  // pixels of one block forward
 
-// A block owns up to kGateBlock pixels of a plane: y = x (product + bias). It is the last line of reference.gate.
+// A block owns up to kGateBlock pixels of a plane: y = x (product + bias). It is the last line of
+// reference.gate.
 template <class T>
-LSKA_KERNEL(256) lska_gate_fwd_kernel(const LskaGateArguments a) {
+LSKA_KERNEL(256)
+lska_gate_fwd_kernel(const LskaGateArguments a) {
   const int64_t plane = block_x();
   const float bias = load_bias<T>(a.bias, int(plane % a.C));
   for (int64_t begin = block_y() * kGateBlock; begin < a.pixels; begin += blocks_y() * kGateBlock) {
@@ -45,7 +47,8 @@ LSKA_KERNEL(256) lska_gate_fwd_kernel(const LskaGateArguments a) {
 
 // A block owns a plane: grad_product = grad_y x, and its sum.
 template <class T>
-LSKA_KERNEL(512) lska_gate_bwd_kernel(const LskaGateArguments a) {
+LSKA_KERNEL(512)
+lska_gate_bwd_kernel(const LskaGateArguments a) {
   const int64_t plane = block_x(), at = plane * a.pixels;
   const T *x = static_cast<const T*>(a.x) + at, *grad_y = static_cast<const T*>(a.grad_y) + at;
   float* out = a.grad_product + at;
@@ -92,7 +95,8 @@ struct LskaSumsArguments {
 
 // A thread owns one element of the gradients and adds its parts in their order.
 template <class T>
-LSKA_KERNEL(256) lska_sums_kernel(const LskaSumsArguments a) {
+LSKA_KERNEL(256)
+lska_sums_kernel(const LskaSumsArguments a) {
   const int64_t n = a.rows * a.width, i = block_x() * thread_count() + thread_index();
   if (i >= n) return;
   const int64_t row = i / a.width;

@@ -1,5 +1,5 @@
-// What all of LSKA's kernels stand on: runs of outputs along lines, the convolution of a run, and the way between
-// global memory and a region of floats in shared memory.
+// What all of LSKA's kernels stand on: runs of outputs along lines, the convolution of a run, and the way
+// between global memory and a region of floats in shared memory.
 #pragma once
 
 #include "csrc/common/pick.h"
@@ -12,7 +12,9 @@ namespace lska_ops {
 struct Divisor {
   uint32_t d, inverse;
 };
-inline Divisor divisor(int64_t d) { return {uint32_t(d), d > 1 ? uint32_t((1ull << 32) / uint64_t(d) + 1) : 0}; }
+inline Divisor divisor(int64_t d) {
+  return {uint32_t(d), d > 1 ? uint32_t((1ull << 32) / uint64_t(d) + 1) : 0};
+}
 LSKA_DEVICE int quotient(int n, Divisor q) {
   return q.d == 1 ? n : int(multiply_high(uint32_t(n), q.inverse));
 }
@@ -38,15 +40,31 @@ struct LskaRegion {
 inline LskaRegion lska_region(const LskaSize& s, const LskaPlan& p) {
   const LskaStages g = lska_plan::stages(s);
   const int64_t tap_pitch = lska_plan::tap_pitch(g);
-  return {g, p.planes, p.band, p.strip, p.rows, p.cols, p.pitch, int(tap_pitch), p.threads_per_plane, p.step,
-          g.reach_h(), g.reach_v(), p.planes * p.rows * p.pitch,
-          int(lska_plan::backward_lines(g, p.cols, p.threads_per_plane / kWarp)), divisor(p.rows), divisor(p.cols), divisor(tap_pitch), divisor(g.h1.dilation), divisor(g.v1.dilation)};
+  return {g,
+          p.planes,
+          p.band,
+          p.strip,
+          p.rows,
+          p.cols,
+          p.pitch,
+          int(tap_pitch),
+          p.threads_per_plane,
+          p.step,
+          g.reach_h(),
+          g.reach_v(),
+          p.planes * p.rows * p.pitch,
+          int(lska_plan::backward_lines(g, p.cols, p.threads_per_plane / kWarp)),
+          divisor(p.rows),
+          divisor(p.cols),
+          divisor(tap_pitch),
+          divisor(g.h1.dilation),
+          divisor(g.v1.dilation)};
 }
 
 // The tile a block owns in its planes, and the region around it that it loads.
 struct Tile {
-  int row, rows, col, cols;            // what it owns
-  int top, height, left, width;        // what it loads
+  int row, rows, col, cols;      // what it owns
+  int top, height, left, width;  // what it loads
 };
 
 LSKA_DEVICE Tile tile_of(const LskaMap& m, const LskaRegion& r, int reach_v, int reach_h) {
@@ -81,7 +99,8 @@ struct RingColumn {
   }
 };
 
-// sum[r] += sum over t of taps[t] line(first + (r + t - K/2) d): each value is read once and serves all of its taps.
+// sum[r] += sum over t of taps[t] line(first + (r + t - K/2) d): each value is read once and serves all of
+// its taps.
 template <int K, int R, class Values>
 LSKA_DEVICE void convolve_run(const Values& line, int first, int d, const float* taps, float (&sum)[R]) {
 #pragma unroll
@@ -131,17 +150,18 @@ LSKA_DEVICE void rotate(float (&v)[N], int by) {
   }
 }
 
-// `count` lines of `length` elements in global memory, `stride` apart, seen as rows of `cols` floats in shared
-// memory. Several rows that follow each other in both are one line.
+// `count` lines of `length` elements in global memory, `stride` apart, seen as rows of `cols` floats in
+// shared memory. Several rows that follow each other in both are one line.
 struct Lines {
   int count, length;
   int64_t stride;
 };
 
-// Calls inside(line, element) for each aligned group of 16 bytes and beside(line, element) for each element at the
-// ends of a line. Lines are shared out among warps, the groups of a single line among all threads.
+// Calls inside(line, element) for each aligned group of 16 bytes and beside(line, element) for each element
+// at the ends of a line. Lines are shared out among warps, the groups of a single line among all threads.
 template <class T, class Inside, class Beside>
-LSKA_DEVICE void for_each_group(const T* global, const Lines& lines, const Inside& inside, const Beside& beside) {
+LSKA_DEVICE void for_each_group(const T* global, const Lines& lines, const Inside& inside,
+                                const Beside& beside) {
   const bool one = lines.count == 1;
   const int t = thread_index(), threads = thread_count();
   for (int line = one ? 0 : t / kWarp; line < lines.count; line += one ? 1 : threads / kWarp) {
@@ -159,8 +179,8 @@ LSKA_DEVICE void for_each_group(const T* global, const Lines& lines, const Insid
   }
 }
 
-// Where element i of a line lies in rows of `cols` floats, `pitch` apart. `turned` spreads the lanes of a warp, each
-// of which holds consecutive elements, over different banks.
+// Where element i of a line lies in rows of `cols` floats, `pitch` apart. `turned` spreads the lanes of a
+// warp, each of which holds consecutive elements, over different banks.
 struct Rows {
   int cols, pitch;
   Divisor by_cols;
@@ -209,8 +229,8 @@ LSKA_DEVICE void load_some(const T* p, float (&v)[N]) {
   for (int i = 0; i < N; ++i) v[i] = load(p + i);
 }
 
-// value(index in shared memory, element of global memory) is what is stored, after finish(element, values) has seen
-// as many consecutive ones as are stored together.
+// value(index in shared memory, element of global memory) is what is stored, after finish(element, values)
+// has seen as many consecutive ones as are stored together.
 template <class T, class Value, class Finish>
 LSKA_DEVICE void copy_out(T* global, const Lines& lines, const Rows& rows, const Value& value,
                           const Finish& finish) {
@@ -220,8 +240,7 @@ LSKA_DEVICE void copy_out(T* global, const Lines& lines, const Rows& rows, const
         float v[kVector<T>];
         const int by = bank_turn<kVector<T>>();
 #pragma unroll
-        for (int i = 0; i < kVector<T>; ++i)
-          v[i] = value(rows.at(line, first + (i + by) % kVector<T>));
+        for (int i = 0; i < kVector<T>; ++i) v[i] = value(rows.at(line, first + (i + by) % kVector<T>));
         rotate(v, (kVector<T> - by) % kVector<T>);
         finish(line * lines.stride + first, v);
         store_vector(global + line * lines.stride + first, v);
@@ -245,12 +264,15 @@ LSKA_DEVICE void load_taps(const LskaWeightPointers& w, const LskaRegion& r, int
                            float* taps, int plane_pitch, bool turned) {
   for (int i = thread_index(); i < planes * 4 * r.tap_pitch; i += thread_count()) {
     const int line = quotient(i, r.by_tap_pitch), t = i - line * r.tap_pitch, stage = line % 4;
-    const LskaStage s = stage == 0 ? r.stages.h0 : stage == 1 ? r.stages.h1
-                       : stage == 2 ? r.stages.v0 : r.stages.v1;
+    const LskaStage s = stage == 0   ? r.stages.h0
+                        : stage == 1 ? r.stages.h1
+                        : stage == 2 ? r.stages.v0
+                                     : r.stages.v1;
     const void* from = stage == 0 ? w.h0 : stage == 1 ? w.h1 : stage == 2 ? w.v0 : w.v1;
     if (t >= s.used) continue;
     const int64_t c = (channel + line / 4) % C;
-    taps[line / 4 * plane_pitch + stage * r.tap_pitch + t] = load(static_cast<const T*>(from) + c * s.k + s.skip + (turned ? s.used - 1 - t : t));
+    taps[line / 4 * plane_pitch + stage * r.tap_pitch + t] =
+        load(static_cast<const T*>(from) + c * s.k + s.skip + (turned ? s.used - 1 - t : t));
   }
 }
 

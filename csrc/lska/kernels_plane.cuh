@@ -1,6 +1,7 @@
-// The cascade of planes that fit in shared memory: read once, convolved in place, written once. Rows and columns
-// commute, so both horizontal convolutions come first; the biases then become a constant per plane (conv0h, conv_spatial_v)
-// and one value per column (what conv_spatial_h makes of conv0v's bias, plus its own).
+// The cascade of planes that fit in shared memory: read once, convolved in place, written once. Rows and
+// columns commute, so both horizontal convolutions come first; the biases then become a constant per plane
+// (conv0h, conv_spatial_v) and one value per column (what conv_spatial_h makes of conv0v's bias, plus its
+// own).
 #pragma once
 
 #include "csrc/lska/kernels_line.cuh"
@@ -8,9 +9,9 @@
 namespace lska_ops {
 
 struct LskaPlaneArguments {
-  const void* x;    // [planes, H, W] of T
-  void* s;          // the same of T, or of float
-  bool in_float;    // s is float
+  const void* x;  // [planes, H, W] of T
+  void* s;        // the same of T, or of float
+  bool in_float;  // s is float
   LskaWeightPointers weights;
   LskaMap map;
   LskaRegion region;
@@ -22,8 +23,8 @@ struct Run {
   bool active;
 };
 
-// Thread t's run among `planes` planes' regions of height x width; runs next to each other lie in lines next to each
-// other, so that a warp reads 32 rows or 32 columns at a time.
+// Thread t's run among `planes` planes' regions of height x width; runs next to each other lie in lines next
+// to each other, so that a warp reads 32 rows or 32 columns at a time.
 LSKA_DEVICE Run run_of(int t, const LskaRegion& r, int planes, int height, int width, bool vertical,
                        bool dilated) {
   const Divisor across = vertical ? r.by_cols : r.by_rows;
@@ -50,10 +51,11 @@ LSKA_DEVICE void write_run(float* map, const Run& run, float bias, const float (
   }
 }
 
-// A block owns `planes` planes, or a band of rows of one. Reads them (a band: with the rows its taps reach) and their
-// weights, keeps one float per pixel, and writes s. It is reference.cascade.
+// A block owns `planes` planes, or a band of rows of one. Reads them (a band: with the rows its taps reach)
+// and their weights, keeps one float per pixel, and writes s. It is reference.cascade.
 template <class T>
-LSKA_KERNEL(kMaxThreads) lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
+LSKA_KERNEL(kMaxThreads)
+lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
   const LskaRegion& r = a.region;
   const int64_t first_plane = block_x() * r.planes;
   const int planes = int(min(int64_t(r.planes), a.map.planes - first_plane)), t = thread_index();

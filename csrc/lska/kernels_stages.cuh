@@ -1,5 +1,5 @@
-// One convolution at a time through global memory: for what fits no other kernel (taps that reach across very large
-// maps). Simple on purpose.
+// One convolution at a time through global memory: for what fits no other kernel (taps that reach across very
+// large maps). Simple on purpose.
 #pragma once
 
 #include "csrc/lska/kernels_backward.cuh"
@@ -12,7 +12,7 @@ struct LskaStageArguments {
   bool in_float, out_float, vertical, turned;
   LskaStage stage;
   LskaMap map;
-  const void* grad_y;    // the gate's part of grad_x, as in LskaBackwardArguments
+  const void* grad_y;  // the gate's part of grad_x, as in LskaBackwardArguments
   const float* product;
   const void* conv1_bias;
 };
@@ -22,9 +22,11 @@ LSKA_DEVICE float load_either(const void* p, int64_t i, bool is_float) {
   return is_float ? load(static_cast<const float*>(p) + i) : load(static_cast<const T*>(p) + i);
 }
 
-// A block owns some pixels of one plane. Reads what their taps reach, writes them. It is one conv2d of the reference.
+// A block owns some pixels of one plane. Reads what their taps reach, writes them. It is one conv2d of the
+// reference.
 template <class T>
-LSKA_KERNEL(256) lska_stage_kernel(const LskaStageArguments a) {
+LSKA_KERNEL(256)
+lska_stage_kernel(const LskaStageArguments a) {
   const int64_t plane = block_x(), H = a.map.H, W = a.map.W, pixels = H * W, base = plane * pixels;
   const int channel = int(plane % a.map.C), k = a.stage.used, d = a.stage.dilation;
   const T* taps = static_cast<const T*>(a.taps) + int64_t(channel) * a.stage.k + a.stage.skip;
@@ -75,7 +77,8 @@ LSKA_DEVICE float block_sum(float v, float* shared) {
 
 // A block owns one tap's gradient in one plane; the last is the bias's.
 template <class T>
-LSKA_KERNEL(256) lska_stage_sums_kernel(const LskaStageSumsArguments a) {
+LSKA_KERNEL(256)
+lska_stage_sums_kernel(const LskaStageSumsArguments a) {
   const int64_t plane = block_x(), H = a.map.H, W = a.map.W, pixels = H * W, base = plane * pixels;
   const int k = a.stage.k, d = a.stage.dilation;
   const int64_t length = a.vertical ? H : W, stride = a.vertical ? W : 1;

@@ -1,14 +1,15 @@
-// The cascade of planes too large for shared memory: a block walks down a strip of columns. A few rows at a time
-// enter, pass the horizontal pair, and wait in a ring until the first vertical convolution has what it reaches below;
-// its rows wait in a second ring for the dilated one. So only joints between strips and bands are read twice.
+// The cascade of planes too large for shared memory: a block walks down a strip of columns. A few rows at a
+// time enter, pass the horizontal pair, and wait in a ring until the first vertical convolution has what it
+// reaches below; its rows wait in a second ring for the dilated one. So only joints between strips and bands
+// are read twice.
 #pragma once
 
 #include "csrc/lska/kernels_plane.cuh"
 
 namespace lska_ops {
 
-// Runs of the horizontal convolutions: `rows` rows of `width` columns, from `in` to `out` (both with `pitch` floats
-// a row). `wanted` columns from `offset` on are kept, at out_pitch, rows in ring order.
+// Runs of the horizontal convolutions: `rows` rows of `width` columns, from `in` to `out` (both with `pitch`
+// floats a row). `wanted` columns from `offset` on are kept, at out_pitch, rows in ring order.
 struct RowsPass {
   const float* in;
   float* out;
@@ -53,10 +54,11 @@ LSKA_DEVICE void convolve_columns(RingColumn column, int begin, int end, int wid
   }
 }
 
-// A block owns a strip of columns, or a band of it, of one plane. Reads the strip with its halo once, `step` rows at a
-// time, and writes s. It is reference.cascade.
+// A block owns a strip of columns, or a band of it, of one plane. Reads the strip with its halo once, `step`
+// rows at a time, and writes s. It is reference.cascade.
 template <class T>
-LSKA_KERNEL(512) lska_cascade_fwd_stream_kernel(const LskaPlaneArguments a) {
+LSKA_KERNEL(512)
+lska_cascade_fwd_stream_kernel(const LskaPlaneArguments a) {
   const LskaRegion& r = a.region;
   const int64_t plane = block_x();
   const int channel = int(plane % a.map.C), H = a.map.H, W = a.map.W, t = thread_index();
@@ -84,20 +86,19 @@ LSKA_KERNEL(512) lska_cascade_fwd_stream_kernel(const LskaPlaneArguments a) {
   T* s = static_cast<T*>(a.s) + plane * H * W;
   float* s_float = static_cast<float*>(a.s) + plane * H * W;
   const int bottom = tile.top + tile.height, last = tile.row + tile.rows;
-  const int end0 = min(H, last + reach1);                  // rows the first vertical convolution has to give
+  const int end0 = min(H, last + reach1);  // rows the first vertical convolution has to give
   int entered = tile.top, done0 = max(0, tile.row - reach1), done1 = tile.row;
   int slot0 = 0, slot1 = 0;  // of row `entered` in the first ring, of row `done0` in the second
   while (done1 < last) {
     const int rows = min(r.step, bottom - entered);
     if (rows > 0) {
       const bool whole = tile.width == W;
-      copy_in(x + int64_t(entered - tile.top) * W,
-              whole ? Lines{1, rows * W, 0} : Lines{rows, tile.width, W}, in,
-              Rows{tile.width, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}});
+      copy_in(x + int64_t(entered - tile.top) * W, whole ? Lines{1, rows * W, 0} : Lines{rows, tile.width, W},
+              in, Rows{tile.width, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}});
       barrier();
       const int offset = tile.col - tile.left;
-      RowsPass pass{in, between, rows, tile.width, r.pitch, 0, tile.width, r.pitch, 0, rows, r.stages.h0.used, 1,
-                    bias_h0};
+      RowsPass pass{in,      between, rows, tile.width,       r.pitch, 0,      tile.width,
+                    r.pitch, 0,       rows, r.stages.h0.used, 1,       bias_h0};
       if (pair) {
         convolve_rows(pass, taps);
         barrier();

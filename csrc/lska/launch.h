@@ -1,5 +1,6 @@
-// LSKA's launchers, for every device that portable.cuh compiles for: cuda.cu registers them for GPUs, the host-run
-// tests for the CPU. They check, allocate by PyTorch, start kernels on the stream they are given, and never wait.
+// LSKA's launchers, for every device that portable.cuh compiles for: cuda.cu registers them for GPUs, the
+// host-run tests for the CPU. They check, allocate by PyTorch, start kernels on the stream they are given,
+// and never wait.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -39,7 +40,8 @@ inline bool channels_last_in_memory(const Tensor& x) {
 }
 
 inline Tensor empty_map(const Tensor& like, torch::headeronly::MemoryFormat format) {
-  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              format);
 }
 
 inline Tensor in_nchw(const Tensor& t) {
@@ -49,8 +51,8 @@ inline Tensor in_nchw(const Tensor& t) {
 }
 
 // [batch, rows, cols] in someone else's memory; a batch stride of 0 repeats one matrix.
-inline Tensor matrices(const Tensor& memory, int64_t offset, int64_t batch, int64_t batch_stride, int64_t rows,
-                       int64_t cols, int64_t row_stride, int64_t col_stride) {
+inline Tensor matrices(const Tensor& memory, int64_t offset, int64_t batch, int64_t batch_stride,
+                       int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
   const int64_t sizes[] = {batch, rows, cols}, strides[] = {batch_stride, row_stride, col_stride};
   float* data = static_cast<float*>(memory.data_ptr()) + offset;
   return torch::stable::from_blob(data, {sizes, 3}, {strides, 3}, memory.device(), ScalarType::Float);
@@ -101,8 +103,9 @@ struct Call {
     const int64_t k0 = w.conv0h.dim() == 4 ? w.conv0h.size(3) : 0;
     const int64_t k1 = w.conv_spatial_h && w.conv_spatial_h->dim() == 4 ? w.conv_spatial_h->size(3) : 0;
     size = {x.size(0), x.size(1), x.size(2), x.size(3), k0, k1, dilation};
-    STD_TORCH_CHECK(size.C < (1 << 30) && size.H < (1 << 30) && size.W < (1 << 30) && size.planes() <= kMaxGrid,
-                    op, ": x has shape ", in_words(x.sizes()), "; expected sides below 2^30, B C below 2^31");
+    STD_TORCH_CHECK(
+        size.C < (1 << 30) && size.H < (1 << 30) && size.W < (1 << 30) && size.planes() <= kMaxGrid, op,
+        ": x has shape ", in_words(x.sizes()), "; expected sides below 2^30, B C below 2^31");
     weights.h0 = weight("conv0h weight", w.conv0h, k0, false);
     weights.h0_bias = bias("conv0h bias", w.conv0h_bias);
     weights.v0 = weight("conv0v weight", w.conv0v, k0, true);
@@ -122,7 +125,8 @@ struct Call {
 
   bool empty() const { return size.B * image == 0; }
   void check_beside(const char* name, const Tensor& t) const {
-    STD_TORCH_CHECK(t.device() == x.device(), op, ": ", name, " is on another device; expected it where x is");
+    STD_TORCH_CHECK(t.device() == x.device(), op, ": ", name,
+                    " is on another device; expected it where x is");
     STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " has dtype ",
                     torch::headeronly::toString(t.scalar_type()), "; expected x's, ",
                     torch::headeronly::toString(type));
@@ -265,8 +269,13 @@ struct Call {
   void add(const Tensor& parts, int64_t count, int64_t rows, int64_t width, const Tensor& total,
            bool first) const {
     float* out = static_cast<float*>(total.data_ptr());
-    LskaSumsArguments a{static_cast<const float*>(parts.const_data_ptr()), first ? nullptr : out, count, rows,
-                        int(width), true, {}};
+    LskaSumsArguments a{static_cast<const float*>(parts.const_data_ptr()),
+                        first ? nullptr : out,
+                        count,
+                        rows,
+                        int(width),
+                        true,
+                        {}};
     a.sums[0] = {out, 0, int(width)};
     sum(a);
   }
@@ -281,8 +290,8 @@ inline Tensor cascade_fwd(const char* op, const Device& device, const Tensor& x,
 }
 
 // conv1 of `count` images: out = weight s, or weight^T s.
-inline void conv1(const Call& call, const Tensor& weight, bool transposed, const Tensor& in, int64_t in_offset,
-                  const Tensor& out, int64_t out_offset, int64_t count) {
+inline void conv1(const Call& call, const Tensor& weight, bool transposed, const Tensor& in,
+                  int64_t in_offset, const Tensor& out, int64_t out_offset, int64_t count) {
   const int64_t C = call.size.C, P = call.pixels;
   multiply(matrices(weight, 0, count, 0, C, C, transposed ? 1 : C, transposed ? C : 1),
            matrices(in, in_offset, count, call.image, C, P, P, 1),
@@ -294,8 +303,8 @@ inline void check_conv1(const Call& call, const Tensor& conv1, const MaybeTensor
   if (conv1_bias) check_shape(call.op, "conv1 bias", *conv1_bias, {call.size.C});
 }
 
-// s and the product are fp32 whatever x is, so that y is rounded once. The product is what backward would have to
-// compute again: kept on demand where it is x's dtype.
+// s and the product are fp32 whatever x is, so that y is rounded once. The product is what backward would
+// have to compute again: kept on demand where it is x's dtype.
 inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, const Tensor& x, const Weights& w,
                                       const Tensor& conv1_weight, const MaybeTensor& conv1_bias,
                                       int64_t dilation, bool keep_product) {
@@ -319,171 +328,6 @@ inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, cons
               call.at(y, first), count);
   }
   return {call.as_given(y), product};
-}
-
-using Grads =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-// The cascade's backward of some images: grad_x, and one part of the tap sums for each image and tile.
-struct CascadeBackward {
-  const Call& call;
-  const int width = int(2 * (call.size.k0 + 1) + (call.size.k1 ? 2 * (call.size.k1 + 1) : 0));
-
-  LskaPlan plan(int64_t count) const { return lska_plan_backward(call.of_images(count), call.device.limits); }
-  int64_t parts(int64_t count) const {
-    const LskaPlan p = plan(count);
-    return count * (p.kernel == LskaKernel::plane ? p.grid_y * p.grid_z : 1);
-  }
-  void operator()(LskaBackwardArguments a, int64_t count) const {
-    const LskaPlan p = plan(count);
-    a.sums_width = width;
-    a.weights = call.weights;
-    a.map = call.map(count);
-    if (p.kernel == LskaKernel::stages) return by_stages(a, count);
-    a.region = lska_region(call.of_images(count), p);
-    with_dtype(call.type, [&](auto t) {
-      call.start(lska_cascade_bwd_kernel<typename decltype(t)::type>, {p.grid_x, p.grid_y, p.grid_z}, p.threads,
-                 p.shared_bytes, a);
-    });
-  }
-
- private:
-  void by_stages(const LskaBackwardArguments& a, int64_t count) const {
-    const std::vector<Call::Link> links = call.chain();
-    const int n = int(links.size());
-    std::vector<Tensor> in;  // of each stage but the first, whose is x
-    for (int i = 1; i < n; ++i) {
-      in.push_back(call.floats(count * call.image));
-      LskaStageArguments given{};
-      given.in = i == 1 ? a.x : in[i - 2].const_data_ptr();
-      given.in_float = i > 1;
-      given.out = in.back().data_ptr();
-      given.out_float = true;
-      call.stage(links[i - 1], given, count);
-    }
-    const Tensor grads[2] = {call.floats(count * call.image), call.floats(count * call.image)};
-    const float* gradient = a.ds;
-    for (int i = n - 1; i >= 0; --i) {
-      LskaStageSumsArguments sums{i ? in[i - 1].const_data_ptr() : a.x,
-                                  gradient,
-                                  a.sums + sums_offset(links[i].number, int(call.size.k0), int(call.size.k1)),
-                                  width,
-                                  i > 0,
-                                  links[i].vertical,
-                                  links[i].stage,
-                                  a.map};
-      const int64_t taps = std::min<int64_t>(links[i].stage.k + 1, kMaxGridYZ);
-      with_dtype(call.type, [&](auto t) {
-        call.start(lska_stage_sums_kernel<typename decltype(t)::type>, {a.map.planes, taps, 1}, 256, 256 / kWarp * 4,
-                   sums);
-      });
-      LskaStageArguments given{};
-      given.in = gradient;
-      given.in_float = given.turned = true;
-      given.out = i ? grads[i % 2].data_ptr() : a.grad_x;
-      given.out_float = i > 0;
-      if (i == 0) {
-        given.grad_y = a.grad_y;
-        given.product = a.product;
-        given.conv1_bias = a.bias;
-      }
-      call.stage(links[i], given, count);
-      gradient = static_cast<const float*>(given.out);
-    }
-  }
-};
-
-// A few images at a time: s again; grad_product and from it ds; the product again where it was not kept; the cascade
-// backward, which also finishes grad_x; grad_conv1. Every sum over images is taken in their order.
-inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_y, const Tensor& x,
-                 const Tensor& given_product, const Weights& w, const Tensor& conv1_weight,
-                 const MaybeTensor& conv1_bias, int64_t dilation) {
-  Call call(op, device, x, w, dilation);
-  const int64_t C = call.size.C, k0 = call.size.k0, k1 = call.size.k1, P = call.pixels;
-  check_conv1(call, conv1_weight, conv1_bias);
-  const Tensor grad_y = call.map_like("grad_y", given_grad_y);
-  const bool kept = given_product.numel() > 0;
-  const Tensor product = kept ? call.map_like("product", given_product) : given_product;
-  STD_TORCH_CHECK(!kept || call.type == ScalarType::Float, op, ": product has dtype ",
-                  torch::headeronly::toString(call.type), "; expected float32, or an empty tensor");
-
-  const auto gradient = [&](std::initializer_list<int64_t> shape) {
-    Tensor t = torch::stable::new_empty(call.x, {shape.begin(), shape.size()});
-    return call.empty() ? torch::stable::zero_(t) : t;
-  };
-  const int64_t trivial = k1 ? C : 0;  // LSKA-trivial: the dilated pair's gradients are empty
-  Tensor grad_x = call.empty_like_x(), grad_conv1 = gradient({C, C, 1, 1}), grad_conv1_bias = gradient({C});
-  Tensor taps[8] = {gradient({C, 1, 1, k0}),       gradient({C}),       gradient({C, 1, k0, 1}),
-                    gradient({C}),                 gradient({trivial, 1, 1, k1}), gradient({trivial}),
-                    gradient({trivial, 1, k1, 1}), gradient({trivial})};
-  const auto all = [&] {
-    return Grads{call.as_given(grad_x), taps[0], taps[1], taps[2], taps[3], taps[4],
-                 taps[5],               taps[6], taps[7], grad_conv1, grad_conv1_bias};
-  };
-  if (call.empty()) return all();
-
-  const Tensor weight = call.in_float("conv1 weight", conv1_weight);
-  const void* bias = call.bias("conv1 bias", conv1_bias);
-  const int64_t at_once = lska_images_at_once(call.size, device.limits), map = at_once * call.image;
-  const CascadeBackward backward{call};
-  const int64_t last = call.size.B % at_once ? call.size.B % at_once : at_once;
-  const int64_t parts = std::max(backward.parts(at_once), backward.parts(last));
-  const Tensor s = call.floats(map), grad_product = call.floats(map), ds = call.floats(map);
-  const Tensor again = kept ? product : call.floats(map);
-  const Tensor tap_parts = call.floats(parts * C * backward.width), tap_total = call.floats(C * backward.width);
-  const Tensor bias_parts = call.floats(at_once * C), bias_total = call.floats(C);
-  const Tensor conv1_parts = call.floats(at_once * C * C), conv1_total = call.floats(C * C);
-
-  for (int64_t first = 0; first < call.size.B; first += at_once) {
-    const int64_t count = std::min(at_once, call.size.B - first), offset = kept ? first * call.image : 0;
-    call.cascade(call.at(call.x, first), count, s.data_ptr(), true);
-    LskaGateArguments gate{};
-    gate.x = call.at(call.x, first);
-    gate.grad_y = call.at(grad_y, first);
-    gate.grad_product = static_cast<float*>(grad_product.data_ptr());
-    gate.sums = static_cast<float*>(bias_parts.data_ptr());
-    gate.C = int(C);
-    gate.pixels = P;
-    with_dtype(call.type, [&](auto t) {
-      call.start(lska_gate_bwd_kernel<typename decltype(t)::type>, {count * C, 1, 1}, 512, 512 / kWarp * 4, gate);
-    });
-    conv1(call, weight, true, grad_product, 0, ds, 0, count);
-    if (!kept) conv1(call, weight, false, s, 0, again, 0, count);
-    LskaBackwardArguments a{};
-    a.x = gate.x;
-    a.ds = static_cast<const float*>(ds.const_data_ptr());
-    a.grad_y = gate.grad_y;
-    a.product = static_cast<const float*>(again.const_data_ptr()) + offset;
-    a.bias = bias;
-    a.grad_x = call.at(grad_x, first);
-    a.sums = static_cast<float*>(tap_parts.data_ptr());
-    backward(a, count);
-    multiply(matrices(grad_product, 0, count, call.image, C, P, P, 1),
-             matrices(s, 0, count, call.image, P, C, 1, P), matrices(conv1_parts, 0, count, C * C, C, C, C, 1));
-    call.add(tap_parts, backward.parts(count), C, backward.width, tap_total, first == 0);
-    call.add(bias_parts, count, C, 1, bias_total, first == 0);
-    call.add(conv1_parts, count, C, C, conv1_total, first == 0);
-  }
-
-  const auto rounded = [&](const Tensor& total, int64_t rows, int64_t width) {
-    return LskaSumsArguments{nullptr, static_cast<const float*>(total.const_data_ptr()), 0, rows, int(width), false,
-                             {}};
-  };
-  LskaSumsArguments a = rounded(tap_total, C, backward.width);
-  int at = 0;
-  for (int i = 0; i < (k1 ? 8 : 4); ++i) {
-    const int k = int(i % 2 ? 1 : i < 4 ? k0 : k1);
-    a.sums[i] = {taps[i].mutable_data_ptr(), at, k};
-    at += k;
-  }
-  call.sum(a);
-  a = rounded(bias_total, C, 1);
-  a.sums[0] = {grad_conv1_bias.mutable_data_ptr(), 0, 1};
-  call.sum(a);
-  a = rounded(conv1_total, C, C);
-  a.sums[0] = {grad_conv1.mutable_data_ptr(), 0, int(C)};
-  call.sum(a);
-  return all();
 }
 
 }  // namespace lska_ops::lska_cuda

@@ -1,5 +1,6 @@
-// How a cascade is spread over a GPU: one pure function each for forward and backward, from sizes and the device's
-// limits to kernel, grid, block and shared memory. The CUDA launcher, the host-run tests and lska_ops._plan use it.
+// How a cascade is spread over a GPU: one pure function each for forward and backward, from sizes and the
+// device's limits to kernel, grid, block and shared memory. The CUDA launcher, the host-run tests and
+// lska_ops._plan use it.
 //
 // plane   a block owns whole planes, or a tile of one with the halo its taps reach, in shared memory
 // stream  a block walks down a strip of columns of one plane; rings of rows hold what the vertical taps reach
@@ -13,16 +14,16 @@
 
 namespace lska_ops {
 
-constexpr int kRun = 8;          // outputs of one line that a thread computes together
-constexpr int kStreamRun = 4;    // the same for the columns of a stream, whose steps have few rows
+constexpr int kRun = 8;        // outputs of one line that a thread computes together
+constexpr int kStreamRun = 4;  // the same for the columns of a stream, whose steps have few rows
 constexpr int kMaxThreads = 1024;
 constexpr int kWarp = 32;
 constexpr int64_t kMaxGrid = 0x7fffffff, kMaxGridYZ = 65535;
 
 struct LskaDevice {
-  int64_t shared_bytes;     // of one block at most, opted in
+  int64_t shared_bytes;  // of one block at most, opted in
   int64_t multiprocessors;
-  int64_t cache_bytes;      // L2
+  int64_t cache_bytes;  // L2
 };
 
 struct LskaSize {
@@ -50,12 +51,12 @@ struct LskaPlan {
   int64_t grid_x = 0, grid_y = 1, grid_z = 1;  // groups of planes, bands of rows, strips of columns
   int threads = 0;
   int64_t shared_bytes = 0;
-  int planes = 1;                 // of one block
-  int band = 0, strip = 0;        // rows and columns of a block's outputs
-  int rows = 0, cols = 0;         // the largest region a block loads, halo included
-  int pitch = 0;                  // floats between rows: odd, so that a column of rows falls into different banks
-  int threads_per_plane = 0;      // backward: whole warps, which reduce one plane's sums
-  int step = 0;                   // stream: rows that enter at a time
+  int planes = 1;             // of one block
+  int band = 0, strip = 0;    // rows and columns of a block's outputs
+  int rows = 0, cols = 0;     // the largest region a block loads, halo included
+  int pitch = 0;              // floats between rows: odd, so that a column of rows falls into different banks
+  int threads_per_plane = 0;  // backward: whole warps, which reduce one plane's sums
+  int step = 0;               // stream: rows that enter at a time
   int64_t blocks() const { return grid_x * grid_y * grid_z; }
 };
 
@@ -96,8 +97,8 @@ inline int64_t tap_pitch(const LskaStages& g) { return round_up(g.taps(), 4); }
 inline int64_t forward_floats(const LskaStages& g, int64_t rows, int64_t cols) {
   return rows * odd(cols) + 4 * tap_pitch(g) + cols + 4;
 }
-// Of one plane: taps in both directions and what the bias along columns adds to them; three lines along columns; four
-// biases; the sums of each warp.
+// Of one plane: taps in both directions and what the bias along columns adds to them; three lines along
+// columns; four biases; the sums of each warp.
 inline int64_t backward_lines(const LskaStages& g, int64_t cols, int64_t warps) {
   return 9 * tap_pitch(g) + 3 * cols + 4 + warps * (tap_pitch(g) + 1);
 }
@@ -156,7 +157,8 @@ inline bool plane_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, c
 }
 
 inline bool stream_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const LskaDevice& device) {
-  // The fewest strips whose rings leave room for four rows at a time; narrower ones load more halo than outputs.
+  // The fewest strips whose rings leave room for four rows at a time; narrower ones load more halo than
+  // outputs.
   for (int64_t strips = 1; strips <= 64 && strips <= s.W; ++strips) {
     const int64_t strip = ceil_div(s.W, strips);
     if (strips > 1 && strip < std::max<int64_t>(kWarp, g.reach_h() / 2)) break;
@@ -232,8 +234,8 @@ inline LskaPlan lska_plan_backward(const LskaSize& s, const LskaDevice& device) 
   return lska_plan::stage_by_stage(s);
 }
 
-// Images whose s and product, in fp32, stay in half of the L2 cache between two kernels; but enough of them that a
-// launch fills the device twice.
+// Images whose s and product, in fp32, stay in half of the L2 cache between two kernels; but enough of them
+// that a launch fills the device twice.
 inline int64_t lska_images_at_once(const LskaSize& s, const LskaDevice& device) {
   const int64_t image = std::max<int64_t>(1, s.C * s.H * s.W * 8);
   const int64_t enough = lska_plan::ceil_div(2 * device.multiprocessors, std::max<int64_t>(1, s.C));

@@ -1,16 +1,17 @@
-// The ops as PyTorch calls them, in front of launch.h. The file that includes this one says what a device is:
-// `OnDevice` is constructed from x, selects its device for as long as it lives, and has the Device to launch on.
+// The ops as PyTorch calls them, in front of launch.h and launch_backward.h. The file that includes this one
+// says what a device is: `OnDevice` is constructed from x, selects its device for as long as it lives, and
+// has the Device to launch on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
-#include "csrc/lska/launch.h"
+#include "csrc/lska/launch_backward.h"
 
 namespace lska_ops::lska_cuda {
 
 template <class OnDevice>
-Tensor cascade_fwd_op(const Tensor& x, const Tensor& conv0h, const MaybeTensor& conv0h_bias, const Tensor& conv0v,
-                      const MaybeTensor& conv0v_bias, const MaybeTensor& conv_spatial_h,
+Tensor cascade_fwd_op(const Tensor& x, const Tensor& conv0h, const MaybeTensor& conv0h_bias,
+                      const Tensor& conv0v, const MaybeTensor& conv0v_bias, const MaybeTensor& conv_spatial_h,
                       const MaybeTensor& conv_spatial_h_bias, const MaybeTensor& conv_spatial_v,
                       const MaybeTensor& conv_spatial_v_bias, int64_t dilation) {
   const OnDevice on("lska_cascade_fwd_cuda", x);

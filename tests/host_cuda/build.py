@@ -20,7 +20,9 @@ from build_backend.facts import collect  # noqa: E402
 
 
 def sources(root):
-    return sorted(f for folder in ("csrc", "tests/host_cuda") for f in (root / folder).rglob("*") if f.is_file())
+    return sorted(
+        f for folder in ("csrc", "tests/host_cuda") for f in (root / folder).rglob("*") if f.is_file()
+    )
 
 
 def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:

@@ -33,7 +33,12 @@ MUTANTS = [
         "    barrier();\n    if (active)\n      write_run(map",
         "    if (active)\n      write_run(map",
     ),
-    Mutant("missing barrier after rows entered", "kernels_stream.cuh", "      barrier();\n      const int offset", "      const int offset"),
+    Mutant(
+        "missing barrier after rows entered",
+        "kernels_stream.cuh",
+        "      barrier();\n      const int offset",
+        "      const int offset",
+    ),
     Mutant(
         "barrier that some threads skip",
         "kernels_backward.cuh",
@@ -41,7 +46,12 @@ MUTANTS = [
         "    if (step == 3 && !here) return;\n    if (step == 3) {\n",
         GRADIENTS,
     ),
-    Mutant("halo one row short", "kernels_line.cuh", "t.top = max(0, t.row - reach_v);", "t.top = max(0, t.row - reach_v + 1);"),
+    Mutant(
+        "halo one row short",
+        "kernels_line.cuh",
+        "t.top = max(0, t.row - reach_v);",
+        "t.top = max(0, t.row - reach_v + 1);",
+    ),
     Mutant(
         "halo one column short",
         "kernels_line.cuh",
@@ -54,7 +64,12 @@ MUTANTS = [
         "run.first = block * kRun * run.d + nth - block * run.d;",
         "run.first = block * kRun * run.d + nth - block * (run.d - (run.line == run.length - 1));",
     ),
-    Mutant("last tap dropped", "kernels_line.cuh", "for (int t = 0; t < k; ++t, at += d) {", "for (int t = 0; t + 1 < k; ++t, at += d) {"),
+    Mutant(
+        "last tap dropped",
+        "kernels_line.cuh",
+        "for (int t = 0; t < k; ++t, at += d) {",
+        "for (int t = 0; t + 1 < k; ++t, at += d) {",
+    ),
     Mutant(
         "last unrolled tap dropped",
         "kernels_line.cuh",
@@ -94,7 +109,12 @@ MUTANTS = [
         "(nth / C * blocks_y() * blocks_z()) * C",
         GRADIENTS,
     ),
-    Mutant("ring one slot short", "kernels_stream.cuh", "slots1 = r.step + 2 * reach1;", "slots1 = r.step + 2 * reach1 - (reach1 > 0);"),
+    Mutant(
+        "ring one slot short",
+        "kernels_stream.cuh",
+        "slots1 = r.step + 2 * reach1;",
+        "slots1 = r.step + 2 * reach1 - (reach1 > 0);",
+    ),
     Mutant(
         "ring turns too late",
         "kernels_stream.cuh",
@@ -107,7 +127,13 @@ MUTANTS = [
         "entered < bottom ? entered - reach0 : end0);",
         "entered - reach0);",
     ),
-    Mutant("taps not turned around", "kernels_line.cuh", "(turned ? s.used - 1 - t : t)", "(turned && false ? s.used - 1 - t : t)", GRADIENTS),
+    Mutant(
+        "taps not turned around",
+        "kernels_line.cuh",
+        "(turned ? s.used - 1 - t : t)",
+        "(turned && false ? s.used - 1 - t : t)",
+        GRADIENTS,
+    ),
     Mutant(
         "gradient of a tap counts the halo",
         "kernels_backward.cuh",
@@ -115,9 +141,27 @@ MUTANTS = [
         "const int end = run.length;",
         GRADIENTS,
     ),
-    Mutant("columns' part of the tap gradients forgotten", "kernels_backward.cuh", "if (summed == 1) sum += p.extra()[tap];", "", GRADIENTS),
-    Mutant("bias's gradient under another name", "kernels_backward.cuh", "summed == 2 ? (k1 ? 1 : 2) : 4;", "summed == 2 ? 2 : 4;", GRADIENTS),
-    Mutant("shuffle of half a warp", "kernels_backward.cuh", "for (int mask = kWarp / 2;", "for (int mask = kWarp / 4;", GRADIENTS),
+    Mutant(
+        "columns' part of the tap gradients forgotten",
+        "kernels_backward.cuh",
+        "if (summed == 1) sum += p.extra()[tap];",
+        "",
+        GRADIENTS,
+    ),
+    Mutant(
+        "bias's gradient under another name",
+        "kernels_backward.cuh",
+        "summed == 2 ? (k1 ? 1 : 2) : 4;",
+        "summed == 2 ? 2 : 4;",
+        GRADIENTS,
+    ),
+    Mutant(
+        "shuffle of half a warp",
+        "kernels_backward.cuh",
+        "for (int mask = kWarp / 2;",
+        "for (int mask = kWarp / 4;",
+        GRADIENTS,
+    ),
     Mutant("second plane's channel", "kernels_line.cuh", "(channel + line / 4) % C;", "channel % C;"),
     Mutant(
         "last plane of a block left out",
@@ -125,10 +169,27 @@ MUTANTS = [
         "const Lines out{1, planes * tile.rows * W, 0};",
         "const Lines out{1, max(1, planes - 1) * tile.rows * W, 0};",
     ),
-    Mutant("a group's elements in the lanes' order", "kernels_line.cuh", "rotate(v, (kVector<T> - by) % kVector<T>);", "rotate(v, by);"),
-    Mutant("x read twice", "kernels_plane.cuh", "  const Rows rows{W, r.pitch, r.by_cols};\n", "  const Rows rows{W, r.pitch, r.by_cols};\n  copy_in(x, Lines{1, planes * tile.height * W, 0}, map, rows);\n  barrier();\n", TRAFFIC),
+    Mutant(
+        "a group's elements in the lanes' order",
+        "kernels_line.cuh",
+        "rotate(v, (kVector<T> - by) % kVector<T>);",
+        "rotate(v, by);",
+    ),
+    Mutant(
+        "x read twice",
+        "kernels_plane.cuh",
+        "  const Rows rows{W, r.pitch, r.by_cols};\n",
+        "  const Rows rows{W, r.pitch, r.by_cols};\n  copy_in(x, Lines{1, planes * tile.height * W, 0}, map, rows);\n  barrier();\n",
+        TRAFFIC,
+    ),
     Mutant("gate without conv1's bias", "kernels_gate.cuh", "v[i] *= gate[i] + bias;", "v[i] *= gate[i];"),
-    Mutant("parts of the first image only", "kernels_gate.cuh", "part < a.count; ++part", "part < min(a.count, int64_t(1)); ++part", GRADIENTS),
+    Mutant(
+        "parts of the first image only",
+        "kernels_gate.cuh",
+        "part < a.count; ++part",
+        "part < min(a.count, int64_t(1)); ++part",
+        GRADIENTS,
+    ),
     Mutant(
         "stage by stage: row and column exchanged",
         "kernels_stages.cuh",
@@ -144,7 +205,17 @@ def killed_by(mutant: Mutant, text: str, folder: Path) -> str | None:
         shutil.copytree(ROOT / part, root / part)
     (root / "csrc" / "lska" / mutant.file).write_text(text.replace(mutant.right, mutant.wrong))
     library = build(root / "build", "-O1", root)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_host_cuda.py", "-k"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_host_cuda.py",
+        "-k",
+    ]
     environment = {**os.environ, "LSKA_OPS_HOST_CUDA": str(library), "OMP_NUM_THREADS": "1"}
     run = subprocess.run([*command, mutant.test], cwd=ROOT, env=environment, capture_output=True, text=True)
     shutil.rmtree(root)
@@ -163,9 +234,14 @@ def main(part: str = "") -> int:
     texts = {m.name: (ROOT / "csrc" / "lska" / m.file).read_text() for m in chosen}
     for mutant in chosen:
         if texts[mutant.name].count(mutant.right) != 1:
-            sys.exit(f"{mutant.name}: occurs {texts[mutant.name].count(mutant.right)} times in {mutant.file}; expected once")
+            sys.exit(
+                f"{mutant.name}: occurs {texts[mutant.name].count(mutant.right)} times in {mutant.file}; expected once"
+            )
     survivors = 0
-    with tempfile.TemporaryDirectory(prefix="cuda_mutants_") as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="cuda_mutants_") as folder,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         results = pool.map(lambda m: killed_by(m, texts[m.name], Path(folder)), chosen)
         for mutant, how in zip(chosen, results, strict=True):
             survivors += how is None

@@ -12,7 +12,8 @@ LskaDevice limits{232448, 132, 50 << 20};
 struct OnHost {
   Device device{limits, nullptr};
   OnHost(const char* op, const Tensor& x) {
-    STD_TORCH_CHECK(x.is_cpu(), op, ": x is not on the CPU; expected a CPU tensor, as this is the host-run build");
+    STD_TORCH_CHECK(x.is_cpu(), op,
+                    ": x is not on the CPU; expected a CPU tensor, as this is the host-run build");
   }
 };
 
@@ -40,7 +41,8 @@ std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const 
                                        const Tensor& conv0v, const Tensor& conv_spatial_h,
                                        const Tensor& conv_spatial_v, int64_t dilation) {
   const MaybeTensor none, h = conv_spatial_h, v = conv_spatial_v;
-  const Call call("cascade_bwd", {limits, nullptr}, x, {conv0h, none, conv0v, none, h, none, v, none}, dilation);
+  const Call call("cascade_bwd", {limits, nullptr}, x, {conv0h, none, conv0v, none, h, none, v, none},
+                  dilation);
   const CascadeBackward backward{call};
   Tensor grad_x = call.empty_like_x();
   Tensor sums = call.floats(backward.parts(call.size.B) * call.size.C * backward.width);

@@ -1,9 +1,13 @@
-// Runs CUDA kernels on the host: the threads of a block are fibers of one OS thread, switched at barriers and warp
-// shuffles. Everything CUDA leaves open is chosen badly on purpose: blocks and threads run in an order drawn from a
-// seed, shared memory starts as NaN and ends where the launch said (an exact heap block, so AddressSanitizer sees a
-// step beyond it), and a block whose threads do not all reach a barrier is an error, not a hang.
+// Runs CUDA kernels on the host: the threads of a block are fibers of one OS thread, switched at barriers and
+// warp shuffles. Everything CUDA leaves open is chosen badly on purpose: blocks and threads run in an order
+// drawn from a seed, shared memory starts as NaN and ends where the launch said (an exact heap block, so
+// AddressSanitizer sees a step beyond it), and a block whose threads do not all reach a barrier is an error,
+// not a hang.
 #pragma once
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -13,8 +17,6 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#include <sys/mman.h>
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -79,7 +81,10 @@ struct Block {
   void* shared = nullptr;
   const std::function<void()>* kernel = nullptr;
   std::string error;
-  char barrier_tag = 0, warp_tags[kMaxThreads / kWarp] = {};
+  // For ThreadSanitizer, by turns: a thread that is already at the next barrier must not pass on what it did
+  // since.
+  char start_tag = 0, barrier_tags[2] = {}, warp_tags[2][kMaxThreads / kWarp] = {};
+  int phase = 0;
 #if defined(__SANITIZE_ADDRESS__)
   const void* scheduler_bottom = nullptr;
   size_t scheduler_size = 0;
@@ -210,14 +215,14 @@ HOST_CUDA_QUIET inline void acquire(void* tag) {
 #endif
   (void)tag;
 }
-// Runs `f` as if every thread of the block did, so that one block's accesses are ordered with the next one's.
-template <class F>
-HOST_CUDA_QUIET void in_every_thread(const F& f) {
+// Calls `f` on the start's tag as if every thread of the block did, so that one block's accesses are ordered
+// with the next one's.
+HOST_CUDA_QUIET inline void in_every_thread(void (*f)(void*)) {
 #if defined(__SANITIZE_THREAD__)
   Block& b = the_block();
   for (int i = 0; i < b.threads; ++i) {
     __tsan_switch_to_fiber(b.fibers[i].tsan, __tsan_switch_to_fiber_no_sync);
-    f();
+    f(&b.start_tag);
     __tsan_switch_to_fiber(b.scheduler.tsan, __tsan_switch_to_fiber_no_sync);
   }
 #else
@@ -232,8 +237,8 @@ HOST_CUDA_QUIET inline void run_block(const std::vector<int>& order) {
   std::memset(b.arrived, 0, sizeof b.arrived);
   std::memset(b.turn, 0, sizeof b.turn);
   for (int i = 0; i < b.threads; ++i) start(b.fibers[i]);
-  release(&b.barrier_tag);
-  in_every_thread([&] { acquire(&b.barrier_tag); });
+  release(&b.start_tag);
+  in_every_thread(acquire);
   while (b.done < b.threads) {
     bool moved = false;
     for (int i : order) {
@@ -248,34 +253,34 @@ HOST_CUDA_QUIET inline void run_block(const std::vector<int>& order) {
                                  " threads have ended, " + std::to_string(b.waiting) + " wait");
       for (int i = 0; i < b.threads; ++i) b.fibers[i].state = State::ready;
       b.waiting = 0;
+      b.phase ^= 1;
     } else if (!moved) {
       throw std::runtime_error("host_cuda: deadlock: a warp shuffle that not all lanes reach");
     }
   }
-  in_every_thread([&] { release(&b.barrier_tag); });
-  acquire(&b.barrier_tag);
+  in_every_thread(release);
+  acquire(&b.start_tag);
 }
 
 inline std::vector<int> thread_order(int threads, unsigned schedule, int64_t block) {
   std::vector<int> order(threads);
   std::iota(order.begin(), order.end(), 0);
   if (schedule == 1) std::reverse(order.begin(), order.end());
-  if (schedule > 1) std::shuffle(order.begin(), order.end(), std::mt19937(schedule + unsigned(block) * 7919u));
+  if (schedule > 1)
+    std::shuffle(order.begin(), order.end(), std::mt19937(schedule + unsigned(block) * 7919u));
   return order;
 }
 
 inline void check_launch(Position grid, int threads, int64_t shared) {
-  const auto wrong = [](const std::string& what) {
-    throw std::runtime_error("host_cuda: launch: " + what);
-  };
+  const auto wrong = [](const std::string& what) { throw std::runtime_error("host_cuda: launch: " + what); };
   if (threads < 1 || threads > kMaxThreads || threads % kWarp)
     wrong(std::to_string(threads) + " threads; expected whole warps, 1024 at most");
   if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     wrong("a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
           std::to_string(grid.z));
   if (shared > settings.max_shared)
-    wrong(std::to_string(shared) + " bytes of shared memory; expected " + std::to_string(settings.max_shared) +
-          " at most");
+    wrong(std::to_string(shared) + " bytes of shared memory; expected " +
+          std::to_string(settings.max_shared) + " at most");
 }
 
 inline void run(Position grid, int threads, int64_t shared, const std::function<void()>& kernel) {
@@ -318,16 +323,17 @@ HOST_CUDA_QUIET inline void barrier() {
   Block& b = the_block();
   b.fibers[b.current].state = State::at_barrier;
   ++b.waiting;
-  release(&b.barrier_tag);
+  void* const tag = &b.barrier_tags[b.phase];
+  release(tag);
   to_scheduler();
-  acquire(&b.barrier_tag);
+  acquire(tag);
 }
 
 HOST_CUDA_QUIET inline float shuffle_xor(float v, int mask) {
   Block& b = the_block();
   const int me = b.current, warp = me / kWarp, turn = b.turn[warp];
   b.fibers[me].sent[turn] = v;
-  release(&b.warp_tags[warp]);
+  release(&b.warp_tags[turn][warp]);
   if (++b.arrived[warp] == kWarp) {
     b.arrived[warp] = 0;
     b.turn[warp] ^= 1;
@@ -336,7 +342,7 @@ HOST_CUDA_QUIET inline float shuffle_xor(float v, int mask) {
     b.fibers[me].state = State::in_shuffle;
     to_scheduler();
   }
-  acquire(&b.warp_tags[warp]);
+  acquire(&b.warp_tags[turn][warp]);
   return b.fibers[me ^ mask].sent[turn];
 }
 

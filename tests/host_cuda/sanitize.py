@@ -1,6 +1,6 @@
 """The host-run CUDA kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 
-    python tests/host_cuda/sanitize.py [problems, 60]
+    python tests/host_cuda/sanitize.py [problems, 60] [asan] [tsan]
 
 Shared memory is a heap block of just the launched size, so a step beyond it is reported; a barrier is what orders two
 threads, so a missing one is a data race. Before the problems, one seeded bug of each kind has to be reported.
@@ -55,7 +55,11 @@ def environment(name):
 def run(name, library, count, say=True):
     command = [sys.executable, __file__, "solve", str(library), str(count)]
     if name == "tsan":  # it wants its addresses where the kernel does not randomize them to
-        command = [*filter(None, [shutil.which("setarch")]), *(["-R"] if shutil.which("setarch") else []), *command]
+        command = [
+            *filter(None, [shutil.which("setarch")]),
+            *(["-R"] if shutil.which("setarch") else []),
+            *command,
+        ]
     return subprocess.run(command, env=environment(name), text=True, capture_output=not say)
 
 
@@ -69,7 +73,9 @@ def seeded(name):
         source = root / "csrc" / "lska" / file
         text = source.read_text()
         if text.count(right) != 1:
-            sys.exit(f"{name}: {file} has {text.count(right)} times what the seeded bug replaces; expected one")
+            sys.exit(
+                f"{name}: {file} has {text.count(right)} times what the seeded bug replaces; expected one"
+            )
         source.write_text(text.replace(right, wrong))
         done = run(name, build(root / "build", SANITIZERS[name], root), 6, say=False)
         return done.returncode, done.stdout + done.stderr
@@ -98,9 +104,10 @@ def solve_all(library, count):
     print(f"{solved} problems, forward and backward", flush=True)
 
 
-def main(count=60):
+def main(count=60, *names):
     start = time.monotonic()
-    for name, flags in SANITIZERS.items():
+    for name in names or SANITIZERS:
+        flags = SANITIZERS[name]
         code, said = seeded(name)
         expected = SEEDED[name][-1]
         if code == 0 or expected not in said:
@@ -116,5 +123,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["solve", library, count]:
             solve_all(library, int(count))
-        case words:
-            main(*map(int, words))
+        case []:
+            main()
+        case [count, *names]:
+            main(int(count), *names)
