@@ -110,7 +110,15 @@ struct BackwardPlane {
   LSKA_DEVICE float* columns() const { return inside() + r.cols; }      // the bias along columns
   LSKA_DEVICE float* column_sums() const { return inside() + 2 * r.cols; }  // of the gradient
   LSKA_DEVICE float* biases() const { return inside() + 3 * r.cols; }       // h0's, v0's, conv1's, h1's
-  LSKA_DEVICE float* warp_sums() const { return inside() + 3 * r.cols + 4; }
+  LSKA_DEVICE float* warp_sums() const { return inside() + 3 * r.cols + 6; }
+
+  // Where the plane's sums go: needed a few times only, so it does not stay in registers either.
+  LSKA_DEVICE void keep(float* sums) const { memcpy(biases() + 4, &sums, sizeof sums); }
+  LSKA_DEVICE float* sums() const {
+    float* kept;
+    memcpy(&kept, biases() + 4, sizeof kept);
+    return kept;
+  }
 };
 
 // conv0v's bias reaches s through conv_spatial_h: its gradient, and what it adds to conv_spatial_h's, from
@@ -170,15 +178,14 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
     p.biases()[1] = load_bias<T>(a.weights.v0_bias, channel);
     p.biases()[2] = load_bias<T>(a.bias, channel);
     p.biases()[3] = load_bias<T>(a.weights.h1_bias, channel);
+    const int64_t part = (nth / C * blocks_y() + block_y()) * blocks_z() + block_z();
+    p.keep(a.sums + (part * C + channel) * a.sums_width);
   }
   barrier();
   for (int i = t; here && i < tile.width; i += r.threads_per_plane) {
     p.inside()[i] = inside_h1(r.stages.h1, p.taps + r.tap_pitch, tile.left + i, W);
     p.columns()[i] = p.biases()[1] * p.inside()[i] + p.biases()[3];
   }
-  float* const sums = a.sums +
-                      ((nth / C * blocks_y() + block_y()) * blocks_z() + block_z()) * C * a.sums_width +
-                      int64_t(channel) * a.sums_width;
   const int warp = t / kWarp;
   const TapSums tap_sums{p.warp_sums() + warp * (r.tap_pitch + 1), t % kWarp == 0};
 
@@ -205,7 +212,7 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
       barrier();
     }
     if (step == 3) {
-      column_bias_gradients(p, r, tile, t, W, here && k1 ? sums + sums_offset(2, k0, k1) + k0 : nullptr);
+      column_bias_gradients(p, r, tile, t, W, here && k1 ? p.sums() + sums_offset(2, k0, k1) + k0 : nullptr);
       barrier();
     }
     if (summed == 4 || (summed % 2 && k1 == 0)) continue;
@@ -247,7 +254,7 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
         if (summed == 1) sum += p.extra()[tap];
       }
       const int of = bias ? bias_of : summed;
-      write_global(sums + sums_offset(of, k0, k1) + (bias ? (of % 2 ? k1 : k0) : i), sum);
+      write_global(p.sums() + sums_offset(of, k0, k1) + (bias ? (of % 2 ? k1 : k0) : i), sum);
     }
     barrier();
   }

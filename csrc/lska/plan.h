@@ -98,9 +98,9 @@ inline int64_t forward_floats(const LskaStages& g, int64_t rows, int64_t cols) {
   return rows * odd(cols) + 4 * tap_pitch(g) + cols + 4;
 }
 // Of one plane: taps in both directions and what the bias along columns adds to them; three lines along
-// columns; four biases; the sums of each warp.
+// columns; four biases; a pointer; the sums of each warp.
 inline int64_t backward_lines(const LskaStages& g, int64_t cols, int64_t warps) {
-  return 9 * tap_pitch(g) + 3 * cols + 4 + warps * (tap_pitch(g) + 1);
+  return 9 * tap_pitch(g) + 3 * cols + 6 + warps * (tap_pitch(g) + 1);
 }
 // With x, a stage and a gradient.
 inline int64_t backward_floats(const LskaStages& g, int64_t rows, int64_t cols, int64_t warps) {

@@ -105,8 +105,8 @@ MUTANTS = [
     Mutant(
         "sum without an order: every tile adds to one place",
         "kernels_backward.cuh",
-        "((nth / C * blocks_y() + block_y()) * blocks_z() + block_z()) * C",
-        "(nth / C * blocks_y() * blocks_z()) * C",
+        "(nth / C * blocks_y() + block_y()) * blocks_z() + block_z();",
+        "nth / C * blocks_y() * blocks_z();",
         GRADIENTS,
     ),
     Mutant(
