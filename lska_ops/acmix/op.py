@@ -137,15 +137,21 @@ class _Projections(torch.autograd.Function):
     def backward(ctx, grad_qkv):
         x, *weights = ctx.saved_tensors
         grad, grad_x, grad_weights = grad_qkv.flatten(2), None, [None] * 3
+        if any(ctx.needs_input_grad[2:]):
+            grad_weight = _sum_of_products(grad, x.flatten(2).mT)
+            grad_weights = grad_weight[:, :, None, None].chunk(3)
         if ctx.needs_input_grad[0]:
             weight = torch.cat(weights).flatten(1).expand(len(x), -1, -1)
             grad_x = weight.mT.bmm(grad).unflatten(2, x.shape[2:])
-            del weight
-        if any(ctx.needs_input_grad[2:]):
-            grad_weight = grad.bmm(x.flatten(2).mT).sum(0)
-            grad_weights = grad_weight[:, :, None, None].chunk(3)
         grad_bias = grad.sum((0, 2)) if ctx.has_bias and ctx.needs_input_grad[1] else None
         return grad_x, grad_bias, *grad_weights
+
+
+def _sum_of_products(a, b):
+    """The sum of all pictures' matrix products."""
+    if a.dtype in (torch.float16, torch.bfloat16):  # addbmm would round to them at each picture
+        return a.bmm(b).sum(0)
+    return torch.addbmm(a.new_zeros(1, 1), a, b, beta=0)
 
 
 def core(*tensors, backend, **options):
