@@ -1,6 +1,7 @@
 """The benchmarks judge before they time, and what they write can be read back. No test here measures speed."""
 
 import itertools
+import os
 
 import pytest
 import report
@@ -278,6 +279,24 @@ def test_benchmarks_csv_to_readme_round_trip(tmp_path, capsys):
 
     report.write(file, made_up(rows[0], 1.0, quiet="no", load="3.00"), order)
     assert "not publishable" in report.block(results)
+
+
+def test_benchmarks_demo_is_a_line_of_the_readme(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install '.[demo]'")
+    import bench_demo
+
+    monkeypatch.setenv("LSKA_OPS_BACKEND", "reference")  # the measurement's own are taken back
+    monkeypatch.setattr(bench_demo, "OURS", ("reference",))
+    monkeypatch.setitem(bench_demo.RECIPE, "imgsz", 32)
+    lines = list(bench_demo.measure(2, 16, modules=("LSKA",)))
+    assert [(line["module"], line["backend"], line["steps"]) for line in lines] == [("LSKA", "reference", 2)]
+    assert lines[0]["seconds"] > 0 and os.environ["LSKA_OPS_BACKEND"] == "reference"
+    facts = report.environment(CPU, 0.1, 0.5)
+    lines = [{**line, "seconds": s, "backend": b, **facts} for line in lines
+             for b, s in (("cpu", 0.25), ("reference", 1.0))]  # fmt: skip
+    report.write_demo(tmp_path / "made-up" / report.DEMO, lines)
+    text = report.block(tmp_path)
+    assert "| yolo11n-LSKA, batch 16, 32 px | cpu | 0.250 | 4.00 |" in text and report.headline(facts) in text
 
 
 def test_benchmarks_goals_are_not_rounded_up():
