@@ -74,9 +74,10 @@ sanitize: setup  ## random problems under AddressSanitizer and UndefinedBehavior
 mutants: setup  ## bugs seeded into the kernels, each of which the random problems have to catch
 	$(PY) tests/mutants.py
 
-bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for two minutes of it
+bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for three minutes of it
 	$(PY) benchmarks/bench_lska.py $(ARGS)
 	$(PY) benchmarks/bench_acmix.py $(ARGS)
+	$(PY) benchmarks/bench_demo.py $(ARGS)
 
 table: setup  ## README's results and the plots, from benchmarks/results
 	$(PY) benchmarks/report.py
