@@ -76,9 +76,10 @@ mutants: setup  ## bugs seeded into the kernels, each of which the random proble
 	$(PY) tests/mutants.py
 	$(PY) tests/host_cuda/mutants.py
 
-bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for two minutes of it
+bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for three minutes of it
 	$(PY) benchmarks/bench_lska.py $(ARGS)
 	$(PY) benchmarks/bench_acmix.py $(ARGS)
+	$(PY) benchmarks/bench_demo.py $(ARGS)
 
 table: setup  ## README's results and the plots, from benchmarks/results
 	$(PY) benchmarks/report.py

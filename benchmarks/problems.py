@@ -106,8 +106,7 @@ class Problem:
         m = self.module
         if self.row.op == "acmix":
             convs = (m.conv1, m.conv2, m.conv3, m._position, m.fc, m.dep_conv)
-            options = dict(head=m.head, kernel_att=m.kernel_att, stride=m.stride, dilation=m.dilation)
-            return plain_acmix(x, *convs, m.rate1, m.rate2, **options)
+            return plain_acmix(x, *convs, m.rate1, m.rate2, **self.options())
         convs = (m.conv0h, m.conv0v, m.conv_spatial_h, m.conv_spatial_v)
         if self.row.kind == "lska_cascade_fwd":
             return plain_cascade(x, *convs)
@@ -129,6 +128,15 @@ class Problem:
             return (y, *torch.autograd.grad(y, inputs, self.grad_y))
 
         return run
+
+    def tensors(self):
+        """x and the parameters by name, without a graph."""
+        return {n: t.detach() for n, t in (("x", self.x), *self.module.named_parameters())}
+
+    def options(self):
+        """What ACmix takes beside tensors."""
+        m = self.module
+        return dict(head=m.head, kernel_att=m.kernel_att, stride=m.stride, dilation=m.dilation)
 
     def pairs(self):
         m = self.module
@@ -170,7 +178,7 @@ def ours(name):
     def provider(problem):
         row, m, pairs = problem.row, problem.module, problem.pairs()
         if row.op == "acmix":
-            options = dict(head=m.head, kernel_att=m.kernel_att, stride=m.stride, dilation=m.dilation)
+            options = problem.options()
 
             def function(x):
                 return lska_ops.acmix(x, *pairs, m.rate1, m.rate2, **options, backend=name)

@@ -26,6 +26,10 @@ COLUMNS = (
     "ms", "ms_p20", "ms_p80", "rounds", "graph_ms", "call_ms", "saved_bytes", "peak_bytes",
     "device", "threads", "isa", "date", "commit", "dirty", "lska_ops", "torch", "python", "load", "quiet",
 )  # fmt: skip
+DEMO = "demo.csv"  # beside the operators' files; of other columns
+DEMO_COLUMNS = (
+    "module", "backend", "imgsz", "batch", "seconds", "seconds_p20", "seconds_p80", "steps", *COLUMNS[21:],
+)  # fmt: skip
 WORK = {
     "lska_cascade_fwd": "LSKA cascade, forward",
     "lska_fwd": "LSKA, forward",
@@ -127,11 +131,20 @@ def write(file, lines, order):
     kept = [line for line in read(file) if (line["row"], line["dtype"]) not in new] if file.exists() else []
     rank = {row: i for i, row in enumerate(order)}
     merged = sorted([*kept, *lines], key=lambda line: (line["dtype"], rank.get(line["row"], len(rank))))
+    _write(file, COLUMNS, merged)
+
+
+def write_demo(file, lines):
+    """The demo's whole file: its lines are measured together."""
+    _write(file, DEMO_COLUMNS, lines)
+
+
+def _write(file, columns, lines):
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="", encoding="utf-8") as out:
-        table = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+        table = csv.DictWriter(out, columns, restval="", lineterminator="\n")
         table.writeheader()
-        for line in merged:
+        for line in lines:
             table.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in line.items()})
 
 
@@ -141,10 +154,10 @@ def read(file):
 
 
 def devices(results):
-    """{folder name: lines of all its CSVs}."""
+    """{folder name: lines of all its CSVs but the demo's}."""
     found = {}
     for file in sorted(results.glob("*/*.csv"), key=lambda f: (f.parent.name, f.name != "lska.csv", f.name)):
-        found.setdefault(file.parent.name, []).extend(read(file))
+        found.setdefault(file.parent.name, []).extend(read(file) if file.name != DEMO else [])
     return found
 
 
@@ -154,7 +167,10 @@ def devices(results):
 def block(results=RESULTS):
     """The text between README.md's markers."""
     found = devices(results)
-    text = [part for folder, lines in found.items() for part in _device(folder, lines)]
+    text = []
+    for folder, lines in found.items():
+        text += _device(folder, lines) if lines else ()
+        text += _demo(results / folder / DEMO)
     if not any(line["isa"].startswith("sm_") for lines in found.values() for line in lines):
         text.append("GPU: not measured on a GPU yet.")
     if not any(not line["isa"].startswith("sm_") for lines in found.values() for line in lines):
@@ -162,11 +178,31 @@ def block(results=RESULTS):
     return "\n\n".join(text)
 
 
-def _device(folder, lines):
+def _heads(lines):
     for facts in {headline(line): line for line in lines}.values():
         yield f"**{headline(facts)}**" + (
             "" if facts["quiet"] == "yes" else " — *not publishable: other work was running*"
         )
+
+
+def _demo(file):
+    """The demo's seconds per step, ours beside the reference, where they were measured."""
+    if not file.exists():
+        return
+    lines = read(file)
+    yield from _heads(lines)
+    table = ["| `make demo` | backend | seconds per step | × reference |", "|---|---|---|---|"]
+    seconds = {(line["module"], line["backend"]): float(line["seconds"]) for line in lines}
+    for (module, backend), s in seconds.items():
+        table.append(
+            f"| yolo11n-{module}, batch {lines[0]['batch']}, {lines[0]['imgsz']} px | {backend} | {s:.3f} "
+            f"| {seconds[module, 'reference'] / s:.2f} |"
+        )
+    yield "\n".join(table)
+
+
+def _device(folder, lines):
+    yield from _heads(lines)
     groups = {}
     for row in by_row(lines).values():
         first = row[0]

@@ -13,6 +13,7 @@ import torch
 
 TURN = 0.01  # seconds; a call that takes longer has a turn of its own
 FLUSH_BYTES = 256 << 20  # more than the L2 of any GPU we know
+PEAK_RUNS = 5
 QUEUE_CYCLES = 5_000_000  # about 3 ms, in which the CPU launches all of a call's kernels
 
 
@@ -117,12 +118,13 @@ def saved_bytes(forward, parameters):
 
 
 def peak_bytes(run, device):
-    """Largest extra memory while `run` runs once, its results included; None where it cannot be measured.
+    """Largest extra memory while `run` runs, its results included; None where it cannot be measured.
 
     On a CPU it is the high-water mark of the resident set: unlike PyTorch's own memory events it also sees
     what libraries and compiled code allocate behind its back (oneDNN's scratchpads and reordered maps). Heap
     that is free but still resident would hide what comes next, so it is given back before; writing 5 to
-    clear_refs resets the mark. Pages and per-thread counters make it good to some 100 KB.
+    clear_refs resets the mark. Pages and per-thread counters make it good to some 100 KB, what the allocator
+    keeps of freed heap within a run to some MB: hence the median of several runs.
     """
     gc.collect()
     if device.type == "cuda":
@@ -135,11 +137,14 @@ def peak_bytes(run, device):
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)
-    reset.write_text("5")
-    before = _resident("VmRSS")
-    run()
-    return max(0, _resident("VmHWM") - before)
+    peaks = []
+    for _ in range(PEAK_RUNS):
+        ctypes.CDLL(None).malloc_trim(0)
+        reset.write_text("5")
+        before = _resident("VmRSS")
+        run()
+        peaks.append(max(0, _resident("VmHWM") - before))
+    return int(statistics.median(peaks))
 
 
 def _resident(field):

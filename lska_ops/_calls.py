@@ -31,21 +31,35 @@ def check_channels(op, x, channels):
 
 
 def shape_of(value):
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+    return value.shape if isinstance(value, torch.Tensor) else ()
 
 
-def check_parameter(op, name, parameter, x, *, fits, expected):
-    """A parameter is a tensor whose shape `fits` what is `expected`, with the dtype and device of x."""
+def first_misfit(x, parameters, shapes):
+    """Index of the first parameter that is no tensor of its shape, with the dtype and device of x; or None.
+
+    Parameters come as weight, bias, weight, bias, ...: a bias may be None. So may what has no shape.
+    """
+    dtype, device = x.dtype, x.device
+    for i, (t, shape) in enumerate(zip(parameters, shapes)):  # noqa: B905 -- as long by construction
+        if t is None and (i % 2 or shape is None):
+            continue
+        if not isinstance(t, torch.Tensor) or t.shape != shape or t.dtype != dtype or t.device != device:
+            return i
+    return None
+
+
+def misfit(op, name, parameter, shape, x, expected=None):
+    """Raises what is wrong with what :func:`first_misfit` found; `expected` where a shape says too little."""
+    expected = list(shape) if expected is None else expected
     if not isinstance(parameter, torch.Tensor):
         raise TypeError(f"{op}: {name} is a {type(parameter).__name__}; expected a tensor {expected}")
-    if not fits:
+    if parameter.shape != shape:
         raise ValueError(f"{op}: {name} has shape {list(parameter.shape)}; expected {expected}")
     if parameter.dtype != x.dtype:
         raise TypeError(
             f"{op}: {name} is {parameter.dtype}; expected {x.dtype} like x, or a call under torch.autocast"
         )
-    if parameter.device != x.device:
-        raise ValueError(f"{op}: {name} is on {parameter.device}; expected {x.device} like x")
+    raise ValueError(f"{op}: {name} is on {parameter.device}; expected {x.device} like x")
 
 
 def check_pair(op, name, pair):
@@ -54,6 +68,15 @@ def check_pair(op, name, pair):
         raise TypeError(
             f"{op}: {name} is a {type(pair).__name__}; expected the pair (weight, bias), bias may be None"
         )
+
+
+def needs_grad(tensors):
+    """Whether autograd has to record a call with these tensors, None among them."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def check_number(op, name, value, *, odd=False, at_least=1):

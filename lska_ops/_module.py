@@ -6,8 +6,6 @@ import sys
 import torch
 from torch import nn
 
-from ._backends import exporting
-
 # torch 2.3 has no such function, and no cheap way to ask.
 _has_any_global_hook = getattr(nn.modules.module, "_has_any_global_hook", bool)
 
@@ -17,13 +15,30 @@ class FusedModule(nn.Module):
 
     def _must_call_submodules(self):
         # Hooks count FLOPs (thop), prune and normalise weights; a replaced or patched submodule (LoRA,
-        # quantised, offloaded) has a forward of its own; and in an exported graph a submodule's padding is a
-        # constant.
-        return (
-            exporting()
-            or _has_any_global_hook()
-            or any(_is_more_than_its_weights(m) for m in self.children())
-        )
+        # quantised, offloaded) has a forward of its own. (So has one in an exported graph, where its padding
+        # is a constant: forward asks that first.)
+        if _has_any_global_hook():
+            return True
+        patchable = not torch.compiler.is_compiling()  # torch 2.3 cannot compile this question
+        for m in self._modules.values():
+            if (
+                type(m) is not nn.Conv2d
+                or m._forward_pre_hooks
+                or m._forward_hooks
+                or m._backward_pre_hooks
+                or m._backward_hooks
+                or m.padding_mode != "zeros"
+                or (patchable and "forward" in m.__dict__)
+                or "weight" not in m._parameters  # put in its place as a plain tensor
+                or "bias" not in m._parameters
+            ):
+                return True
+        return False
+
+    @staticmethod
+    def _weights(convolutions):
+        """(weight, bias) of each, past nn.Module's own attribute search, which takes longer than a check."""
+        return [(own["weight"], own["bias"]) for own in [m._parameters for m in convolutions]]
 
     def __setstate__(self, state):
         # A checkpoint opened in a process that has not imported lska_ops: ultralytics will want to parse its
@@ -44,11 +59,3 @@ class FusedModule(nn.Module):
         twin = self.__new__(type(self))
         twin.__dict__ = self.__dict__.copy()
         return twin
-
-
-def _is_more_than_its_weights(m):
-    hooks = (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
-    if type(m) is not nn.Conv2d or any(hooks) or m.padding_mode != "zeros":
-        return True
-    # torch 2.3 cannot compile this question.
-    return not torch.compiler.is_compiling() and "forward" in m.__dict__

@@ -31,10 +31,10 @@ LSKA = [
     Mutant(
         "wrong dilation", "cpu.cpp", "int(std::min(dilation, reach))", "int(std::min(dilation + 1, reach))"
     ),
-    Mutant("bias at the border", "cpu_kernels.cpp", "conv0v_bias * inside[x]", "conv0v_bias * inside[W / 2]"),
+    Mutant("bias at the border", "cpu_cascade.h", "conv0v_bias * inside[x]", "conv0v_bias * inside[W / 2]"),
     Mutant(
         "gate without bias",
-        "cpu_gate.h",
+        "cpu_kernels_gate.cpp",
         "(load_n(product + i, n) + b)",
         "(load_n(product + i, n) + b * A(0))",
     ),
@@ -44,31 +44,51 @@ LSKA = [
         "const T* row = x.data + x.offset(y);",
         "const T* row = x.data + x.offset(x.H - 1 - y);",
     ),
-    Mutant("bias gradient dropped", "cpu_kernels.cpp", "sum0h_bias += total;", ""),
+    Mutant("bias gradient dropped", "cpu_kernels_backward.cpp", "sum0h_bias += total;", ""),
     Mutant(
         "column bias's gradient for the taps",
-        "cpu_kernels.cpp",
+        "cpu_kernels_backward.cpp",
         "sum1h[t] += cascade.conv0v_bias * columns1h[t];",
         ";",
     ),
     Mutant(
         "last column",
-        "cpu_kernels.cpp",
+        "cpu_kernels_backward.cpp",
         "for (int i = 0; i < W; ++i) grad_row[i] = row[cascade.column[i]];",
         "for (int i = 0; i + 1 < W; ++i) grad_row[i] = row[cascade.column[i]];",
     ),
     Mutant(
         "always accumulated",
-        "cpu_kernels.cpp",
-        "    if (accumulate)\n",
-        "    if (accumulate || sizeof(T) < 4)\n",
+        "cpu_kernels_forward.cpp",
+        "      if (accumulate)\n",
+        "      if (accumulate || sizeof(T) < 4)\n",
     ),
-    Mutant("taps not turned around", "cpu_kernels.cpp", "flip ? k - 1 - t : t", "t"),
+    Mutant("taps not turned around", "cpu_cascade.h", "flip ? k - 1 - t : t", "t"),
     Mutant(
         "parts of one image only",
-        "cpu_gate.h",
+        "cpu_kernels_gate.cpp",
         "for (int64_t p = 0; p < count; ++p) total",
         "for (int64_t p = 0; p < 1; ++p) total",
+    ),
+    Mutant(
+        "plane: row's end not zero",
+        "cpu_plane.h",
+        "in_map.of(p + L <= end ? load(p) : load(p, int(W - int64_t(i) * L)))",
+        "(p + L <= end ? load(p) : load(p, int(W - int64_t(i) * L)))",
+    ),
+    Mutant(
+        "plane: bias of the first column everywhere",
+        "cpu_plane.h",
+        "conv0v, K0, column_bias, 1}, behind, columns)",
+        "conv0v, K0, column_bias, 0}, behind, columns)",
+    ),
+    Mutant("plane: a spilled row", "cpu_plane.h", "if (y < whole_rows)", "if (y < whole_rows - 1 || y == 0)"),
+    Mutant("plane: rows of one remainder", "cpu_plane.h", "(H - r + D - 1) / D", "(H + D - 1) / D"),
+    Mutant(
+        "plane: a band's last row",
+        "cpu_plane.h",
+        "H - y < band ? H - y : band",
+        "H - y < band ? H - y : band - 1",
     ),
 ]
 ACMIX = [

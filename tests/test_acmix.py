@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from conftest import Published, check_published, layouts, published
 
 from lska_ops import ACmix, acmix
+from lska_ops._backends import WHY_NOT
 from lska_ops.acmix.reference import coordinates, position_offsets, reflect_pad, windows
 from lska_ops.testing import PUBLISHED, UNIT, bound_ratio, relative_error
+from lska_ops.testing.acmix import whole_call
 from lska_ops.testing.problems import random_problem, ratios, solve
 
 HALF = (torch.float16, torch.bfloat16)
@@ -152,6 +154,40 @@ def test_acmix_reference_within_bound_in_float32(part):
             answers = solve(problem, "reference")
             found = ratios(problem, {n: answers[n] for n in ("y", "grad_qkv", "grad_fc", "grad_dep_conv")})
             assert max(found.values()) <= 1, (found, problem.repro("reference"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 8), (20, 17)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(head=1, kernel_att=3), dict(kernel_att=5, kernel_conv=5, stride=2, dilation=2)],
+    ids=["default", "one_head", "stride_2"],
+)
+@pytest.mark.parametrize("backend", WHY_NOT["acmix"])
+def test_acmix_whole_call_within_bound(backend, options, size, dtype):
+    """Every result of the module, projections included; `plain` for the reference."""
+    if reason := WHY_NOT["acmix"][backend](torch.empty(1, 8, 8, 8)):
+        pytest.skip(f"{backend}: {reason}")
+    torch.manual_seed(0)
+    m = ACmix(12, 16, **options)
+    with torch.no_grad():
+        for p in m.parameters():  # the initial shifts and equal rates would hide mistakes
+            p.normal_(std=p[0].numel() ** -0.5)
+    m = m.to(dtype)
+    x = torch.randn(2, 12, *size).to(dtype).requires_grad_()
+    convs = (m.conv1, m.conv2, m.conv3, m.conv_p, m.fc, m.dep_conv)
+    options = dict(head=m.head, kernel_att=m.kernel_att, stride=m.stride, dilation=m.dilation)
+    y = acmix(x, *((c.weight, c.bias) for c in convs), m.rate1, m.rate2, **options, backend=backend)
+    inputs, grad_y = {"x": x, **dict(m.named_parameters())}, torch.randn(y.shape).to(dtype)
+    answers = {
+        "y": y,
+        **dict(zip(inputs, torch.autograd.grad(y, list(inputs.values()), grad_y), strict=True)),
+    }
+    exact = {name: t.detach().double() for name, t in inputs.items()}
+    allowed = whole_call(exact, options, dtype, grad_y.double(), plain=backend == "reference")
+    assert allowed.keys() == answers.keys()
+    for name, out in answers.items():
+        assert bound_ratio(out, *allowed[name]) <= 1, name
 
 
 def test_acmix_hooks_keep_the_dtype_of_autocast():

@@ -221,7 +221,7 @@ def options_of_the_training(monkeypatch, tmp_path, *words):
 
 def test_demo_recipe_is_for_the_digits_only(in_process, tmp_path):
     options = options_of_the_training(in_process, tmp_path)
-    assert (options["epochs"], options["imgsz"], options["mosaic"]) == (12, 160, 0.0)
+    assert (options["epochs"], options["imgsz"], options["mosaic"]) == (7, 160, 0.0)
     data = tmp_path / "made" / "digits.yaml"
     options = options_of_the_training(in_process, tmp_path, "--data", data)
     assert not {"epochs", "imgsz", "mosaic", "batch"} & set(options)

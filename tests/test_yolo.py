@@ -279,6 +279,18 @@ def test_yolo_bad_row(row, message):
     assert message in str(error.value)
 
 
+def spellings(name):
+    return {name.lower(), name.upper(), name.title(), name.swapcase(), name[:2].lower() + name[2:], f"{name} ",
+            name.replace("_", "-").lower(), name.replace("_", ""), f"{name[:3]}-{name[3:]}"} - {name}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, spelling", [(name, s) for name in NAMES for s in sorted(spellings(name))])
+def test_yolo_other_spelling_of_a_name_is_answered_with_it(name, spelling):
+    with pytest.raises(ValueError) as error:
+        parse(rows([-1, 1, spelling, []]))
+    assert str(error.value).endswith(f"; did you mean {name}?")
+
+
 def test_yolo_row_options_by_the_parsers_names():
     d = {**rows([-1, 1, "LSKA", ["nc"]]), "nc": 7}
     assert parse(d)[1].k_size == 7

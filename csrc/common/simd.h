@@ -50,6 +50,16 @@ using Vec = typename VectorOf<A>::type;
 template <typename A>
 constexpr int kLanes = kVectorBytes / int(sizeof(A));
 
+// The integer as wide as A.
+template <typename A>
+struct IntegerOf {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = int64_t;
+};
+
 template <typename A>
 inline Vec<A> broadcast(A a) {
   return a - Vec<A>{};  // + would have to turn -0 into 0, and so be computed

@@ -1,18 +1,10 @@
 // A square of kLanes vectors transposed in registers: first inside of each 16 bytes, then the 16-byte pieces.
 #pragma once
 
+#include "csrc/common/lanes.h"
 #include "csrc/common/simd.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
-
-template <int... I>
-struct Lanes {};
-template <int N, int... I>
-struct LanesUpTo : LanesUpTo<N - 1, N - 1, I...> {};
-template <int... I>
-struct LanesUpTo<0, I...> {
-  using type = Lanes<I...>;
-};
 
 // Lane e of a result takes lane `pick(e)` of the two vectors laid end to end (b starts at lane L).
 // Inside of 16 bytes (Unit lanes): pairs of `Width` lanes are interleaved, taken from the lower or the upper

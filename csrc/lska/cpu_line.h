@@ -38,10 +38,19 @@ struct TapRange {
   }
 };
 
-template <typename A, int N>
-void conv_blocks(const Line<A>& line, int from, int blocks, Vec<A>* out, ptrdiff_t out_step) {
+// Where a convolution's outputs go. Blocks of them lie `step` vectors apart: one line, or a row written
+// across the strips of a plane.
+template <typename A>
+struct Pieces {
+  Vec<A>* out;
+  ptrdiff_t step;
+  void put(int block, int, int j, Vec<A> v) const { out[block * step + j] = v; }
+};
+
+template <typename A, int N, typename Out>
+void conv_blocks(const Line<A>& line, int from, int blocks, const Out& out) {
   int phase = line.period ? from % line.period : 0;
-  for (int b = 0; b < blocks; ++b, out += out_step) {
+  for (int b = 0; b < blocks; ++b) {
     const int i = from + b * N;
     const TapRange range(i, N, line.n, line.k, line.step);
     Vec<A> sum[N];
@@ -54,7 +63,7 @@ void conv_blocks(const Line<A>& line, int from, int blocks, Vec<A>* out, ptrdiff
       for (int j = 0; j < N; ++j) sum[j] += tap * in[j];
     }
 #pragma GCC unroll 16
-    for (int j = 0; j < N; ++j) out[j] = sum[j];
+    for (int j = 0; j < N; ++j) out.put(b, i, j, sum[j]);
     if (line.period)
       for (phase += N; phase >= line.period;) phase -= line.period;
   }
@@ -92,14 +101,22 @@ void tap_sum_blocks(const Line<A>& line, const Vec<A>* d, Vec<A>* sums, int from
   }
 }
 
-template <typename A>
-using ConvBlocks = void (*)(const Line<A>&, int, int, Vec<A>*, ptrdiff_t);
-template <typename A>
-constexpr ConvBlocks<A> kConvBlocks[kBlock + 1] = {nullptr,           conv_blocks<A, 1>,  conv_blocks<A, 2>,
-                                                   conv_blocks<A, 3>, conv_blocks<A, 4>,  conv_blocks<A, 5>,
-                                                   conv_blocks<A, 6>, conv_blocks<A, 7>,  conv_blocks<A, 8>,
-                                                   conv_blocks<A, 9>, conv_blocks<A, 10>, conv_blocks<A, 11>,
-                                                   conv_blocks<A, 12>};
+template <typename A, typename Out>
+using ConvBlocks = void (*)(const Line<A>&, int, int, const Out&);
+template <typename A, typename Out>
+constexpr ConvBlocks<A, Out> kConvBlocks[kBlock + 1] = {nullptr,
+                                                        conv_blocks<A, 1, Out>,
+                                                        conv_blocks<A, 2, Out>,
+                                                        conv_blocks<A, 3, Out>,
+                                                        conv_blocks<A, 4, Out>,
+                                                        conv_blocks<A, 5, Out>,
+                                                        conv_blocks<A, 6, Out>,
+                                                        conv_blocks<A, 7, Out>,
+                                                        conv_blocks<A, 8, Out>,
+                                                        conv_blocks<A, 9, Out>,
+                                                        conv_blocks<A, 10, Out>,
+                                                        conv_blocks<A, 11, Out>,
+                                                        conv_blocks<A, 12, Out>};
 template <typename A>
 using TapSumBlocks = void (*)(const Line<A>&, const Vec<A>*, Vec<A>*, int, int);
 template <typename A>
@@ -124,19 +141,22 @@ inline int block_for(int n) {
 }
 
 // out[i] = init + sum over t of taps[t] * in[i + (t - k / 2) * step].
+template <typename A, typename Out>
+void conv_line_to(const Line<A>& line, int N, const Out& out, const Out& rest_out) {
+  const int blocks = line.n / N, rest = line.n % N;
+  kConvBlocks<A, Out>[N](line, 0, blocks, out);
+  if (rest) kConvBlocks<A, Out>[rest](line, blocks * N, 1, rest_out);
+}
 template <typename A>
 void conv_line(const Line<A>& line, Vec<A>* out) {
-  const int N = block_for(line.n), blocks = line.n / N, rest = line.n % N;
-  kConvBlocks<A>[N](line, 0, blocks, out, N);
-  if (rest) kConvBlocks<A>[rest](line, blocks * N, 1, out + blocks * N, rest);
+  const int N = block_for(line.n);
+  conv_line_to<A, Pieces<A>>(line, N, {out, N}, {out + line.n / N * N, N});
 }
 // The same, output piece after piece of V vectors, `pitch` apart: a row written across the strips of a plane.
 template <typename A>
 void conv_line(const Line<A>& line, Vec<A>* out, int V, ptrdiff_t pitch) {
   if (V >= line.n) return conv_line(line, out);
-  const int blocks = line.n / V, rest = line.n % V;
-  kConvBlocks<A>[V](line, 0, blocks, out, pitch);
-  if (rest) kConvBlocks<A>[rest](line, blocks * V, 1, out + blocks * pitch, rest);
+  conv_line_to<A, Pieces<A>>(line, V, {out, pitch}, {out + line.n / V * pitch, pitch});
 }
 template <typename A>
 void tap_sums(const Line<A>& line, const Vec<A>* d, Vec<A>* sums) {
@@ -145,9 +165,9 @@ void tap_sums(const Line<A>& line, const Vec<A>* d, Vec<A>* sums) {
   if (rest) kTapSumBlocks<A>[rest](line, d, sums, blocks * N, 1);
 }
 
-// The pair without dilation has 3 or 5 taps at all published sizes: then they stay in registers, and every
-// vector is loaded once for all the outputs of a block. `columns` lines side by side, `stride` vectors from
-// one element to the next; in and out lie alike, with K / 2 zero elements around in.
+// Few taps stay in registers, and every vector is loaded once for all the outputs of a block: both pairs of
+// small kernels, and the pair without dilation of all published ones. `columns` lines side by side, `stride`
+// vectors from one element to the next; there are k / 2 zero elements around.
 constexpr int kNearBlock = 8;  // outputs in registers: 8, 5 taps and an input, of AVX2's 16
 
 template <typename A>
@@ -159,17 +179,24 @@ struct Near {
   const Vec<A>* init;  // of column x: init[x * init_step]
   int init_step;
 };
+// Outputs of column x, `stride` vectors from one to the next.
+template <typename A>
+struct Columns {
+  Vec<A>* out;
+  ptrdiff_t stride;
+  void put(ptrdiff_t i, int x, Vec<A> v) const { out[i * stride + x] = v; }
+};
 
-template <typename A, int N, int K, bool Row>
-void near_blocks(const Near<A>& line, int from, int blocks, Vec<A>* out) {
+template <typename A, int N, int K, bool Row, typename Out>
+void near_blocks(const Near<A>& line, int from, int blocks, const Out& out) {
   const ptrdiff_t stride = Row ? 1 : line.stride;
   Vec<A> taps[K];
 #pragma GCC unroll 8
   for (int t = 0; t < K; ++t) taps[t] = line.taps[t];
   for (int b = 0; b < blocks; ++b) {
-    const ptrdiff_t first = (from + b * N) * stride;
+    const ptrdiff_t first = from + b * N;
     for (int x = 0; x < line.columns; ++x) {
-      const Vec<A>* in = line.in + first + x - K / 2 * stride;
+      const Vec<A>* in = line.in + (first - K / 2) * stride + x;
       Vec<A> sum[N];
 #pragma GCC unroll 16
       for (int j = 0; j < N; ++j) sum[j] = line.init[x * line.init_step];
@@ -181,34 +208,45 @@ void near_blocks(const Near<A>& line, int from, int blocks, Vec<A>* out) {
           if (i - t >= 0 && i - t < N) sum[i - t] += taps[t] * v;
       }
 #pragma GCC unroll 16
-      for (int j = 0; j < N; ++j) out[first + x + j * stride] = sum[j];
+      for (int j = 0; j < N; ++j) out.put(first + j, x, sum[j]);
     }
   }
 }
 
-template <typename A>
-using NearBlocks = void (*)(const Near<A>&, int, int, Vec<A>*);
-template <typename A, int K, bool Row>
-constexpr NearBlocks<A> kNearBlocks[kNearBlock + 1] = {nullptr,
-                                                       near_blocks<A, 1, K, Row>,
-                                                       near_blocks<A, 2, K, Row>,
-                                                       near_blocks<A, 3, K, Row>,
-                                                       near_blocks<A, 4, K, Row>,
-                                                       near_blocks<A, 5, K, Row>,
-                                                       near_blocks<A, 6, K, Row>,
-                                                       near_blocks<A, 7, K, Row>,
-                                                       near_blocks<A, 8, K, Row>};
+template <typename A, typename Out>
+using NearBlocks = void (*)(const Near<A>&, int, int, const Out&);
+template <typename A, int K, bool Row, typename Out>
+constexpr NearBlocks<A, Out> kNearBlocks[kNearBlock + 1] = {nullptr,
+                                                            near_blocks<A, 1, K, Row, Out>,
+                                                            near_blocks<A, 2, K, Row, Out>,
+                                                            near_blocks<A, 3, K, Row, Out>,
+                                                            near_blocks<A, 4, K, Row, Out>,
+                                                            near_blocks<A, 5, K, Row, Out>,
+                                                            near_blocks<A, 6, K, Row, Out>,
+                                                            near_blocks<A, 7, K, Row, Out>,
+                                                            near_blocks<A, 8, K, Row, Out>};
 
-inline bool is_near(int k) { return k == 3 || k == 5; }
-template <typename A>
-void conv_near(const Near<A>& line, Vec<A>* out) {
+inline bool is_near(int k) { return k == 3 || k == 5 || k == 7; }
+template <typename A, bool Row, typename Out>
+NearBlocks<A, Out> near_blocks_for(int k, int N) {
+  return k == 3   ? kNearBlocks<A, 3, Row, Out>[N]
+         : k == 5 ? kNearBlocks<A, 5, Row, Out>[N]
+                  : kNearBlocks<A, 7, Row, Out>[N];
+}
+template <typename A, typename Out, bool Row = false>
+void conv_near_to(const Near<A>& line, const Out& out) {
+  if (line.n == 0) return;
   const int least = (line.n + kNearBlock - 1) / kNearBlock, N = (line.n + least - 1) / least;
   const int blocks = line.n / N, rest = line.n % N;
-  const bool row = line.stride == 1 && line.columns == 1;
-  const auto& table = line.k == 3 ? (row ? kNearBlocks<A, 3, true> : kNearBlocks<A, 3, false>)
-                                  : (row ? kNearBlocks<A, 5, true> : kNearBlocks<A, 5, false>);
-  table[N](line, 0, blocks, out);
-  if (rest) table[rest](line, blocks * N, 1, out);
+  near_blocks_for<A, Row, Out>(line.k, N)(line, 0, blocks, out);
+  if (rest) near_blocks_for<A, Row, Out>(line.k, rest)(line, blocks * N, 1, out);
+}
+template <typename A>
+void conv_near(const Near<A>& line, Vec<A>* out, ptrdiff_t out_stride) {
+  if (line.stride == 1 && line.columns == 1)
+    conv_near_to<A, Columns<A>, true>(line, {out, 1});
+  else
+    conv_near_to<A, Columns<A>>(line, {out, out_stride});
 }
 
 }  // namespace lska_ops::LSKA_OPS_ISA

@@ -79,14 +79,15 @@ class ACmix(FusedModule):
             self.dep_conv.weight.copy_(shifts.expand_as(self.dep_conv.weight))
 
     def forward(self, x):
-        if not exporting():
-            check_channels("ACmix", x, self.conv1.in_channels)
+        exported = exporting()
+        if not exported:
+            check_channels("ACmix", x, self._modules["conv1"].in_channels)
         options = dict(head=self.head, kernel_att=self.kernel_att, stride=self.stride, dilation=self.dilation)
-        convs = (self.conv1, self.conv2, self.conv3, self.conv_p, self.fc, self.dep_conv)
-        if not self._must_call_submodules():
-            return acmix(x, *((c.weight, c.bias) for c in convs), self.rate1, self.rate2, **options)
+        if not exported and not self._must_call_submodules():
+            weights = self._weights(self._modules.values())
+            return acmix(x, *weights, self.rate1, self.rate2, **options)
         x, rates = follow_autocast(x, (self.rate1, self.rate2))
-        q, k, v, _, fc, dep_conv = convs
+        q, k, v, _, fc, dep_conv = self.children()
         y = plain_acmix(x, q, k, v, self._position, fc, dep_conv, *rates, **options)
         return y.to(x.dtype)  # autocast computes a softmax in float32
 

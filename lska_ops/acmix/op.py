@@ -10,8 +10,10 @@ from .._calls import (
     check_map,
     check_number,
     check_pair,
-    check_parameter,
+    first_misfit,
     follow_autocast,
+    misfit,
+    needs_grad,
     shape_of,
     without_autocast,
 )
@@ -100,16 +102,19 @@ def acmix(
 
 def _is_channels_last(x):
     """Where PyTorch's convolutions would answer in channels_last; an exported graph keeps no layouts."""
-    if _backends.exporting() or x.is_contiguous():
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
-    return x.is_contiguous(memory_format=torch.channels_last)
+    return not _backends.exporting()
 
 
 def _fused(backend, x, pairs, rate1, rate2, options):
     """The projections as one matrix product of PyTorch's, then attention and shift in one op."""
     projections = [pairs[name] for name in NAMES[:3]]
     (conv_p, conv_p_bias), (fc, _), (dep_conv, _) = (pairs[name] for name in NAMES[3:])
-    qkv = _Projections.apply(x, _one_bias(projections), *(weight for weight, _ in projections))
+    weights, bias = [weight for weight, _ in projections], _one_bias(projections)
+    # What only computes is not recorded: an autograd.Function costs as much as the product of a small map.
+    project = _Projections.apply if needs_grad((x, bias, *weights)) else _Projections.forward
+    qkv = project(x, bias, *weights)
     return core(qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2, backend=backend, **options)
 
 
@@ -136,15 +141,21 @@ class _Projections(torch.autograd.Function):
     def backward(ctx, grad_qkv):
         x, *weights = ctx.saved_tensors
         grad, grad_x, grad_weights = grad_qkv.flatten(2), None, [None] * 3
+        if any(ctx.needs_input_grad[2:]):
+            grad_weight = _sum_of_products(grad, x.flatten(2).mT)
+            grad_weights = grad_weight[:, :, None, None].chunk(3)
         if ctx.needs_input_grad[0]:
             weight = torch.cat(weights).flatten(1).expand(len(x), -1, -1)
             grad_x = weight.mT.bmm(grad).unflatten(2, x.shape[2:])
-            del weight
-        if any(ctx.needs_input_grad[2:]):
-            grad_weight = grad.bmm(x.flatten(2).mT).sum(0)
-            grad_weights = grad_weight[:, :, None, None].chunk(3)
         grad_bias = grad.sum((0, 2)) if ctx.has_bias and ctx.needs_input_grad[1] else None
         return grad_x, grad_bias, *grad_weights
+
+
+def _sum_of_products(a, b):
+    """The sum of all pictures' matrix products."""
+    if a.dtype in (torch.float16, torch.bfloat16):  # addbmm would round to them at each picture
+        return a.bmm(b).sum(0)
+    return torch.addbmm(a.new_zeros(1, 1), a, b, beta=0)
 
 
 def core(*tensors, backend, **options):
@@ -154,7 +165,7 @@ def core(*tensors, backend, **options):
     """
     if backend == "reference":
         return _reference_core(*tensors, **options)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if needs_grad(tensors):
         return _AcmixCore.apply(backend, tuple(options.items()), *tensors)[0]
     qkv, conv_p, _, *shift = tensors
     return _op("fwd", backend)(qkv, conv_p, *shift, *options.values())[0]
@@ -250,23 +261,15 @@ def _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation):
     D, K_c = C_out // head, (shape_of(pairs["dep_conv"][0]) or (0,))[-1]
     if K_c % 2 == 0:
         raise ValueError(f"acmix: dep_conv weight has kernel side {K_c}; expected an odd one")
-    expected = {
-        "conv1": (C_out, C_in, 1, 1),
-        "conv2": (C_out, C_in, 1, 1),
-        "conv3": (C_out, C_in, 1, 1),
-        "conv_p": (D, 2, 1, 1),
-        "fc": (K_c * K_c, 3 * head, 1, 1),
-        "dep_conv": (C_out, K_c * K_c, K_c, K_c),
-    }
-    for name, (weight, bias) in pairs.items():
-        shape = expected[name]
-        check_parameter(
-            "acmix", f"{name} weight", weight, x, fits=shape_of(weight) == shape, expected=list(shape)
-        )
-        if bias is not None and name in ("fc", "dep_conv"):
+    for name in ("fc", "dep_conv"):
+        if pairs[name][1] is not None:
             raise ValueError(f"acmix: {name} bias is given; expected None, it has no bias")
-        if bias is not None:
-            fits = shape_of(bias) == shape[:1]
-            check_parameter("acmix", f"{name} bias", bias, x, fits=fits, expected=list(shape[:1]))
-    for name, rate in (("rate1", rate1), ("rate2", rate2)):
-        check_parameter("acmix", name, rate, x, fits=shape_of(rate) == (1,), expected=[1])
+    projection, bias = (C_out, C_in, 1, 1), (C_out,)
+    shapes = (
+        *(projection, bias) * 3, (D, 2, 1, 1), (D,), (K_c * K_c, 3 * head, 1, 1), None,
+        (C_out, K_c * K_c, K_c, K_c), None, (1,), None, (1,), None,
+    )  # fmt: skip
+    weights = [*(t for pair in pairs.values() for t in pair), rate1, None, rate2, None]
+    if (i := first_misfit(x, weights, shapes)) is not None:
+        names = [*(f"{name} {part}" for name in NAMES for part in ("weight", "bias")), "rate1", "", "rate2"]
+        misfit("acmix", names[i], weights[i], shapes[i], x)

@@ -63,10 +63,11 @@ class _Gate(FusedModule):
         self.conv1 = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x):
-        if not exporting():
-            check_channels(type(self).__name__, x, self.conv1.in_channels)
-        if self._has_fused_form and not self._must_call_submodules():
-            *stages, conv1 = ((conv.weight, conv.bias) for conv in self.children())
+        exported = exporting()
+        if not exported:
+            check_channels(type(self).__name__, x, self._modules["conv1"].in_channels)
+        if self._has_fused_form and not exported and not self._must_call_submodules():
+            *stages, conv1 = self._weights(self._modules.values())
             missing = [None] * (4 - len(stages))
             return lska(x, *stages, *missing, conv1, dilation=self._dilation)
         x, _ = follow_autocast(x)
@@ -105,7 +106,7 @@ class LSKA(_Gate):
 
     @property
     def _dilation(self):
-        return self.conv_spatial_h.dilation[1]
+        return self._modules["conv_spatial_h"].dilation[1]
 
 
 class LSKATrivial(_Gate):

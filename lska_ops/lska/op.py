@@ -10,8 +10,10 @@ from .._calls import (
     check_map,
     check_number,
     check_pair,
-    check_parameter,
+    first_misfit,
     follow_autocast,
+    misfit,
+    needs_grad,
     shape_of,
     without_autocast,
 )
@@ -24,6 +26,7 @@ _backends.WHY_NOT["lska"] = {
 }
 
 NAMES = ("conv0h", "conv0v", "conv_spatial_h", "conv_spatial_v", "conv1")
+OPTIONAL = ("conv_spatial_h", "conv_spatial_v")
 
 
 def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, backend="auto"):
@@ -63,21 +66,18 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         `reference` six.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
-    given = [name for name, pair in zip(NAMES, pairs, strict=False) if pair is not None]
     for name, pair in zip(NAMES, pairs, strict=False):
-        if name in given or not name.startswith("conv_spatial"):
+        if pair is not None or name not in OPTIONAL:
             check_pair("lska", name, pair)
-    flat = [t for pair in pairs if pair is not None for t in pair]
-    x, flat = follow_autocast(x, flat)
-    pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(given)}
+    weights = [t for pair in pairs for t in pair or (None, None)]
+    x, weights = follow_autocast(x, weights)
     if not _backends.exporting():
-        _check(x, pairs, dilation)
+        _check(x, weights, [pair is not None for pair in pairs], dilation)
     name = _backends.choose("lska", backend, x)
     with without_autocast(x.device.type):
         if name == "reference":
-            return reference.gate(x, *_convolutions(pairs, dilation))
-        weights = [t for name in NAMES for t in pairs.get(name, (None, None))]
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)):
+            return reference.gate(x, *_convolutions(weights, dilation))
+        if needs_grad((x, *weights)):
             return _Lska.apply(name, dilation, x, *weights)[0]
         return _op("fwd", name)(x, *weights, dilation, False)[0]
 
@@ -115,43 +115,49 @@ class _Lska(torch.autograd.Function):
 def _differentiable_grads(tensors, dilation, grad_y):
     """The gradients in operations that can be differentiated once more."""
     x, *weights = tensors
-    pairs = zip(NAMES, zip(weights[::2], weights[1::2], strict=True), strict=True)
-    y = reference.gate(x, *_convolutions({n: pair for n, pair in pairs if pair[0] is not None}, dilation))
+    y = reference.gate(x, *_convolutions(weights, dilation))
     inputs = [t for t in tensors if t is not None and t.requires_grad]
     grads = iter(torch.autograd.grad(y, inputs, grad_y, create_graph=True))
     return [next(grads) if t is not None and t.requires_grad else None for t in tensors]
 
 
-def _convolutions(pairs, dilation):
+def _convolutions(weights, dilation):
     """The reference's callables: conv1, then the stages that are there."""
-    weight, bias = pairs["conv1"]
-    calls = [partial(F.conv2d, weight=weight, bias=bias)]
-    for name, (weight, bias) in pairs.items():
-        if name != "conv1":
-            d = dilation if name.startswith("conv_spatial") else 1
+    *stages, conv1 = zip(NAMES, weights[::2], weights[1::2], strict=True)
+    calls = [partial(F.conv2d, weight=conv1[1], bias=conv1[2])]
+    for name, weight, bias in stages:
+        if weight is not None:
+            d = dilation if name in OPTIONAL else 1
             options = dict(padding=(weight.shape[2] // 2 * d, weight.shape[3] // 2 * d), dilation=d)
             calls.append(partial(F.conv2d, weight=weight, bias=bias, groups=weight.shape[0], **options))
     return calls
 
 
-def _check(x, pairs, dilation):
+def _check(x, weights, given, dilation):
     check_map("lska", x)
     check_number("lska", "dilation", dilation)
-    C = x.shape[1]
-    if ("conv_spatial_h" in pairs) != ("conv_spatial_v" in pairs):
-        missing = "conv_spatial_v" if "conv_spatial_h" in pairs else "conv_spatial_h"
+    if given[2] != given[3]:
+        missing = OPTIONAL[given[2]]
         raise ValueError(f"lska: {missing} is None; expected both of the dilated pair, or neither")
-    for name, (weight, bias) in pairs.items():
-        shape = shape_of(weight)
-        if name == "conv1":
-            fits, expected = shape == (C, C, 1, 1), f"[C, C, 1, 1] with C = {C}"
-        elif name.endswith("h"):
-            fits = len(shape) == 4 and shape[:3] == (C, 1, 1) and shape[3] % 2 == 1
-            expected = f"[C, 1, 1, k] with C = {C} and k odd"
-        else:
-            row = name[:-1] + "h"
-            k = shape_of(pairs[row][0])[3]
-            fits, expected = shape == (C, 1, k, 1), f"[{C}, 1, {k}, 1], as long as {row}"
-        check_parameter("lska", f"{name} weight", weight, x, fits=fits, expected=expected)
-        if bias is not None:
-            check_parameter("lska", f"{name} bias", bias, x, fits=shape_of(bias) == (C,), expected=f"[{C}]")
+    C, k0, k1 = x.shape[1], _taps(weights[0]), _taps(weights[4])
+    bias = (C,)
+    dilated = ((C, 1, 1, k1), bias, (C, 1, k1, 1), bias) if given[2] else (None,) * 4
+    shapes = ((C, 1, 1, k0), bias, (C, 1, k0, 1), bias, *dilated, (C, C, 1, 1), bias)
+    if (i := first_misfit(x, weights, shapes)) is not None:
+        name, expected = NAMES[i // 2], None if i % 2 else _in_words(NAMES[i // 2], C, shapes[i][2])
+        misfit("lska", f"{name} {'bias' if i % 2 else 'weight'}", weights[i], shapes[i], x, expected)
+
+
+def _taps(row):
+    """k of a row's weight, where it is odd."""
+    k = shape_of(row)[-1:]
+    return k[0] if k and k[0] % 2 == 1 else 1
+
+
+def _in_words(name, C, k):
+    """The shape that is expected of a weight."""
+    if name == "conv1":
+        return f"[C, C, 1, 1] with C = {C}"
+    if name.endswith("h"):
+        return f"[C, 1, 1, k] with C = {C} and k odd"
+    return f"[{C}, 1, {k}, 1], as long as {name[:-1]}h"

@@ -16,7 +16,7 @@ from .registration import register
 
 # What the digits need, made for two cores; your own data gets ultralytics' defaults.
 RECIPE = dict(
-    epochs=12, imgsz=160,
+    epochs=7, imgsz=160,
     batch=16, nbs=16, optimizer="AdamW", lr0=0.003, lrf=0.05, cos_lr=True, warmup_epochs=1.0,
     mosaic=0.0, fliplr=0.0, hsv_h=0.0, hsv_s=0.0, scale=0.2, translate=0.1, erasing=0.0, cache="ram",
 )  # fmt: skip

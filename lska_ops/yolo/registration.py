@@ -12,6 +12,7 @@ import copy
 import difflib
 import functools
 import inspect
+import re
 import sys
 import threading
 from pathlib import Path
@@ -164,10 +165,19 @@ def _unknown_name(error, rows, tasks):
     for i, row in enumerate(rows):
         name = row[2] if isinstance(row, list) and len(row) > 2 else None
         if isinstance(name, str) and error.args == (name,) and not hasattr(tasks, name):
-            near = difflib.get_close_matches(name, [n for n in vars(tasks) if n[:1].isupper()], n=3)
+            near = _near(name, [n for n in vars(tasks) if n[:1].isupper()])
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             return f"model YAML: row {i} names {name!r}, which neither ultralytics nor lska_ops has{hint}"
     return None
+
+
+def _near(name, known):
+    """The names that differ from `name` in case or punctuation alone; if there are none, similar ones."""
+
+    def letters(text):
+        return re.sub(r"[\W_]", "", text).lower()
+
+    return [n for n in known if letters(n) == letters(name)] or difflib.get_close_matches(name, known, n=3)
 
 
 def _fill_in_channels(rows, d, ch, ours, parse):

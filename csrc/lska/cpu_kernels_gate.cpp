@@ -1,8 +1,5 @@
 // The elementwise passes around the 1x1 product, and the sums of partial gradients in their fixed order.
-#pragma once
-
-#include "csrc/common/simd.h"
-#include "csrc/lska/cpu_kernels.h"
+#include "csrc/lska/cpu_kernels_parts.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
 
@@ -90,6 +87,32 @@ void sum_parts(const A* parts, int64_t count, int64_t stride, int64_t n, T* out)
     Vec<A> total{};
     for (int64_t p = 0; p < count; ++p) total += load_n(parts + p * stride + i, m);
     store_n(out + i, total, m);
+  });
+}
+
+void add_gate(Dtype dtype, LskaCpuKernels& kernels) {
+  with_dtype(dtype, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    kernels.gate_fwd = [](const GateBlock& block, const void* x, const void* product, const void* bias,
+                          void* y) {
+      lska_gate_fwd_kernel<T>(block, static_cast<const T*>(x), static_cast<const A*>(product),
+                              static_cast<const A*>(bias), static_cast<T*>(y));
+    };
+    kernels.gate_bwd = [](const GateBlock& block, const void* grad_y, const void* x, void* grad_product,
+                          void* sums) {
+      lska_gate_bwd_kernel<T>(block, static_cast<const T*>(grad_y), static_cast<const T*>(x),
+                              static_cast<A*>(grad_product), static_cast<A*>(sums));
+    };
+    kernels.to_accumulate = [](const void* in, void* out, int64_t n) {
+      to_accumulate<T>(static_cast<const T*>(in), static_cast<A*>(out), n);
+    };
+    kernels.add = [](void* sum, const void* part, int64_t n) {
+      add<A>(static_cast<A*>(sum), static_cast<const A*>(part), n);
+    };
+    kernels.sum_parts = [](const void* parts, int64_t count, int64_t stride, int64_t n, void* out) {
+      sum_parts<T>(static_cast<const A*>(parts), count, stride, n, static_cast<T*>(out));
+    };
   });
 }
 
