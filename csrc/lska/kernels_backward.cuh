@@ -7,13 +7,12 @@
 namespace lska_ops {
 
 struct LskaBackwardArguments {
-  const void* x;         // [planes, H, W] of T
-  const float* ds;       // the same
-  const void* grad_y;    // the same of T; null: grad_x is the cascade's alone
-  const float* product;  // the same: conv1 s, without its bias
-  const void* bias;      // conv1's [C] of T, or null
-  void* grad_x;          // the same as x
-  float* sums;           // [B * tiles, C, width]: a tile's tap gradients, tensor after tensor
+  const void *x, *ds;   // [planes, H, W] of T
+  const void* grad_y;   // the same; null: grad_x is the cascade's alone
+  const void* product;  // the same: conv1 s, without its bias
+  const void* bias;     // conv1's [C] of T, or null
+  void* grad_x;         // the same as x
+  float* sums;          // [B * tiles, C, width]: a tile's tap gradients, tensor after tensor
   int sums_width;
   LskaWeightPointers weights;
   LskaMap map;
@@ -172,7 +171,7 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
   const Rows in_rows{tile.width, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
   const int64_t start = (first_plane * H + tile.top) * W + tile.left;
   copy_in(static_cast<const T*>(a.x) + start, in, first.x, in_rows);
-  copy_in(a.ds + start, in, first.gradient(), in_rows);
+  copy_in(static_cast<const T*>(a.ds) + start, in, first.gradient(), in_rows);
   if (here && t == 0) {
     p.biases()[0] = load_bias<T>(a.weights.h0_bias, channel);
     p.biases()[1] = load_bias<T>(a.weights.v0_bias, channel);
@@ -271,7 +270,7 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
         constexpr int N = sizeof(v) / sizeof(v[0]);
         float grad[N], gate[N];
         load_some(static_cast<const T*>(a.grad_y) + at + element, grad);
-        load_some(a.product + at + element, gate);
+        load_some(static_cast<const T*>(a.product) + at + element, gate);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
           const int of = r.planes > 1 ? quotient(quotient(int(element) + i, r.by_cols), r.by_rows) : 0;

@@ -6,13 +6,11 @@
 namespace lska_ops {
 
 struct LskaGateArguments {
-  const void* x;         // [planes, pixels] of T
-  const float* product;  // [planes, pixels]: conv1 s (forward)
-  const void* bias;      // conv1's [C] of T, or null (forward)
-  const void* grad_y;    // [planes, pixels] of T (backward)
-  void* y;               // [planes, pixels] of T (forward)
-  float* grad_product;   // [planes, pixels] (backward)
-  float* sums;           // [planes] (backward): grad_product summed over the pixels
+  const void *x, *product;  // [planes, pixels] of T; product: conv1 s (forward)
+  const void* bias;         // conv1's [C] of T, or null (forward)
+  const void* grad_y;       // [planes, pixels] of T (backward)
+  void *y, *grad_product;   // [planes, pixels] of T (forward; backward)
+  float* sums;              // [planes] (backward): grad_product, before it was rounded, summed over the pixels
   int C;
   int64_t pixels;
 };
@@ -28,7 +26,7 @@ lska_gate_fwd_kernel(const LskaGateArguments a) {
   const float bias = load_bias<T>(a.bias, int(plane % a.C));
   for (int64_t begin = block_y() * kGateBlock; begin < a.pixels; begin += blocks_y() * kGateBlock) {
     const int64_t at = plane * a.pixels + begin;
-    const T* x = static_cast<const T*>(a.x) + at;
+    const T *x = static_cast<const T*>(a.x) + at, *product = static_cast<const T*>(a.product) + at;
     T* y = static_cast<T*>(a.y) + at;
     const Lines line{1, int(min(kGateBlock, a.pixels - begin)), 0};
     for_each_group(
@@ -36,12 +34,12 @@ lska_gate_fwd_kernel(const LskaGateArguments a) {
         [&](int, int first) {
           float v[kVector<T>], gate[kVector<T>];
           load_some(x + first, v);
-          load_some(a.product + at + first, gate);
+          load_some(product + first, gate);
 #pragma unroll
           for (int i = 0; i < kVector<T>; ++i) v[i] *= gate[i] + bias;
           store_vector(y + first, v);
         },
-        [&](int, int i) { store(y + i, load(x + i) * (load(a.product + at + i) + bias)); });
+        [&](int, int i) { store(y + i, load(x + i) * (load(product + i) + bias)); });
   }
 }
 
@@ -51,8 +49,8 @@ LSKA_KERNEL(512)
 lska_gate_bwd_kernel(const LskaGateArguments a) {
   const int64_t plane = block_x(), at = plane * a.pixels;
   const T *x = static_cast<const T*>(a.x) + at, *grad_y = static_cast<const T*>(a.grad_y) + at;
-  float* out = a.grad_product + at;
-  constexpr int N = kVector<float>;
+  T* out = static_cast<T*>(a.grad_product) + at;
+  constexpr int N = kVector<T>;
   float sum = 0.f;
   for (int64_t begin = 0; begin < a.pixels; begin += 1 << 20) {
     const Lines line{1, int(min(int64_t(1 << 20), a.pixels - begin)), 0};
@@ -85,11 +83,11 @@ struct LskaSum {
 };
 
 struct LskaSumsArguments {
-  const float* parts;    // [count, rows, width]
+  const void* parts;     // [count, rows, width] of float, or of T
   const float* initial;  // [rows, width] to begin with, or null
   int64_t count, rows;
   int width;
-  bool out_float;
+  bool parts_float, out_float;
   LskaSum sums[8];
 };
 
@@ -102,7 +100,7 @@ lska_sums_kernel(const LskaSumsArguments a) {
   const int64_t row = i / a.width;
   const int at = int(i - row * a.width);
   float sum = a.initial ? load(a.initial + i) : 0.f;
-  for (int64_t part = 0; part < a.count; ++part) sum += load(a.parts + part * n + i);
+  for (int64_t part = 0; part < a.count; ++part) sum += load_either<T>(a.parts, part * n + i, a.parts_float);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     const LskaSum s = a.sums[j];

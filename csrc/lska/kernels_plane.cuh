@@ -10,8 +10,7 @@ namespace lska_ops {
 
 struct LskaPlaneArguments {
   const void* x;  // [planes, H, W] of T
-  void* s;        // the same of T, or of float
-  bool in_float;  // s is float
+  void* s;        // the same
   LskaWeightPointers weights;
   LskaMap map;
   LskaRegion region;
@@ -111,10 +110,7 @@ lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
   const Lines out{1, planes * tile.rows * W, 0};
   const int64_t at = first_plane * a.map.H * W + int64_t(tile.row) * W;
   const float* core = map + (tile.row - tile.top) * r.pitch;
-  if (a.in_float)
-    copy_out(static_cast<float*>(a.s) + at, out, rows, core);
-  else
-    copy_out(static_cast<T*>(a.s) + at, out, rows, core);
+  copy_out(static_cast<T*>(a.s) + at, out, rows, core);
 }
 
 }  // namespace lska_ops

@@ -12,9 +12,7 @@ struct LskaStageArguments {
   bool in_float, out_float, vertical, turned;
   LskaStage stage;
   LskaMap map;
-  const void* grad_y;  // the gate's part of grad_x, as in LskaBackwardArguments
-  const float* product;
-  const void* conv1_bias;
+  const void *grad_y, *product, *conv1_bias;  // the gate's part of grad_x, as in LskaBackwardArguments
 };
 
 template <class T>
@@ -44,7 +42,7 @@ lska_stage_kernel(const LskaStageArguments a) {
     float v = sum + load_bias<T>(a.bias, channel);
     if (a.grad_y)
       v = multiply_add(load(static_cast<const T*>(a.grad_y) + base + p),
-                       load(a.product + base + p) + load_bias<T>(a.conv1_bias, channel), v);
+                       load(static_cast<const T*>(a.product) + base + p) + load_bias<T>(a.conv1_bias, channel), v);
     if (a.out_float)
       store(static_cast<float*>(a.out) + base + p, v);
     else
@@ -53,11 +51,11 @@ lska_stage_kernel(const LskaStageArguments a) {
 }
 
 struct LskaStageSumsArguments {
-  const void* in;         // [planes, H, W] of T or float: what the stage convolved
-  const float* gradient;  // [planes, H, W]: of what it gave
+  const void* in;        // [planes, H, W] of T or float: what the stage convolved
+  const void* gradient;  // the same: of what it gave
   float* sums;            // [B, C, width], at this stage's offset
   int sums_width;
-  bool in_float, vertical;
+  bool in_float, gradient_float, vertical;
   LskaStage stage;
   LskaMap map;
 };
@@ -88,7 +86,7 @@ lska_stage_sums_kernel(const LskaStageSumsArguments a) {
     float sum = 0.f;
     if (tap == k || (t >= 0 && t < a.stage.used))
       for (int64_t p = thread_index(); p < pixels; p += thread_count()) {
-        const float g = load(a.gradient + base + p);
+        const float g = load_either<T>(a.gradient, base + p, a.gradient_float);
         if (tap == k) {
           sum += g;
           continue;

@@ -84,7 +84,6 @@ lska_cascade_fwd_stream_kernel(const LskaPlaneArguments a) {
 
   const T* x = static_cast<const T*>(a.x) + (plane * H + tile.top) * W + tile.left;
   T* s = static_cast<T*>(a.s) + plane * H * W;
-  float* s_float = static_cast<float*>(a.s) + plane * H * W;
   const int bottom = tile.top + tile.height, last = tile.row + tile.rows;
   const int end0 = min(H, last + reach1);  // rows the first vertical convolution has to give
   int entered = tile.top, done0 = max(0, tile.row - reach1), done1 = tile.row;
@@ -139,11 +138,7 @@ lska_cascade_fwd_stream_kernel(const LskaPlaneArguments a) {
     const int to1 = min(min(last, done1 + r.step), done0 < end0 ? done0 - reach1 : last);
     const RingColumn column1{ring1, ring_pitch, slots1, done0, slot1};
     const auto put = [&](int y, int column, float v) {
-      const int64_t at = int64_t(y) * W + tile.col + column;
-      if (a.in_float)
-        store(s_float + at, v + bias_v1);
-      else
-        store(s + at, v + bias_v1);
+      store(s + int64_t(y) * W + tile.col + column, v + bias_v1);
     };
     if (pair)
       convolve_columns(column1, done1, to1, tile.cols, r.stages.v1.dilation, r.stages.v1.used,

@@ -54,11 +54,11 @@ inline Tensor in_nchw(const Tensor& t) {
 inline Tensor matrices(const Tensor& memory, int64_t offset, int64_t batch, int64_t batch_stride,
                        int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
   const int64_t sizes[] = {batch, rows, cols}, strides[] = {batch_stride, row_stride, col_stride};
-  float* data = static_cast<float*>(memory.data_ptr()) + offset;
-  return torch::stable::from_blob(data, {sizes, 3}, {strides, 3}, memory.device(), ScalarType::Float);
+  char* data = static_cast<char*>(memory.data_ptr()) + offset * int64_t(memory.element_size());
+  return torch::stable::from_blob(data, {sizes, 3}, {strides, 3}, memory.device(), memory.scalar_type());
 }
 
-// out = a b for each matrix, in fp32, by the vendor library.
+// out = a b for each matrix, by the vendor library: sums in fp32, on tensor cores for the half dtypes.
 inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
                           torch::stable::detail::from(out)};
@@ -155,15 +155,13 @@ struct Call {
     check_shape(op, name, t, {size.B, size.C, size.H, size.W});
     return in_nchw(t);
   }
-  // In float, as the product wants it.
-  Tensor in_float(const char* name, const Tensor& t) {
+  Tensor held_matrix(const char* name, const Tensor& t) {
     hold(name, t);
-    if (type == ScalarType::Float) return held.back();
-    Tensor copy = torch::stable::new_empty(x, t.sizes(), ScalarType::Float);
-    return torch::stable::copy_(copy, held.back());
+    return held.back();
   }
 
   Tensor floats(int64_t n) const { return torch::stable::new_empty(x, {n}, ScalarType::Float); }
+  Tensor elements(int64_t n) const { return torch::stable::new_empty(x, {n}); }
   Tensor empty_like_x() const { return empty_map(x, torch::headeronly::MemoryFormat::Contiguous); }
   Tensor as_given(const Tensor& t) const {  // in the layout x came in
     if (!channels_last) return t;
@@ -190,12 +188,12 @@ struct Call {
     STD_TORCH_CHECK(!problem, op, ": a kernel could not be started: ", problem ? problem : "");
   }
 
-  // s of `count` images from x at `from`, in T or float.
-  void cascade(const void* from, int64_t count, void* s, bool s_float) const {
+  // s of `count` images from x at `from`.
+  void cascade(const void* from, int64_t count, void* s) const {
     const LskaSize some = of_images(count);
     const LskaPlan p = lska_plan_forward(some, device.limits);
-    if (p.kernel == LskaKernel::stages) return cascade_by_stages(from, count, s, s_float);
-    const LskaPlaneArguments a{from, s, s_float, weights, map(count), lska_region(some, p)};
+    if (p.kernel == LskaKernel::stages) return cascade_by_stages(from, count, s);
+    const LskaPlaneArguments a{from, s, weights, map(count), lska_region(some, p)};
     with_dtype(type, [&](auto t) {
       using T = typename decltype(t)::type;
       start(p.kernel == LskaKernel::plane ? lska_cascade_fwd_kernel<T> : lska_cascade_fwd_stream_kernel<T>,
@@ -229,7 +227,7 @@ struct Call {
       start(lska_stage_kernel<typename decltype(t)::type>, {a.map.planes, blocks, 1}, 256, 0, a);
     });
   }
-  void cascade_by_stages(const void* from, int64_t count, void* s, bool s_float) const {
+  void cascade_by_stages(const void* from, int64_t count, void* s) const {
     const std::vector<Link> links = chain();
     const Tensor a = floats(count * image), b = floats(count * image);
     const void* in = from;
@@ -239,13 +237,13 @@ struct Call {
       given.in = in;
       given.in_float = i > 0;
       given.out = last ? s : (i % 2 ? b : a).data_ptr();
-      given.out_float = !last || s_float;
+      given.out_float = !last;
       stage(links[i], given, count);
       in = given.out;
     }
   }
 
-  void gate(const void* from, const float* product, const void* conv1_bias, void* y, int64_t count) const {
+  void gate(const void* from, const void* product, const void* conv1_bias, void* y, int64_t count) const {
     LskaGateArguments a{};
     a.x = from;
     a.product = product;
@@ -265,15 +263,16 @@ struct Call {
       start(lska_sums_kernel<typename decltype(t)::type>, {lska_plan::ceil_div(n, 256), 1, 1}, 256, 0, a);
     });
   }
-  // total += parts[0] + parts[1] + ..., or = where it is the first time.
+  // total += parts[0] + parts[1] + ..., or = where it is the first time; parts of float or of x's dtype.
   void add(const Tensor& parts, int64_t count, int64_t rows, int64_t width, const Tensor& total,
            bool first) const {
     float* out = static_cast<float*>(total.data_ptr());
-    LskaSumsArguments a{static_cast<const float*>(parts.const_data_ptr()),
+    LskaSumsArguments a{parts.const_data_ptr(),
                         first ? nullptr : out,
                         count,
                         rows,
                         int(width),
+                        parts.scalar_type() == ScalarType::Float,
                         true,
                         {}};
     a.sums[0] = {out, 0, int(width)};
@@ -285,7 +284,7 @@ inline Tensor cascade_fwd(const char* op, const Device& device, const Tensor& x,
                           int64_t dilation) {
   const Call call(op, device, x, w, dilation);
   Tensor s = call.empty_like_x();
-  if (!call.empty()) call.cascade(call.x.const_data_ptr(), call.size.B, s.mutable_data_ptr(), false);
+  if (!call.empty()) call.cascade(call.x.const_data_ptr(), call.size.B, s.mutable_data_ptr());
   return call.as_given(s);
 }
 
@@ -303,29 +302,27 @@ inline void check_conv1(const Call& call, const Tensor& conv1, const MaybeTensor
   if (conv1_bias) check_shape(call.op, "conv1 bias", *conv1_bias, {call.size.C});
 }
 
-// s and the product are fp32 whatever x is, so that y is rounded once. The product is what backward would
-// have to compute again: kept on demand where it is x's dtype.
+// Between kernels maps are of x's dtype, as the tensor cores want them; every kernel computes in fp32. The
+// product is what backward would have to compute again: kept on demand, without bias.
 inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, const Tensor& x, const Weights& w,
                                       const Tensor& conv1_weight, const MaybeTensor& conv1_bias,
                                       int64_t dilation, bool keep_product) {
   Call call(op, device, x, w, dilation);
   check_conv1(call, conv1_weight, conv1_bias);
-  const bool keep = keep_product && call.type == ScalarType::Float;
   Tensor y = call.empty_like_x();
-  Tensor product = keep ? call.empty_like_x() : torch::stable::new_empty(call.x, {0});
+  Tensor product = keep_product ? call.empty_like_x() : torch::stable::new_empty(call.x, {0});
   if (call.empty()) return {call.as_given(y), product};
 
-  const Tensor weight = call.in_float("conv1 weight", conv1_weight);
+  const Tensor weight = call.held_matrix("conv1 weight", conv1_weight);
   const void* bias = call.bias("conv1 bias", conv1_bias);
-  const int64_t at_once = lska_images_at_once(call.size, device.limits);
-  const Tensor s = call.floats(at_once * call.image);
-  const Tensor scratch = keep ? product : call.floats(at_once * call.image);
+  const int64_t at_once = lska_images_at_once(call.size, device.limits, int64_t(call.x.element_size()));
+  Tensor s = call.elements(at_once * call.image);
+  Tensor scratch = keep_product ? product : call.elements(at_once * call.image);
   for (int64_t first = 0; first < call.size.B; first += at_once) {
-    const int64_t count = std::min(at_once, call.size.B - first), offset = keep ? first * call.image : 0;
-    call.cascade(call.at(call.x, first), count, s.data_ptr(), true);
-    conv1(call, weight, false, s, 0, scratch, offset, count);
-    call.gate(call.at(call.x, first), static_cast<const float*>(scratch.const_data_ptr()) + offset, bias,
-              call.at(y, first), count);
+    const int64_t count = std::min(at_once, call.size.B - first), kept = keep_product ? first : 0;
+    call.cascade(call.at(call.x, first), count, s.mutable_data_ptr());
+    conv1(call, weight, false, s, 0, scratch, kept * call.image, count);
+    call.gate(call.at(call.x, first), call.at(scratch, kept), bias, call.at(y, first), count);
   }
   return {call.as_given(y), product};
 }

@@ -46,13 +46,14 @@ struct CascadeBackward {
       call.stage(links[i - 1], given, count);
     }
     const Tensor grads[2] = {call.floats(count * call.image), call.floats(count * call.image)};
-    const float* gradient = a.ds;
+    const void* gradient = a.ds;
     for (int i = n - 1; i >= 0; --i) {
       LskaStageSumsArguments sums{i ? in[i - 1].const_data_ptr() : a.x,
                                   gradient,
                                   a.sums + sums_offset(links[i].number, int(call.size.k0), int(call.size.k1)),
                                   width,
                                   i > 0,
+                                  i < n - 1,
                                   links[i].vertical,
                                   links[i].stage,
                                   a.map};
@@ -63,7 +64,8 @@ struct CascadeBackward {
       });
       LskaStageArguments given{};
       given.in = gradient;
-      given.in_float = given.turned = true;
+      given.in_float = i < n - 1;
+      given.turned = true;
       given.out = i ? grads[i % 2].data_ptr() : a.grad_x;
       given.out_float = i > 0;
       if (i == 0) {
@@ -72,7 +74,7 @@ struct CascadeBackward {
         given.conv1_bias = a.bias;
       }
       call.stage(links[i], given, count);
-      gradient = static_cast<const float*>(given.out);
+      gradient = given.out;
     }
   }
 };
@@ -88,8 +90,6 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   const Tensor grad_y = call.map_like("grad_y", given_grad_y);
   const bool kept = given_product.numel() > 0;
   const Tensor product = kept ? call.map_like("product", given_product) : given_product;
-  STD_TORCH_CHECK(!kept || call.type == ScalarType::Float, op, ": product has dtype ",
-                  torch::headeronly::toString(call.type), "; expected float32, or an empty tensor");
 
   const auto gradient = [&](std::initializer_list<int64_t> shape) {
     Tensor t = torch::stable::new_empty(call.x, {shape.begin(), shape.size()});
@@ -115,26 +115,26 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   };
   if (call.empty()) return all();
 
-  const Tensor weight = call.in_float("conv1 weight", conv1_weight);
+  const Tensor weight = call.held_matrix("conv1 weight", conv1_weight);
   const void* bias = call.bias("conv1 bias", conv1_bias);
-  const int64_t at_once = lska_images_at_once(call.size, device.limits), map = at_once * call.image;
+  const int64_t at_once = lska_images_at_once(call.size, device.limits, int64_t(call.x.element_size())), map = at_once * call.image;
   const CascadeBackward backward{call};
   const int64_t last = call.size.B % at_once ? call.size.B % at_once : at_once;
   const int64_t parts = std::max(backward.parts(at_once), backward.parts(last));
-  const Tensor s = call.floats(map), grad_product = call.floats(map), ds = call.floats(map);
-  const Tensor again = kept ? product : call.floats(map);
+  Tensor s = call.elements(map), grad_product = call.elements(map), ds = call.elements(map);
+  Tensor again = kept ? product : call.elements(map);
   const Tensor tap_parts = call.floats(parts * C * backward.width),
                tap_total = call.floats(C * backward.width);
   const Tensor bias_parts = call.floats(at_once * C), bias_total = call.floats(C);
-  const Tensor conv1_parts = call.floats(at_once * C * C), conv1_total = call.floats(C * C);
+  const Tensor conv1_parts = call.elements(at_once * C * C), conv1_total = call.floats(C * C);
 
   for (int64_t first = 0; first < call.size.B; first += at_once) {
-    const int64_t count = std::min(at_once, call.size.B - first), offset = kept ? first * call.image : 0;
-    call.cascade(call.at(call.x, first), count, s.data_ptr(), true);
+    const int64_t count = std::min(at_once, call.size.B - first), kept_first = kept ? first : 0;
+    call.cascade(call.at(call.x, first), count, s.mutable_data_ptr());
     LskaGateArguments gate{};
     gate.x = call.at(call.x, first);
     gate.grad_y = call.at(grad_y, first);
-    gate.grad_product = static_cast<float*>(grad_product.data_ptr());
+    gate.grad_product = grad_product.mutable_data_ptr();
     gate.sums = static_cast<float*>(bias_parts.data_ptr());
     gate.C = int(C);
     gate.pixels = P;
@@ -146,9 +146,9 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
     if (!kept) conv1(call, weight, false, s, 0, again, 0, count);
     LskaBackwardArguments a{};
     a.x = gate.x;
-    a.ds = static_cast<const float*>(ds.const_data_ptr());
+    a.ds = ds.const_data_ptr();
     a.grad_y = gate.grad_y;
-    a.product = static_cast<const float*>(again.const_data_ptr()) + offset;
+    a.product = call.at(again, kept_first);
     a.bias = bias;
     a.grad_x = call.at(grad_x, first);
     a.sums = static_cast<float*>(tap_parts.data_ptr());
@@ -163,7 +163,7 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
 
   const auto rounded = [&](const Tensor& total, int64_t rows, int64_t width) {
     return LskaSumsArguments{
-        nullptr, static_cast<const float*>(total.const_data_ptr()), 0, rows, int(width), false, {}};
+        nullptr, static_cast<const float*>(total.const_data_ptr()), 0, rows, int(width), true, false, {}};
   };
   LskaSumsArguments a = rounded(tap_total, C, backward.width);
   int at = 0;

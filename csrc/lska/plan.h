@@ -234,10 +234,10 @@ inline LskaPlan lska_plan_backward(const LskaSize& s, const LskaDevice& device) 
   return lska_plan::stage_by_stage(s);
 }
 
-// Images whose s and product, in fp32, stay in half of the L2 cache between two kernels; but enough of them
-// that a launch fills the device twice.
-inline int64_t lska_images_at_once(const LskaSize& s, const LskaDevice& device) {
-  const int64_t image = std::max<int64_t>(1, s.C * s.H * s.W * 8);
+// Images whose s and product, `element` bytes a pixel each, stay in half of the L2 cache between two kernels;
+// but enough of them that a launch fills the device twice.
+inline int64_t lska_images_at_once(const LskaSize& s, const LskaDevice& device, int64_t element) {
+  const int64_t image = std::max<int64_t>(1, s.C * s.H * s.W * 2 * element);
   const int64_t enough = lska_plan::ceil_div(2 * device.multiprocessors, std::max<int64_t>(1, s.C));
   return std::clamp<int64_t>(std::max(device.cache_bytes / 2 / image, enough), 1, std::max<int64_t>(1, s.B));
 }

@@ -74,9 +74,8 @@ def _fwd(x, *rest):
 
 def _fwd_cuda(x, *rest):
     """Unlike the CPU's, the product stays in the layout the kernels read, whatever x's is."""
-    keeps_product = rest[-1] and x.dtype == torch.float32
     nchw = torch.contiguous_format
-    return _map_like(x), torch.empty_like(x, memory_format=nchw) if keeps_product else x.new_empty(0)
+    return _map_like(x), torch.empty_like(x, memory_format=nchw) if rest[-1] else x.new_empty(0)
 
 
 def _bwd(grad_y, x, product, *rest):

@@ -57,12 +57,13 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: `cuda` and `cpu` sum in float32 (`cpu`: float64 for float64) and round once, at the end;
-        `reference` rounds to the dtype of x after each convolution, as PyTorch does. Sums have a fixed order:
-        results repeat bit by bit, whatever the number of threads. `cuda` follows PyTorch's setting for
-        products of float32 matrices, TF32 included, for the half dtypes too.
+    Numerics: `cpu` sums in float32 (float64 for float64) and rounds once, at the end. `cuda` sums in float32
+        and rounds to the dtype of x behind the cascade, behind the 1x1 product and at the end, so that the
+        product runs on tensor cores; for float32 it follows PyTorch's setting, TF32 included. `reference`
+        rounds after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by bit,
+        whatever the number of threads.
 
-    Memory: `cuda` and `cpu` keep two maps of the size of x for backward (one for the half dtypes),
+    Memory: `cuda` and `cpu` keep two maps of the size of x for backward (`cpu` one for the half dtypes),
         `reference` six.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)

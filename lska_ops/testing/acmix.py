@@ -39,8 +39,9 @@ def call(tensors, options, backend):
     return core(*(tensors[n] for n in NAMES), backend=backend, **options)
 
 
-def ratios(answers, exact, options, grad_y):
-    """See :func:`lska_ops.testing.problems.ratios`; what may be lost is computed by :class:`Loss`."""
+def ratios(answers, exact, options, grad_y, backend):
+    """See :func:`lska_ops.testing.problems.ratios`; what may be lost is computed by :class:`Loss`, for every
+    backend."""
     dtype = answers["y"].dtype
     exact = {n: None if t is None else t.detach() for n, t in exact.items()}
     r = _solve(exact, options, grad_y)

@@ -83,17 +83,17 @@ def solve(problem, backend, backward=True):
     return {"y": y, **{f"grad_{n}": g for n, g in zip(inputs, grads, strict=True)}}
 
 
-def ratios(problem, answers):
-    """``{answer: |out - r| / bound}``; see :func:`lska_ops.testing.error_ratio`."""
+def ratios(problem, answers, backend="cpu"):
+    """``{answer: |out - r| / bound}``, the bound of this backend; see :func:`lska_ops.testing.error_ratio`."""
     exact = {n: None if t is None else t.detach().double() for n, t in problem.tensors.items()}
     grad_y = problem.grad_y.double() if len(answers) > 1 else None
-    return OPS[problem.op].ratios(answers, exact, problem.options, grad_y)
+    return OPS[problem.op].ratios(answers, exact, problem.options, grad_y, backend)
 
 
 def main(op, backend, seed):
     problem = random_problem(op, int(seed))
     print(problem.repro(backend))
-    found = ratios(problem, solve(problem, backend))
+    found = ratios(problem, solve(problem, backend), backend)
     for name, ratio in found.items():
         print(f"{name:24} {ratio:.3f}{'' if ratio <= 1 else '  WRONG'}")
     return int(max(found.values()) > 1)

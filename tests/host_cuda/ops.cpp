@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const 
   Tensor sums = call.floats(backward.parts(call.size.B) * call.size.C * backward.width);
   LskaBackwardArguments a{};
   a.x = call.x.const_data_ptr();
-  a.ds = static_cast<const float*>(ds.const_data_ptr());
+  a.ds = ds.const_data_ptr();
   a.grad_x = grad_x.mutable_data_ptr();
   a.sums = static_cast<float*>(sums.mutable_data_ptr());
   backward(a, call.size.B);

@@ -98,7 +98,7 @@ def solve_all(library, count):
         if problem.dtype == torch.float64 or problem.tensors["x"].numel() > 20_000:
             continue
         host.configure(seed % 7, *devices[seed % len(devices)], 1 << 20)
-        if max(ratios(problem, solve(problem, "cpu")).values()) > 1:
+        if max(ratios(problem, solve(problem, "cpu"), "cuda").values()) > 1:
             sys.exit(f"beyond the bound: problem {seed}, {problem.repro('cuda')}")
         solved += 1
     print(f"{solved} problems, forward and backward", flush=True)
