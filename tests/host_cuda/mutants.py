@@ -122,8 +122,8 @@ MUTANTS = [
     Mutant(
         "ring turns too late",
         "kernels_stream.cuh",
-        "      slot0 -= slot0 >= slots0 ? slots0 : 0;\n    }",
-        "      slot0 -= slot0 > slots0 ? slots0 : 0;\n    }",
+        "slot -= slot >= p.slots ? p.slots : 0;",
+        "slot -= slot > p.slots ? p.slots : 0;",
         STREAMS,
     ),
     Mutant(
