@@ -6,6 +6,7 @@ The library is compiled here, from the sources that nvcc compiles, the first tim
 import ctypes
 import itertools
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -101,6 +102,58 @@ def test_host_cuda_gradients_within_bound(host, device):
         for schedule in (0, seed):
             on(host, device, schedule)
             check(problem_of(seed), backward=True)
+
+
+def large(seed):
+    """A problem of few channels on a map larger than the random ones, and limits of a device."""
+    while (problem := problem_of(seed)).tensors["x"].shape[1] > 4:
+        seed += 1000
+    choice = random.Random(seed)
+    B, C = problem.tensors["x"].shape[:2]
+    shape = (B, C, choice.randint(45, 130), choice.randint(20, 100))
+    generator = torch.Generator().manual_seed(seed)
+    x, problem.grad_y = (torch.randn(shape, generator=generator).to(problem.dtype) for _ in range(2))
+    problem.tensors["x"] = LAYOUTS["sliced" if seed % 3 == 0 else "contiguous"](x)
+    return problem, choice.choice((3_000, 6_000, 9_000, 14_000, 24_000)), choice.choice((1, 1000))
+
+
+def plan_of(problem, shared, multiprocessors, backward):
+    from lska_ops import _plan
+
+    B, C, H, W = problem.tensors["x"].shape
+    k0, w1 = problem.tensors["conv0h"].shape[3], problem.tensors["conv_spatial_h"]
+    size = dict(B=B, C=C, H=H, W=W, k0=k0, k1=0 if w1 is None else w1.shape[3], **problem.options)
+    return _plan.lska(backward, **size, shared_bytes=shared, multiprocessors=multiprocessors)
+
+
+def test_host_cuda_streams_within_bound(host):
+    seen = {"strips": 0, "bands": 0, "both": 0, "short reach": 0, "streams": 0}
+    for seed in range(370_000, 370_400):
+        problem, shared, multiprocessors = large(seed)
+        plan = plan_of(problem, shared, multiprocessors, backward=False)
+        if plan["kernel"] != "stream":
+            continue
+        _, bands, strips = plan["grid"]
+        for what, so in zip(
+            seen,
+            (strips > 1, bands > 1, min(bands, strips) > 1, plan["reach_v"] < plan["step"], True),
+            strict=True,
+        ):
+            seen[what] += so
+        host.configure(seed, shared, multiprocessors, CACHE)
+        check(problem, backward=False)
+    assert min(seen.values()) >= 5, seen
+
+
+def test_host_cuda_gradients_of_tiles_within_bound(host):
+    tiles = 0
+    for seed in range(380_000, 380_060):
+        problem, shared, multiprocessors = large(seed)
+        plan = plan_of(problem, 2 * shared, multiprocessors, backward=True)
+        tiles += plan["kernel"] == "plane" and min(plan["grid"][1:]) > 1
+        host.configure(seed, 2 * shared, multiprocessors, CACHE)
+        check(problem, backward=True)
+    assert tiles >= 5, tiles
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -25,7 +25,8 @@ class Mutant:
     test: str = "forward_within_bound"  # who has to kill it
 
 
-GRADIENTS, REPEATS, TRAFFIC = "gradients_within_bound", "repeats_bit_by_bit", "reads_and_writes"
+GRADIENTS, TRAFFIC, STREAMS = "gradients_within_bound", "reads_and_writes", "streams_within_bound"
+SECONDS = 60  # a test takes ten at most
 MUTANTS = [
     Mutant(
         "missing barrier before a stage is written",
@@ -38,6 +39,7 @@ MUTANTS = [
         "kernels_stream.cuh",
         "      barrier();\n      const int offset",
         "      const int offset",
+        STREAMS,
     ),
     Mutant(
         "barrier that some threads skip",
@@ -57,6 +59,7 @@ MUTANTS = [
         "kernels_line.cuh",
         "t.width = min(m.W, t.col + t.cols + reach_h) - t.left;",
         "t.width = min(m.W, t.col + t.cols + max(reach_h - 1, 0)) - t.left;",
+        STREAMS,
     ),
     Mutant(
         "wrong dilation at the right border",
@@ -114,18 +117,21 @@ MUTANTS = [
         "kernels_stream.cuh",
         "slots1 = r.step + 2 * reach1;",
         "slots1 = r.step + 2 * reach1 - (reach1 > 0);",
+        STREAMS,
     ),
     Mutant(
         "ring turns too late",
         "kernels_stream.cuh",
-        "      slot0 -= slot0 >= slots0 ? slots0 : 0;\n    }",
-        "      slot0 -= slot0 > slots0 ? slots0 : 0;\n    }",
+        "slot -= slot >= p.slots ? p.slots : 0;",
+        "slot -= slot > p.slots ? p.slots : 0;",
+        STREAMS,
     ),
     Mutant(
         "drained rows lost",
         "kernels_stream.cuh",
         "entered < bottom ? entered - reach0 : end0);",
         "entered - reach0);",
+        STREAMS,
     ),
     Mutant(
         "taps not turned around",
@@ -217,7 +223,17 @@ def killed_by(mutant: Mutant, text: str, folder: Path) -> str | None:
         "-k",
     ]
     environment = {**os.environ, "LSKA_OPS_HOST_CUDA": str(library), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([*command, mutant.test], cwd=ROOT, env=environment, capture_output=True, text=True)
+    try:
+        run = subprocess.run(
+            [*command, mutant.test],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{mutant.test}, which did not end in {SECONDS} s"
     shutil.rmtree(root)
     if run.returncode < 0:
         return f"{mutant.test}, signal {-run.returncode}"
