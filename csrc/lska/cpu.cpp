@@ -165,8 +165,10 @@ struct Problem {
     return n;
   }
   std::pair<int64_t, int64_t> pixel_range(int64_t block) const {
+    // Blocks end where cache lines do: one that two threads write to would go back and forth between them.
     const int64_t n = pixel_blocks();
-    return {pixels * block / n, pixels * (block + 1) / n};
+    const auto end = [&](int64_t i) { return i == n ? pixels : pixels * i / n / 32 * 32; };
+    return {end(block), end(block + 1)};
   }
   // Pixels [begin, end) of an image of A as a matrix: channels x pixels, or pixels x channels where
   // channels_last.
