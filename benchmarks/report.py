@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from evidence import coverage, read_all
 from goals import by_row, geometric_mean, line_of, times, x_best, x_eager
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,10 +73,9 @@ def _cpu_name():
 
 
 def slug(facts):
-    """Folder of one device: other threads or another instruction set are another device."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{facts['device']} {facts['isa']} {facts['threads']}t".lower()).strip(
-        "-"
-    )
+    """Folder of one device: other threads or another instruction set are another device; not beside a GPU."""
+    threads = "" if facts["isa"].startswith("sm_") else f" {facts['threads']}t"
+    return re.sub(r"[^a-z0-9]+", "-", f"{facts['device']} {facts['isa']}{threads}".lower()).strip("-")
 
 
 def headline(facts):
@@ -155,6 +155,7 @@ def block(results=RESULTS):
     """The text between README.md's markers."""
     found = devices(results)
     text = [part for folder, lines in found.items() for part in _device(folder, lines)]
+    text += filter(None, map(coverage, read_all(results)))
     if not any(line["isa"].startswith("sm_") for lines in found.values() for line in lines):
         text.append("GPU: not measured on a GPU yet.")
     if not any(not line["isa"].startswith("sm_") for lines in found.values() for line in lines):
@@ -190,8 +191,11 @@ def _line(kind, case, B, dtype, rows):
     sizes = ", ".join(sorted((row[0]["k"] for row in rows), key=int))
     wrong = any(line["role"] == "ours" and line["status"].startswith("WRONG") for row in rows for line in row)
     ours = _mean(rows, lambda row: _ms(line_of(row, "ours")), "{:.4g}")
+    work = WORK[kind]
+    if rows[0][0]["isa"].startswith("sm_"):  # what was measured on a GPU came about in several runs
+        work += f" ({', '.join(sorted({row[0]['date'][:10] for row in rows}))})"
     cells = [
-        WORK[kind], f"{C}×{H}×{W} ({case})", B, dtype, sizes,
+        work, f"{C}×{H}×{W} ({case})", B, dtype, sizes,
         _mean(rows, lambda row: times(row).get("eager"), "{:.4g}"),
         _mean(rows, lambda row: _ms(line_of(row, "pytorch")), "{:.4g}"),
         "WRONG" if wrong else ours,
