@@ -73,7 +73,7 @@ class Gpu:
         return result | {"parts": parts, "bytes": library.stat().st_size}
 
     def tests(self, seconds):
-        code, said = self.pytest(["-v", *(["--collect-only", "-q"] if self.dry else [])], seconds)
+        code, said = self.pytest(["--collect-only", "-q"] if self.dry else ["-v"], seconds)
         if self.dry:
             found = len(re.findall(r"(?m)^\S*test_gpu_lska\.py::", said))
             if code != 0 or not found:

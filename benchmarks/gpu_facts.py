@@ -19,13 +19,13 @@ SMI = (
 )  # fmt: skip
 
 
-def nvidia_smi():
+def nvidia_smi(fields=SMI):
     """{field: as nvidia-smi says it} of the first GPU that it lists, or None where it is not there."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
     found = {}
-    for field in SMI:  # one by one: a single name that this version does not know would take all with it
+    for field in fields:  # one by one: a single name that this version does not know would take all with it
         asked = [tool, f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
         done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
         found[field] = (

@@ -17,11 +17,14 @@ import suite  # noqa: E402
 import torch  # noqa: E402
 from evidence import FILE  # noqa: E402
 from goals import print_gpu_goals  # noqa: E402
+from gpu_facts import nvidia_smi  # noqa: E402
 from problems import Problem, rows_on_gpu  # noqa: E402
 
 from lska_ops.testing import Case  # noqa: E402
 
 ROUNDS, SECONDS = 15, 0.4  # least of each of a row's three kinds of time
+DEVICE = torch.device("cuda")
+CLOCKS = ("clocks.current.sm", "clocks.current.memory", "clocks_throttle_reasons.active")
 OUT_OF_TIME = "not measured: out of time"
 
 
@@ -70,8 +73,8 @@ def not_yet_first(rows, file):
     return sorted(rows, key=lambda item: now is not None and measured.get(name_of(*item)) == now)
 
 
-def write(file, statuses):
-    file.write_text(json.dumps({"rows": statuses}))
+def write(file, statuses, clocks):
+    file.write_text(json.dumps({"rows": statuses, "clocks": clocks}))
 
 
 def construct(rows):
@@ -97,17 +100,19 @@ def main(arguments=None):
     rows = rows_on_gpu()
     if args.construct:
         construct(rows)
-        write(args.state, {name_of(*item): "not measured: dry run" for item in rows})
+        write(args.state, {name_of(*item): "not measured: dry run" for item in rows}, {})
         print(f"{len(rows)} rows can be made, {name_of(*rows[0])} first")
         return
     suite.set_up_cuda()
+    clocks = {}  # just after each row: of the GPU and its memory, and why they are not higher
     facts, turn = json.loads(args.facts.read_text()), suite.CudaTurn()
-    order, device = list(dict.fromkeys(row.id for row, _ in rows)), torch.device("cuda")
+    order = list(dict.fromkeys(row.id for row, _ in rows))
 
     def measure(row, dtype):
         print(f"\n[{time.monotonic() - START:.0f} s] {name_of(row, dtype)}", flush=True)
         try:
-            lines = suite.measure(Problem(row, suite.DTYPES[dtype], device), ROUNDS, SECONDS, turn)
+            lines = suite.measure(Problem(row, suite.DTYPES[dtype], DEVICE), ROUNDS, SECONDS, turn)
+            clocks[name_of(row, dtype)] = nvidia_smi(CLOCKS)
         finally:
             gc.collect()
             torch.cuda.empty_cache()
@@ -117,7 +122,7 @@ def main(arguments=None):
         return status_of(lines)
 
     rows = not_yet_first(rows, args.csv.with_name(FILE))
-    measure_all(rows, args.seconds, measure, lambda statuses: write(args.state, statuses), start=START)
+    measure_all(rows, args.seconds, measure, lambda s: write(args.state, s, clocks), start=START)
     if args.csv.exists():
         print_gpu_goals(report.read(args.csv), rows)
 

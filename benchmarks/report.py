@@ -44,6 +44,7 @@ def environment(device, load, quiet_load):
     import lska_ops
 
     cuda = device.type == "cuda"
+    commit = _git("rev-parse", "--short", "HEAD")
     # Results and the block made from them are what a run itself changes.
     changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
     return dict(
@@ -52,8 +53,8 @@ def environment(device, load, quiet_load):
         isa=f"sm_{''.join(map(str, torch.cuda.get_device_capability()))}" if cuda
         else torch.backends.cpu.get_cpu_capability(),
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        commit=_git("rev-parse", "--short", "HEAD") or "unknown",
-        dirty="yes" if changed else "no",
+        commit=commit or "unknown",
+        dirty="unknown" if not commit else "yes" if changed else "no",
         lska_ops=lska_ops.__version__, torch=torch.__version__, python=platform.python_version(),
         load=f"{load:.2f}", quiet="yes" if load <= quiet_load else "no",
     )  # fmt: skip

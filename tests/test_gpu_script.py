@@ -13,8 +13,10 @@ import gpu_rows
 import pytest
 import report
 import stages
+import suite
+import timing
 import torch
-from problems import AUTOTUNED_K, Declined, Problem, Row, autotuned, rows_on_gpu
+from problems import AUTOTUNED_K, Declined, Problem, Row, autotuned, eager, ours, rows_on_gpu
 
 import lska_ops
 from lska_ops import _compiled
@@ -221,7 +223,7 @@ def measured(rows, seconds, durations, **options):
 def test_gpu_rows_budget_cuts_the_tail():
     rows = rows_on_gpu()[:8]
     names = [gpu_rows.name_of(*item) for item in rows]
-    statuses, begun, kept = measured(rows, 100, [10, 30, 10, 10, 5, 5, 5])
+    statuses, begun, kept = measured(rows, 100, [10, 30, 10, 10, 10])
     # After 60 s one more of 30 s fits, after 70 not.
     assert [statuses[n] for n in names] == ["ok"] * 5 + [gpu_rows.OUT_OF_TIME] * 3
     assert len(begun) == 5 and [len(k) for k in kept] == [1, 2, 3, 4, 5, 8]
@@ -255,6 +257,36 @@ def test_gpu_rows_can_be_made(tmp_path):
     state = tmp_path / "rows.json"
     gpu_rows.main(["--construct", "--state", str(state)])
     assert len(json.loads(state.read_text())["rows"]) == len(rows_on_gpu())
+
+
+def test_gpu_rows_leave_csv_and_state(tmp_path, monkeypatch, capsys):
+    """The whole stage, on the CPU: where the cuda backend declines, which is a failure there."""
+    cpu, tiny = torch.device("cpu"), Case("tiny", 4, 9, 7)
+    rows = [
+        (Row(kind, tiny, 2, 7), dtype) for kind, dtype in (("lska_fwd", "fp16"), ("lska_fwd_bwd", "fp32"))
+    ]
+    monkeypatch.setattr(gpu_rows, "DEVICE", cpu)
+    monkeypatch.setattr(gpu_rows, "rows_on_gpu", lambda: rows)
+    monkeypatch.setattr(gpu_rows, "SECONDS", 0)
+    monkeypatch.setattr(gpu_rows, "nvidia_smi", lambda fields: dict.fromkeys(fields, "1980 MHz"))
+    monkeypatch.setattr(suite, "CudaTurn", lambda: timing.cpu_turn)
+    monkeypatch.setattr(suite, "set_up_cuda", lambda: None)
+    monkeypatch.setattr(suite, "providers", lambda: {"cuda": ours("cuda"), "eager": eager})
+    facts, state, csv = tmp_path / "facts.json", tmp_path / "rows.json", tmp_path / "lska.csv"
+    facts.write_text(json.dumps(FACTS))
+    words = ["--state", str(state), "--csv", str(csv), "--facts", str(facts), "--seconds"]
+    gpu_rows.main([*words, str(time.monotonic() - gpu_rows.START + 100)])
+    names = [gpu_rows.name_of(*item) for item in rows]
+    data = json.loads(state.read_text())
+    assert data["rows"] == dict.fromkeys(names, "failed: declined: x is on cpu; move it to a CUDA device")
+    assert list(data["clocks"]) == names
+    lines = report.read(csv)
+    assert {line["row"] for line in lines} == {row.id for row, _ in rows}
+    assert all(float(line["ms"]) > 0 for line in lines if line["provider"] in ("eager", "copy"))
+    assert all(line["date"] == FACTS["date"] for line in lines) and "Goals, fp16" in capsys.readouterr().out
+    gpu_rows.main([*words, "0"])
+    assert json.loads(state.read_text())["rows"] == dict.fromkeys(names, gpu_rows.OUT_OF_TIME)
+    assert report.read(csv) == lines  # what is not measured again stays
 
 
 def test_gpu_rows_status_is_that_of_our_kernels():
