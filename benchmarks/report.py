@@ -156,11 +156,11 @@ def block(results=RESULTS):
     """The text between README.md's markers."""
     found = devices(results)
     text = [part for folder, lines in found.items() for part in _device(folder, lines)]
-    text += filter(None, map(coverage, read_all(results)))
     if not any(line["isa"].startswith("sm_") for lines in found.values() for line in lines):
         text.append("GPU: not measured on a GPU yet.")
     if not any(not line["isa"].startswith("sm_") for lines in found.values() for line in lines):
         text.insert(0, "CPU: not measured yet.")
+    text += filter(None, map(coverage, read_all(results)))
     return "\n\n".join(text)
 
 

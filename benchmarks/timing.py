@@ -13,8 +13,8 @@ import torch
 
 TURN = 0.01  # seconds; a call that takes longer has a turn of its own
 FLUSH_BYTES = 256 << 20  # more than the L2 of any GPU we know
-GRAPH_CALLS = 10  # of a short run in one graph
 QUEUE_CYCLES = 5_000_000  # about 3 ms, in which the CPU launches all of a call's kernels
+GRAPH_CALLS = 10  # of a short run in one graph
 
 
 def interleave(runs, rounds, seconds, turn, clock=time.perf_counter):

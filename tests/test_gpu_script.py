@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import evidence
 import goals
 import gpu
+import gpu_facts
 import gpu_rows
 import pytest
 import report
@@ -19,6 +22,7 @@ import torch
 from problems import AUTOTUNED_K, Declined, Problem, Row, autotuned, eager, ours, rows_on_gpu
 
 import lska_ops
+from build_backend.decide import Facts
 from lska_ops import _compiled
 from lska_ops.testing import Case
 
@@ -69,6 +73,29 @@ def test_gpu_script_dry_run_fails_where_a_step_fails(tmp_path):
     done, data = dry_run(tmp_path, "--library", str(tmp_path / "nowhere.so"))
     assert done.returncode == 1 and "NOT OK  build: failed: FileNotFoundError" in done.stdout
     assert "the next step" not in done.stdout and list(data["stages"]) == ["environment", "build"]
+
+
+def test_gpu_script_says_in_one_line_what_is_missing(monkeypatch):
+    there = Facts(compiler="g++", nvcc="nvcc", ninja="ninja")
+    assert list(gpu_facts.missing(torch, there)) == []
+    assert list(gpu_facts.missing(None, there)) == [
+        "torch was not found; give a Python that has it: make gpu PYTHON=..."
+    ]
+    said = list(
+        gpu_facts.missing(SimpleNamespace(__version__="2.9.1"), replace(there, nvcc=None, ninja=None))
+    )
+    assert [line.split(";")[0] for line in said] == [
+        "torch is 2.9.1",
+        "nvcc was not found",
+        "ninja was not found",
+    ]
+    monkeypatch.setattr(gpu_facts, "version", lambda name: None if name == "pytest" else "1")
+    assert list(gpu_facts.missing(torch, there)) == ["pytest was not found; install it"]
+
+
+def test_gpu_script_load_nobody_tells_is_not_quiet():
+    assert gpu_facts.busy({"utilization.gpu": "7 %"}) == 0.07
+    assert gpu_facts.busy({"utilization.gpu": "[N/A]"}) is gpu_facts.busy(None) is None
 
 
 # Stages
