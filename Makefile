@@ -5,7 +5,7 @@ FLOOR := .venv-floor/bin
 FLOOR_PYTHON ?= $(PYTHON)
 ARGS ?=
 
-.PHONY: help setup demo test packaging abi sanitize mutants fix check floor bench table doctor clean
+.PHONY: help setup demo test packaging abi sanitize mutants fix check floor bench gpu table doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,7 @@ check: setup  ## format, lint, rules of the tree, README's results current
 	.venv/bin/clang-format --dry-run -Werror $(CPP)
 	$(PY) -m pytest -q tests/test_layout.py
 	$(PY) benchmarks/report.py --check
+	$(PY) benchmarks/evidence.py
 
 floor: .venv-floor/ready  ## the tests with the oldest supported versions
 	$(FLOOR)/pip install --quiet --no-deps --force-reinstall .
@@ -80,6 +81,9 @@ bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=
 	$(PY) benchmarks/bench_lska.py $(ARGS)
 	$(PY) benchmarks/bench_acmix.py $(ARGS)
 	$(PY) benchmarks/bench_demo.py $(ARGS)
+
+gpu:  ## all that needs a GPU, under 9 minutes: build, tests, sanitizers, benchmarks; PYTHON= with torch, OUT=folder; DRY=1 without a GPU
+	$(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry-run) $(ARGS)
 
 table: setup  ## README's results and the plots, from benchmarks/results
 	$(PY) benchmarks/report.py

@@ -11,11 +11,12 @@ import torch
 
 from lska_ops.testing import bound_ratio, error_ratio
 from lska_ops.testing.acmix import core_tensors, whole_call
+from lska_ops.testing.lska import roundings
 from lska_ops.testing.problems import Problem as CoreProblem
 from lska_ops.testing.problems import ratios, solve
 
-# How often plain PyTorch rounds a value to its dtype on the way to a result; ours accumulate wide and round
-# once. ACmix's bound follows the steps by itself.
+# How often plain PyTorch rounds a value to its dtype on the way to a result; ours, see
+# lska_ops.testing.lska.roundings. ACmix's bound follows the steps by itself.
 STAGES = {"lska_cascade_fwd": 4, "lska_fwd": 6, "lska_fwd_bwd": 6}
 
 
@@ -40,17 +41,21 @@ class Gate:
         if len(results) != len(self.names):
             return "number of results", float("inf")
         judge = self._acmix if self.row.op == "acmix" else self._lska
-        found = dict(zip(self.names, judge(results, ours is not None), strict=True))
+        found = dict(zip(self.names, judge(results, ours), strict=True))
         if self.row.op == "acmix" and ours:
             found |= self._core(ours)
         return max(found.items(), key=lambda item: item[1])
 
     def _lska(self, results, ours):
-        roundings = 1 if ours else STAGES[self.row.kind]
-        for out, r, A, n in zip(results, self.exact, self.A, self.operations, strict=False):
-            yield _same_shape(out, r) or error_ratio(out, r, A, n, roundings)
+        whole = self.row.kind != "lska_cascade_fwd"
+        rows = zip(self.names, results, self.exact, self.A, self.operations, strict=False)
+        for name, out, r, A, n in rows:
+            answer = "y" if name == "y" else f"grad_{name.replace('.weight', '').replace('.', '_')}"
+            rounded = (roundings(ours, out.dtype, answer) if whole else 1) if ours else STAGES[self.row.kind]
+            yield _same_shape(out, r) or error_ratio(out, r, A, n, rounded)
 
-    def _acmix(self, results, ours):
+    def _acmix(self, results, backend):
+        ours = backend is not None
         if ours not in self.acmix:
             exact = self.problem.like(dtype=torch.float64)
             grad_y = exact.grad_y if self.row.backward else None
@@ -66,7 +71,7 @@ class Gate:
         with torch.no_grad():
             tensors = core_tensors(p.tensors())
         core = CoreProblem("acmix", 0, p.x.dtype, "contiguous", tensors, p.options(), p.grad_y)
-        found = ratios(core, solve(core, backend, self.row.backward))
+        found = ratios(core, solve(core, backend, self.row.backward), backend)
         return {f"{name} from q, k, v on": ratio for name, ratio in found.items()}
 
 

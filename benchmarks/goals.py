@@ -38,6 +38,23 @@ GOALS = (
     Goal("ACmix saved for backward, maps besides log-sum-exp", "acmix_fwd_bwd", "saved maps", 5, N, (2,)),
     Goal("ACmix forward+backward, peak memory of eager / ours", "acmix_fwd_bwd", "peak ratio", 25, N, (2,)),
 )
+N_AND_X = (*N, "yolo11x_p3", "yolo11x_p4", "yolo11x_p5")
+GPU_GOALS = (  # on an H200, for each of the 16-bit dtypes
+    *(
+        Goal(f"{text}, B={B}", kind, metric, limit, cases, (B,))
+        for B in (16, 64)
+        for text, kind, metric, limit, cases in (
+            ("LSKA forward, n shapes", "lska_fwd", "x eager", 6, N),
+            ("LSKA forward, n shapes", "lska_fwd", "x compile", 4, N),
+            ("LSKA forward, x shapes", "lska_fwd", "x eager", 3, N_AND_X[3:]),
+            ("LSKA forward+backward", "lska_fwd_bwd", "x eager", 8, N_AND_X),
+            ("LSKA forward+backward", "lska_fwd_bwd", "x compile", 6, N_AND_X),
+            ("LSKA cascade, percent of a copy", "lska_cascade_fwd", "% copy", 70, N_AND_X),
+            ("LSKA cascade, time at k=53 / at k=7", "lska_cascade_fwd", "k53/k7", 1.4, N_AND_X),
+        )
+    ),
+    Goal("LSKA forward, B=1 in a graph, microseconds", "lska_fwd", "graph us", 6, N),
+)
 HEADS = 4  # ACmix's default, which the benchmark runs
 
 
@@ -60,6 +77,30 @@ def x_eager(lines):
 def x_best(lines):
     ours, best = line_of(lines, "ours"), line_of(lines, "pytorch")
     return float(best["ms"]) / float(ours["ms"]) if ours and best else None
+
+
+def x_compile(lines):
+    """torch.compile at its best."""
+    ours = line_of(lines, "ours")
+    found = [ms for provider, ms in times(lines).items() if provider.startswith("torch.compile")]
+    return min(found) / float(ours["ms"]) if ours and found else None
+
+
+def percent_of_copy(lines):
+    ours, found = line_of(lines, "ours"), times(lines)
+    return 100 * found["copy"] / float(ours["ms"]) if ours and "copy" in found else None
+
+
+def graph_us(lines):
+    ours = line_of(lines, "ours")
+    return 1000 * float(ours["graph_ms"]) if ours and ours["graph_ms"] not in ("", None) else None
+
+
+def k53_k7(lines):
+    """Of the lines of one shape at all its k."""
+    by_k = {int(row[0]["k"]): line_of(row, "ours") for row in by_row(lines).values()}
+    small, large = by_k.get(7), by_k.get(53)
+    return float(large["ms"]) / float(small["ms"]) if small and large else None
 
 
 def over_parts(lines):
@@ -93,6 +134,10 @@ METRICS = {
     "over parts": (over_parts, False),
     "saved maps": (saved_maps, False),
     "peak ratio": (peak_ratio, True),
+    "x compile": (x_compile, True),
+    "% copy": (percent_of_copy, True),
+    "graph us": (graph_us, False),
+    "k53/k7": (k53_k7, False),
 }
 
 
@@ -120,6 +165,11 @@ def reached(goal, lines, expected):
         line["role"] == "ours" and str(line["status"]).startswith("WRONG") for row in mine for line in row
     ):
         return None, "WRONG"
+    if goal.metric == "k53/k7":  # of a shape, not of a row
+        shapes = {}
+        for row in mine:
+            shapes.setdefault((row[0]["case"], int(row[0]["B"])), []).extend(row)
+        mine, expected = list(shapes.values()), len(goal.cases) * len(goal.B)
     values = [value for row in mine if (value := metric(row)) is not None]
     if len(values) < expected:
         return None, f"not measured ({len(values)} of {expected} rows)"
@@ -130,8 +180,19 @@ def reached(goal, lines, expected):
 
 def print_goals(lines, rows):
     """One line each for the goals that speak of `rows`, which are all rows of the benchmark, run or not."""
-    print("\nGoals (speed-ups are geometric means over k, the others the worst row)")
-    for goal in GOALS:
+    _print_goals(GOALS, lines, rows, "")
+
+
+def print_gpu_goals(lines, rows):
+    """The same of a GPU; `rows` are pairs of a row and its dtype, `lines` those of the CSV."""
+    for short, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
+        mine = [line for line in lines if line["dtype"] == dtype]
+        _print_goals(GPU_GOALS, mine, [row for row, d in rows if d == short], f", {short}")
+
+
+def _print_goals(goals, lines, rows, of):
+    print(f"\nGoals{of} (speed-ups are geometric means over a goal's rows, the others the worst row)")
+    for goal in goals:
         expected = sum(r.kind == goal.kind and r.case.id in goal.cases and r.B in goal.B for r in rows)
         if expected:
             value, verdict = reached(goal, lines, expected)

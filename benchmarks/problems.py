@@ -39,6 +39,7 @@ _BY_ID = {case.id: case for case in CASES}
 YOLO11N = tuple(_BY_ID[f"yolo11n_p{level}"] for level in (3, 4, 5))
 X_P3 = _BY_ID["yolo11x_p3"]
 SIZES = (7, 23, 53)
+AUTOTUNED_K = 23  # torch.compile's max-autotune takes longer than everything else of a row
 
 ROWS = {
     "lska": tuple(
@@ -52,6 +53,28 @@ ROWS = {
         Row(kind, case, B, 7) for kind, B in (("acmix_fwd", 1), ("acmix_fwd_bwd", 2)) for case in YOLO11N
     ),
 }
+YOLO11X = tuple(_BY_ID[f"yolo11x_p{level}"] for level in (3, 4, 5))
+KINDS = ("lska_cascade_fwd", "lska_fwd", "lska_fwd_bwd")
+
+
+def rows_on_gpu():
+    """LSKA's rows on a GPU with their dtypes, the most wanted first: what a time budget cuts is the tail."""
+    wanted = [  # cases, B, dtype
+        (YOLO11N, 16, "fp16"), (YOLO11N, 1, "fp16"), (YOLO11X, 16, "fp16"), (YOLO11N, 16, "bf16"),
+        (YOLO11N, 16, "fp32"), (YOLO11N, 64, "fp16"), (YOLO11X, 1, "fp16"), (YOLO11X, 64, "fp16"),
+        (YOLO11X, 16, "bf16"), (YOLO11N, 1, "bf16"), (YOLO11N, 1, "fp32"), (YOLO11X, 16, "fp32"),
+        (YOLO11N, 64, "bf16"), (YOLO11X, 1, "bf16"), (YOLO11N, 64, "fp32"), (YOLO11X, 1, "fp32"),
+        (YOLO11X, 64, "bf16"), (YOLO11X, 64, "fp32"),
+    ]  # fmt: skip
+    return tuple(
+        (Row(kind, case, B, k), dtype)
+        for cases, B, dtype in wanted
+        for k in (AUTOTUNED_K, 53, 7)  # within a group the middle, then the ends
+        for kind in KINDS
+        for case in cases
+    )
+
+
 # One of each kind, none of the large ones: that the benchmark runs, not how fast anything is.
 QUICK = (
     "lska_cascade_fwd[yolo11n_p4-k23-B1]",
@@ -170,8 +193,17 @@ def compiled(problem):
     import torch._inductor.config
 
     torch._dynamo.reset()
-    torch._inductor.config.compile_threads = 1  # no pool of workers beside the measurement
+    if problem.x.device.type == "cpu":
+        torch._inductor.config.compile_threads = 1  # no pool of workers beside the measurement
     return problem, torch.compile(problem.plain, fullgraph=True, dynamic=False)
+
+
+def compiled_max(problem):
+    """The same with its kernels chosen by measurement; a CUDA graph's replay of it is graph_ms."""
+    if problem.row.k != AUTOTUNED_K:
+        raise Declined(f"measured at k = {AUTOTUNED_K} alone, for its compile time")
+    options = dict(fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return problem, torch.compile(problem.plain, **options)
 
 
 def ours(name):
@@ -224,6 +256,11 @@ PYTORCH = {"eager": eager, "eager channels_last": channels_last, "torch.compile"
 def providers():
     """{name: provider}; a provider takes a Problem, returns its own form of it and the function x -> y."""
     return {**{name: ours(name) for name in OURS}, **PYTORCH}
+
+
+def autotuned():
+    """What is compared with on a GPU besides."""
+    return {"torch.compile max-autotune": compiled_max}
 
 
 def yardsticks(problem, backends):

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from evidence import coverage, read_all
 from goals import by_row, geometric_mean, line_of, times, x_best, x_eager
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +48,7 @@ def environment(device, load, quiet_load):
     import lska_ops
 
     cuda = device.type == "cuda"
+    commit = _git("rev-parse", "--short", "HEAD")
     # Results and the block made from them are what a run itself changes.
     changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
     return dict(
@@ -55,8 +57,8 @@ def environment(device, load, quiet_load):
         isa=f"sm_{''.join(map(str, torch.cuda.get_device_capability()))}" if cuda
         else torch.backends.cpu.get_cpu_capability(),
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        commit=_git("rev-parse", "--short", "HEAD") or "unknown",
-        dirty="yes" if changed else "no",
+        commit=commit or "unknown",
+        dirty="unknown" if not commit else "yes" if changed else "no",
         lska_ops=lska_ops.__version__, torch=torch.__version__, python=platform.python_version(),
         load=f"{load:.2f}", quiet="yes" if load <= quiet_load else "no",
     )  # fmt: skip
@@ -76,10 +78,9 @@ def _cpu_name():
 
 
 def slug(facts):
-    """Folder of one device: other threads or another instruction set are another device."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{facts['device']} {facts['isa']} {facts['threads']}t".lower()).strip(
-        "-"
-    )
+    """Folder of one device: other threads or another instruction set are another device; not beside a GPU."""
+    threads = "" if facts["isa"].startswith("sm_") else f" {facts['threads']}t"
+    return re.sub(r"[^a-z0-9]+", "-", f"{facts['device']} {facts['isa']}{threads}".lower()).strip("-")
 
 
 def headline(facts):
@@ -175,6 +176,7 @@ def block(results=RESULTS):
         text.append("GPU: not measured on a GPU yet.")
     if not any(not line["isa"].startswith("sm_") for lines in found.values() for line in lines):
         text.insert(0, "CPU: not measured yet.")
+    text += filter(None, map(coverage, read_all(results)))
     return "\n\n".join(text)
 
 
@@ -226,8 +228,11 @@ def _line(kind, case, B, dtype, rows):
     sizes = ", ".join(sorted((row[0]["k"] for row in rows), key=int))
     wrong = any(line["role"] == "ours" and line["status"].startswith("WRONG") for row in rows for line in row)
     ours = _mean(rows, lambda row: _ms(line_of(row, "ours")), "{:.4g}")
+    work = WORK[kind]
+    if rows[0][0]["isa"].startswith("sm_"):  # what was measured on a GPU came about in several runs
+        work += f" ({', '.join(sorted({row[0]['date'][:10] for row in rows}))})"
     cells = [
-        WORK[kind], f"{C}×{H}×{W} ({case})", B, dtype, sizes,
+        work, f"{C}×{H}×{W} ({case})", B, dtype, sizes,
         _mean(rows, lambda row: times(row).get("eager"), "{:.4g}"),
         _mean(rows, lambda row: _ms(line_of(row, "pytorch")), "{:.4g}"),
         "WRONG" if wrong else ours,

@@ -17,8 +17,18 @@ import report
 import torch
 from gate import Gate
 from goals import print_goals
-from problems import OURS, QUICK, ROWS, Declined, Problem, providers, yardsticks
-from timing import ColdCudaTurn, call_turn, cpu_turn, graphed, interleave, peak_bytes, saved_bytes, summary
+from problems import OURS, QUICK, ROWS, Declined, Problem, autotuned, providers, rows_on_gpu, yardsticks
+from timing import (
+    GRAPH_CALLS,
+    CudaTurn,
+    call_turn,
+    cpu_turn,
+    graphed,
+    interleave,
+    peak_bytes,
+    saved_bytes,
+    summary,
+)
 
 QUIET_LOAD = 0.5  # one-minute load average above which no result is publishable
 PATIENCE = 240  # seconds; the load of a run before this one has left the average by then
@@ -32,26 +42,38 @@ def main(op):
     device, folder = torch.device(args.device), Path(args.out)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device is available; run without --device cuda")
-    if device.type == "cuda":  # PyTorch at its best, but fp32 means fp32: TF32 would miss the bound
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
+    if device.type == "cuda":
+        set_up_cuda()
     load = wait_for_quiet(0 if args.quick else PATIENCE)
     facts = report.environment(device, load, QUIET_LOAD)
     folder = folder / report.slug(facts)
     rows, lines, start = chosen_rows(op, args), [], time.perf_counter()
     print(report.headline(facts))
-    turn = cpu_turn if device.type == "cpu" else ColdCudaTurn()
+    turn = cpu_turn if device.type == "cpu" else CudaTurn()
     for number, row in enumerate(rows, 1):
         print(f"\n[{number}/{len(rows)}, {time.perf_counter() - start:.0f} s] {row.id}", flush=True)
         measured = measure(Problem(row, DTYPES[args.dtype], device), *(FAST if args.quick else FULL), turn)
         measured = [{**line, **facts} for line in measured]
         report.print_row(measured)
         lines += measured
-        report.write(folder / f"{op}.csv", measured, [r.id for r in ROWS[op]])
+        report.write(folder / f"{op}.csv", measured, [r.id for r in all_rows(op, args)])
     if device.type == "cpu" and args.dtype == "fp32":  # what the goals speak of
         print_goals(lines, ROWS[op])
     print(f"\n{time.perf_counter() - start:.0f} s; {folder / f'{op}.csv'}")
     if facts["quiet"] == "no":
         print(f"Not publishable: the load was {load:.2f} before the start; at most {QUIET_LOAD} is quiet.")
+
+
+def set_up_cuda():
+    """PyTorch at its best, but fp32 means fp32: TF32 would miss the bound."""
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def all_rows(op, args):
+    if args.device == "cuda" and op == "lska":
+        return [row for row, dtype in rows_on_gpu() if dtype == args.dtype]
+    return ROWS[op]
 
 
 def parse(op, arguments=None):
@@ -72,10 +94,11 @@ def parse(op, arguments=None):
 
 
 def chosen_rows(op, args):
-    rows = [r for r in ROWS[op] if args.only in r.id and (r.id in QUICK or not args.quick)]
+    every = all_rows(op, args)
+    rows = [r for r in every if args.only in r.id and (r.id in QUICK or not args.quick)]
     if not rows:
         raise SystemExit(
-            f"no row's name contains {args.only!r}; they are:\n" + "\n".join(r.id for r in ROWS[op])
+            f"no row's name contains {args.only!r}; they are:\n" + "\n".join(r.id for r in every)
         )
     return rows
 
@@ -95,7 +118,7 @@ def measure(problem, rounds, seconds, turn):
     """The lines of one row: a dict for each provider and yardstick."""
     gate, cuda = Gate(problem), problem.x.device.type == "cuda"
     lines, runs, functions = {}, {}, {}
-    for name, provider in providers().items():
+    for name, provider in {**providers(), **(autotuned() if cuda else {})}.items():
         lines[name] = line = blank(problem, name, "ours" if name in OURS else "pytorch")
         try:
             own, function = provider(problem)
@@ -137,13 +160,15 @@ def time_all(lines, runs, rounds, seconds, turn, cuda):
         median, low, high = (1000 * s for s in summary(taken))
         lines[name] |= dict(ms=median, ms_p20=low, ms_p80=high, rounds=len(taken))
     if cuda:
-        replays = {}
+        replays, calls = {}, {}
         for name, run in runs.items():
+            calls[name] = GRAPH_CALLS if lines[name]["ms"] < 1 else 1
             with contextlib.suppress(RuntimeError):  # what cannot be captured has no graph_ms
-                replays[name] = graphed(run)
-        for column, calls in (("graph_ms", replays), ("call_ms", runs)):
-            for name, taken in interleave(calls, rounds, seconds, call_turn).items():
-                lines[name][column] = 1000 * summary(taken)[0]
+                replays[name] = graphed(run, calls[name])
+        for name, taken in interleave(replays, rounds, seconds, CudaTurn(cold=False)).items():
+            lines[name]["graph_ms"] = 1000 * summary(taken)[0] / calls[name]
+        for name, taken in interleave(runs, rounds, seconds, call_turn).items():
+            lines[name]["call_ms"] = 1000 * summary(taken)[0]
 
 
 def blank(problem, provider, role):

@@ -15,6 +15,7 @@ TURN = 0.01  # seconds; a call that takes longer has a turn of its own
 FLUSH_BYTES = 256 << 20  # more than the L2 of any GPU we know
 PEAK_RUNS = 5
 QUEUE_CYCLES = 5_000_000  # about 3 ms, in which the CPU launches all of a call's kernels
+GRAPH_CALLS = 10  # of a short run in one graph
 
 
 def interleave(runs, rounds, seconds, turn, clock=time.perf_counter):
@@ -57,11 +58,11 @@ def summary(samples):
     return float(median), float(low), float(high)
 
 
-class ColdCudaTurn:
-    """Seconds the GPU works on one call that finds nothing in L2."""
+class CudaTurn:
+    """Seconds the GPU works on one call; a cold one finds nothing in L2."""
 
-    def __init__(self):
-        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    def __init__(self, cold=True):
+        self.flush = torch.empty(FLUSH_BYTES if cold else 0, dtype=torch.int8, device="cuda")
         self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
     def __call__(self, run):
@@ -86,8 +87,11 @@ def call_turn(run):
     return time.perf_counter() - before
 
 
-def graphed(run):
-    """`run` as a CUDA graph's replay. Its caches are warm: the inputs were just read."""
+def graphed(run, calls=1):
+    """`calls` times `run` as one CUDA graph's replay: between two of them the GPU waits for no launch.
+
+    Its caches are warm: the inputs were just read.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -96,7 +100,8 @@ def graphed(run):
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        run()
+        for _ in range(calls):
+            run()  # what it returns is given up, and the next call's takes its place
     return graph.replay
 
 

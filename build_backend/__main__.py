@@ -20,13 +20,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--torch", type=Path, help="the torch folder whose headers to use")
     parser.add_argument("--cuda", action="store_true", help="the CUDA part too")
+    parser.add_argument("--without-plan", action="store_true", help="not _plan, which needs pybind11")
     parser.add_argument("--flags", default="", help="more flags for the compiler and the linker")
     options = parser.parse_args()
     facts = collect()
     facts = replace(facts, mode="require", cuda_sources=options.cuda and facts.cuda_sources)
     if options.torch:
         facts = replace(facts, torch=str(options.torch), torch_version=torch_version(options.torch))
+    if options.without_plan:
+        facts = replace(facts, pybind11="left out", python_headers="left out")
     plan = decide(facts)
+    if options.without_plan:
+        plan = replace(plan, parts=tuple(part for part in plan.parts if part != "plan"))
     if not plan.error:
         plan = compile_parts(plan, facts, options.folder.resolve(), options.flags)
     if plan.error:
