@@ -57,7 +57,7 @@ def on_gpu(problem, device=None):
 def check(problem, backward=True, device=None):
     """Judged on the CPU, in float64: no part of the GPU's software is its own judge."""
     answers = solve(on_gpu(problem, device), "cuda", backward)
-    found = ratios(problem, {name: t.cpu() for name, t in answers.items()})
+    found = ratios(problem, {name: t.cpu() for name, t in answers.items()}, "cuda")
     worst = max(found, key=found.get)
     assert found[worst] <= 1, f"{worst} is {found[worst]:.3g} times the bound: {problem.repro('cuda')}"
 
@@ -388,5 +388,5 @@ def test_gpu_gradients_beyond_two_to_the_31():
     answers = solve(large, "cuda")
     assert answers["y"].numel() > 2**31 and not answers["y"][:-1].any() and not answers["grad_x"][:-1].any()
     answers = {n: (t[-1:] if n in ("y", "grad_x") else t).cpu() for n, t in answers.items()}
-    found = ratios(small, answers)
+    found = ratios(small, answers, "cuda")
     assert max(found.values()) <= 1, found
