@@ -5,7 +5,7 @@ FLOOR := .venv-floor/bin
 FLOOR_PYTHON ?= $(PYTHON)
 ARGS ?=
 # To work here one architecture is enough: this machine's, or any; `pip install .` by itself compiles for all.
-GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u)
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sort -uV)
 export LSKA_OPS_CUDA_ARCHS ?= $(or $(GPUS),90)
 
 .PHONY: help setup demo test packaging abi sanitize mutants fix check floor bench gpu table doctor clean

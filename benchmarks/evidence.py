@@ -6,9 +6,14 @@
 import hashlib
 import json
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from build_backend.compile import NVCC_FLAGS  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 FILE = "gpu.json"
 
@@ -27,7 +32,7 @@ def cuda_sources(root=ROOT):
 
 
 def cuda_hash(root=ROOT):
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(NVCC_FLAGS.encode())
     for file in cuda_sources(root):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)

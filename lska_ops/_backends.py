@@ -62,7 +62,7 @@ def choose(op, asked, x):
 
 def _warn_once(op, reason):
     global _warned
-    if not _warned and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not _warned:
         _warned = True
         warnings.warn(f"{op}: plain PyTorch computes on this GPU: {reason}", stacklevel=4)
 

@@ -23,10 +23,12 @@ def ask_again():
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine on which nothing is missing: an RTX 4090, a driver for CUDA 13.0, kernels of 13.0."""
-    machine = SimpleNamespace(capability=(8, 9), driver=13000, toolkit=13000)
+    machine = SimpleNamespace(capability=(8, 9), driver=13000, toolkit=13000, archs=["80", "89", "90"])
     monkeypatch.setattr(_compiled, "problem", None)
     monkeypatch.setattr(
-        _compiled, "build_info", lambda folder=None: {"parts": ["cpu", "cuda"], "reasons": {}}
+        _compiled,
+        "build_info",
+        lambda folder=None: {"parts": ["cpu", "cuda"], "reasons": {}, "cuda_archs": machine.archs},
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: machine.capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "RTX 4090")
@@ -72,6 +74,16 @@ def test_cuda_declines_without_cuda_part_and_says_why_it_was_not_built(gpu, monk
 def test_cuda_declines_an_old_gpu(gpu):
     gpu.capability = (7, 0)
     says(compiled.why_not_cuda(ON_GPU), "RTX 4090 has compute capability 7.0; use a GPU of 7.5 or newer")
+
+
+@pytest.mark.parametrize("archs, runs", [(["86"], True), (["80"], True), (["90"], False), (["75"], True)])
+def test_cuda_declines_a_gpu_it_was_not_compiled_for(gpu, archs, runs):
+    gpu.archs = archs
+    reason = compiled.why_not_cuda(ON_GPU)  # 7.5's PTX is compiled for 8.9 by the driver
+    if runs:
+        assert reason is None
+    else:
+        says(reason, "compiled for 90", "this GPU is 89", "reinstall lska_ops")
 
 
 def test_cuda_declines_an_old_driver(gpu):

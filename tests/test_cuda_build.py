@@ -1,6 +1,7 @@
 """What nvcc made of the CUDA kernels, read from the installed library: nothing in local memory, no architecture missing."""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -42,6 +43,9 @@ def cuobjdump():
 
 def test_cuda_build_has_every_architecture_and_ptx(cuobjdump):
     archs = _compiled.build_info()["cuda_archs"]
+    if wanted := os.environ.get("LSKA_OPS_CUDA_ARCHS"):
+        wanted = [arch.replace(".", "") for arch in re.split(r"[;,\s]+", wanted) if arch]
+        assert archs == wanted, "compiled for other architectures; `rm .venv/ready` and make it again"
     assert set(re.findall(r"\.sm_(\w+)\.cubin", cuobjdump("--list-elf"))) == set(archs)
     assert set(re.findall(r"\.sm_(\w+)\.ptx", cuobjdump("--list-ptx"))) == {archs[-1]}
 

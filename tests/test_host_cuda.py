@@ -147,7 +147,7 @@ def test_host_cuda_streams_within_bound(host):
 
 def test_host_cuda_gradients_of_tiles_within_bound(host):
     tiles = 0
-    for seed in range(380_000, 380_060):
+    for seed in range(380_000, 380_080):
         problem, shared, multiprocessors = large(seed)
         plan = plan_of(problem, 2 * shared, multiprocessors, backward=True)
         tiles += plan["kernel"] == "plane" and min(plan["grid"][1:]) > 1

@@ -126,18 +126,19 @@ inline void write_global(T* p, T v) {
 
 #endif
 
-// Starts kernel(arguments) on a grid of x * y * z blocks; returns what went wrong, or null.
+// Starts kernel(arguments) on a grid of x * y * z blocks; returns what went wrong, or null. `most_shared` is
+// what a block of this device may have: the kernel is always given leave for that, so that two threads that
+// launch it with different sizes do not take each other's leave away.
 struct LaunchGrid {
   int64_t x, y, z;
 };
 template <class Arguments>
 const char* launch(void (*kernel)(Arguments), LaunchGrid grid, int threads, int64_t shared_bytes,
-                   void* stream, const Arguments& arguments) {
+                   int64_t most_shared, void* stream, const Arguments& arguments) {
 #if defined(__CUDACC__)
   if (shared_bytes > 48 << 10) {  // more has to be asked for
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    const cudaError_t error = cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(most_shared));
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   kernel<<<dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)), threads, size_t(shared_bytes),
@@ -145,7 +146,7 @@ const char* launch(void (*kernel)(Arguments), LaunchGrid grid, int threads, int6
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 #else
-  (void)stream;
+  (void)stream, (void)most_shared;
   host_cuda::run({grid.x, grid.y, grid.z}, threads, shared_bytes, [&] { kernel(arguments); });
   return nullptr;
 #endif

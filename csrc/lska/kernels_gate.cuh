@@ -10,7 +10,7 @@ struct LskaGateArguments {
   const void* bias;         // conv1's [C] of T, or null (forward)
   const void* grad_y;       // [planes, pixels] of T (backward)
   void *y, *grad_product;   // [planes, pixels] of T (forward; backward)
-  float* sums;              // [planes] (backward): grad_product, before it was rounded, summed over the pixels
+  float* sums;  // [planes] (backward): grad_product, before it was rounded, summed over the pixels
   int C;
   int64_t pixels;
 };

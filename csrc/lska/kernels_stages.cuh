@@ -41,8 +41,9 @@ lska_stage_kernel(const LskaStageArguments a) {
     }
     float v = sum + load_bias<T>(a.bias, channel);
     if (a.grad_y)
-      v = multiply_add(load(static_cast<const T*>(a.grad_y) + base + p),
-                       load(static_cast<const T*>(a.product) + base + p) + load_bias<T>(a.conv1_bias, channel), v);
+      v = multiply_add(
+          load(static_cast<const T*>(a.grad_y) + base + p),
+          load(static_cast<const T*>(a.product) + base + p) + load_bias<T>(a.conv1_bias, channel), v);
     if (a.out_float)
       store(static_cast<float*>(a.out) + base + p, v);
     else
@@ -53,7 +54,7 @@ lska_stage_kernel(const LskaStageArguments a) {
 struct LskaStageSumsArguments {
   const void* in;        // [planes, H, W] of T or float: what the stage convolved
   const void* gradient;  // the same: of what it gave
-  float* sums;            // [B, C, width], at this stage's offset
+  float* sums;           // [B, C, width], at this stage's offset
   int sums_width;
   bool in_float, gradient_float, vertical;
   LskaStage stage;

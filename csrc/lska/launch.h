@@ -58,7 +58,8 @@ inline Tensor matrices(const Tensor& memory, int64_t offset, int64_t batch, int6
   return torch::stable::from_blob(data, {sizes, 3}, {strides, 3}, memory.device(), memory.scalar_type());
 }
 
-// out = a b for each matrix, by the vendor library: sums in fp32, on tensor cores for the half dtypes.
+// out = a b for each matrix, by the vendor library; on tensor cores for the half dtypes, by whose rules it
+// sums.
 inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
                           torch::stable::detail::from(out)};
@@ -184,7 +185,8 @@ struct Call {
   template <class Arguments>
   void start(void (*kernel)(Arguments), LaunchGrid grid, int threads, int64_t shared,
              const Arguments& arguments) const {
-    const char* problem = launch(kernel, grid, threads, shared, device.stream, arguments);
+    const char* problem =
+        launch(kernel, grid, threads, shared, device.limits.shared_bytes, device.stream, arguments);
     STD_TORCH_CHECK(!problem, op, ": a kernel could not be started: ", problem ? problem : "");
   }
 

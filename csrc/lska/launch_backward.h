@@ -14,12 +14,10 @@ struct CascadeBackward {
   const int width = int(2 * (call.size.k0 + 1) + (call.size.k1 ? 2 * (call.size.k1 + 1) : 0));
 
   LskaPlan plan(int64_t count) const { return lska_plan_backward(call.of_images(count), call.device.limits); }
-  int64_t parts(int64_t count) const {
-    const LskaPlan p = plan(count);
+  static int64_t parts(const LskaPlan& p, int64_t count) {
     return count * (p.kernel == LskaKernel::plane ? p.grid_y * p.grid_z : 1);
   }
-  void operator()(LskaBackwardArguments a, int64_t count) const {
-    const LskaPlan p = plan(count);
+  void operator()(LskaBackwardArguments a, const LskaPlan& p, int64_t count) const {
     a.sums_width = width;
     a.weights = call.weights;
     a.map = call.map(count);
@@ -117,10 +115,13 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
 
   const Tensor weight = call.held_matrix("conv1 weight", conv1_weight);
   const void* bias = call.bias("conv1 bias", conv1_bias);
-  const int64_t at_once = lska_images_at_once(call.size, device.limits, int64_t(call.x.element_size())), map = at_once * call.image;
+  const int64_t at_once =
+                    lska_images_at_once(call.size, device.limits, int64_t(call.x.element_size()), C * C),
+                map = at_once * call.image;
   const CascadeBackward backward{call};
   const int64_t last = call.size.B % at_once ? call.size.B % at_once : at_once;
-  const int64_t parts = std::max(backward.parts(at_once), backward.parts(last));
+  const LskaPlan plan = backward.plan(at_once), last_plan = last == at_once ? plan : backward.plan(last);
+  const int64_t parts = std::max(backward.parts(plan, at_once), backward.parts(last_plan, last));
   Tensor s = call.elements(map), grad_product = call.elements(map), ds = call.elements(map);
   Tensor again = kept ? product : call.elements(map);
   const Tensor tap_parts = call.floats(parts * C * backward.width),
@@ -152,11 +153,12 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
     a.bias = bias;
     a.grad_x = call.at(grad_x, first);
     a.sums = static_cast<float*>(tap_parts.data_ptr());
-    backward(a, count);
+    const LskaPlan& p = count == at_once ? plan : last_plan;
+    backward(a, p, count);
     multiply(matrices(grad_product, 0, count, call.image, C, P, P, 1),
              matrices(s, 0, count, call.image, P, C, 1, P),
              matrices(conv1_parts, 0, count, C * C, C, C, C, 1));
-    call.add(tap_parts, backward.parts(count), C, backward.width, tap_total, first == 0);
+    call.add(tap_parts, backward.parts(p, count), C, backward.width, tap_total, first == 0);
     call.add(bias_parts, count, C, 1, bias_total, first == 0);
     call.add(conv1_parts, count, C, C, conv1_total, first == 0);
   }

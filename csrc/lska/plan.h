@@ -183,18 +183,19 @@ inline bool stream_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, 
 }
 
 inline bool plane_backward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const LskaDevice& device) {
-  // The largest tile, measured by what it loads for each output, among whole planes and ever smaller parts.
+  // The largest tile, measured by what it loads for each output, among whole planes and ever smaller parts. A
+  // whole plane is the first that is tried, and cannot be bettered.
   double best = 1e30;
-  for (int64_t across = 1; across <= 64; ++across) {
-    for (int64_t down = 1; down <= 64; ++down) {
+  for (int64_t across = 1; across <= 64 && best > 1; ++across) {
+    for (int64_t down = 1; down <= 64 && best > 1; ++down) {
       const int64_t band = ceil_div(s.H, down), strip = ceil_div(s.W, across);
       const int64_t rows = with_halo(band, g.reach_v(), s.H), cols = with_halo(strip, g.reach_h(), s.W);
-      if (rows * cols > kMaxThreads * kRun) continue;
+      const double loads = double(rows * cols) / double(band * strip);
+      if (rows * cols > kMaxThreads * kRun || loads >= best) continue;
+      if (loads > 8) continue;  // beyond eight, stage by stage moves less
       const int64_t needed = threads(g, 1, rows, cols);
       const int64_t bytes = 4 * backward_floats(g, rows, cols, needed / kWarp);
       if (needed > kMaxThreads || bytes > device.shared_bytes) continue;
-      const double loads = double(rows * cols) / double(band * strip);
-      if (loads >= best || loads > 8) continue;  // beyond eight, stage by stage moves less
       best = loads;
       set_region(p, s, g, band, strip);
       const bool whole = down == 1 && across == 1;
@@ -202,7 +203,6 @@ inline bool plane_backward(LskaPlan& p, const LskaSize& s, const LskaStages& g, 
       p.threads_per_plane = int(needed);
       p.threads = int(needed * p.planes);
       p.shared_bytes = bytes * p.planes;
-      if (whole) break;
     }
   }
   p.kernel = LskaKernel::plane;
@@ -236,8 +236,10 @@ inline LskaPlan lska_plan_backward(const LskaSize& s, const LskaDevice& device) 
 
 // Images whose s and product, `element` bytes a pixel each, stay in half of the L2 cache between two kernels;
 // but enough of them that a launch fills the device twice.
-inline int64_t lska_images_at_once(const LskaSize& s, const LskaDevice& device, int64_t element) {
-  const int64_t image = std::max<int64_t>(1, s.C * s.H * s.W * 2 * element);
+// `extra` is what an image needs there besides.
+inline int64_t lska_images_at_once(const LskaSize& s, const LskaDevice& device, int64_t element,
+                                   int64_t extra = 0) {
+  const int64_t image = std::max<int64_t>(1, (s.C * s.H * s.W * 2 + extra) * element);
   const int64_t enough = lska_plan::ceil_div(2 * device.multiprocessors, std::max<int64_t>(1, s.C));
   return std::clamp<int64_t>(std::max(device.cache_bytes / 2 / image, enough), 1, std::max<int64_t>(1, s.B));
 }

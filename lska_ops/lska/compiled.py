@@ -43,6 +43,12 @@ def _ask_device(index):
     if capability < OLDEST_GPU:
         name = torch.cuda.get_device_name(index)
         return f"{name} has compute capability {capability[0]}.{capability[1]}; use a GPU of 7.5 or newer"
+    archs = _compiled.build_info()["cuda_archs"]
+    if not _runs_on(capability, archs):
+        return (
+            f"the kernels were compiled for {', '.join(archs)}, this GPU is {capability[0]}{capability[1]}; "
+            "reinstall lska_ops where nvcc is, without LSKA_OPS_CUDA_ARCHS"
+        )
     # The driver runs a toolkit of its own major version, whatever the minor one, but not a later one.
     driver, toolkit = torch.ops.lska_ops.cuda_versions()
     if driver // 1000 < toolkit // 1000:
@@ -51,6 +57,13 @@ def _ask_device(index):
             f"{_version(toolkit)}; update the driver, or reinstall lska_ops with an older nvcc"
         )
     return None
+
+
+def _runs_on(capability, archs):
+    """Machine code serves later minor versions of its major one; the last PTX all later ones."""
+    compiled = [divmod(int(arch.rstrip("af")), 10) for arch in archs]
+    same = any(major == capability[0] and minor <= capability[1] for major, minor in compiled)
+    return same or tuple(capability) >= compiled[-1]
 
 
 def _version(number):

@@ -58,13 +58,14 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
     Numerics: `cpu` sums in float32 (float64 for float64) and rounds once, at the end. `cuda` sums in float32
-        and rounds to the dtype of x behind the cascade, behind the 1x1 product and at the end, so that the
-        product runs on tensor cores; for float32 it follows PyTorch's setting, TF32 included. `reference`
+        and rounds to the dtype of x behind the cascade, behind the 1x1 product and at the end (backward:
+        behind the gate's gradient, behind the product and at the end), so that the product runs on tensor
+        cores; how that sums is PyTorch's setting, TF32 and reduced precision included. `reference`
         rounds after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by bit,
         whatever the number of threads.
 
     Memory: `cuda` and `cpu` keep two maps of the size of x for backward (`cpu` one for the half dtypes),
-        `reference` six.
+        `reference` six. `cpu` keeps up to 8 MB of scratch memory for each thread that calls it.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
     for name, pair in zip(NAMES, pairs, strict=False):

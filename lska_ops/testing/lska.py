@@ -45,7 +45,8 @@ def roundings(backend, dtype, answer):
 
     `cuda` keeps s, the product and their gradients in x's dtype between kernels, for its 1x1 product runs on
     tensor cores: y passes s and the product; a gradient that of the product, and ds; conv1's one more, for
-    it is the sum of one product an image. conv1's bias is summed before anything is rounded.
+    it is the sum of one product an image. conv1's bias is summed before anything is rounded. A vendor library
+    that splits a sum and adds the parts in the half dtype exceeds this.
     """
     if backend != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return 1
@@ -62,7 +63,8 @@ def ratios(answers, exact, options, grad_y, backend):
     # A gradient passes the forward stages and back, a weight's then sums over all pixels.
     steps = {n: forward if n == "y" else 2 * forward + (0 if n == "grad_x" else B * H * W) for n in answers}
     return {
-        n: error_ratio(out, r[n], A[n], steps[n], roundings(backend, out.dtype, n)) for n, out in answers.items()
+        n: error_ratio(out, r[n], A[n], steps[n], roundings(backend, out.dtype, n))
+        for n, out in answers.items()
     }
 
 

@@ -84,7 +84,7 @@ def solve(problem, backend, backward=True):
 
 
 def ratios(problem, answers, backend="cpu"):
-    """``{answer: |out - r| / bound}``, the bound of this backend; see :func:`lska_ops.testing.error_ratio`."""
+    """``{answer: |out - r| / bound}`` with this backend's bound; see :func:`lska_ops.testing.error_ratio`."""
     exact = {n: None if t is None else t.detach().double() for n, t in problem.tensors.items()}
     grad_y = problem.grad_y.double() if len(answers) > 1 else None
     return OPS[problem.op].ratios(answers, exact, problem.options, grad_y, backend)

@@ -45,13 +45,14 @@ std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const 
                   dilation);
   const CascadeBackward backward{call};
   Tensor grad_x = call.empty_like_x();
-  Tensor sums = call.floats(backward.parts(call.size.B) * call.size.C * backward.width);
+  const LskaPlan plan = backward.plan(call.size.B);
+  Tensor sums = call.floats(backward.parts(plan, call.size.B) * call.size.C * backward.width);
   LskaBackwardArguments a{};
   a.x = call.x.const_data_ptr();
   a.ds = ds.const_data_ptr();
   a.grad_x = grad_x.mutable_data_ptr();
   a.sums = static_cast<float*>(sums.mutable_data_ptr());
-  backward(a, call.size.B);
+  backward(a, plan, call.size.B);
   return {grad_x, sums};
 }
 
