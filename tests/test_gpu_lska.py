@@ -246,6 +246,8 @@ def test_gpu_works_on_the_current_stream():
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
+            module(values)  # this stream's first memory comes from the driver, which may wait
+            stream.synchronize()
             torch.cuda._sleep(SLEEP)
             x.detach().copy_(values)
             y = module(x)
