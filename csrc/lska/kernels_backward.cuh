@@ -268,13 +268,13 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
       [&](int64_t element, auto& v) {
         if (!a.grad_y) return;
         constexpr int N = sizeof(v) / sizeof(v[0]);
-        float grad[N], gate[N];
+        T grad[N], gate[N];
         load_some(static_cast<const T*>(a.grad_y) + at + element, grad);
         load_some(static_cast<const T*>(a.product) + at + element, gate);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
           const int of = r.planes > 1 ? quotient(quotient(int(element) + i, r.by_cols), r.by_rows) : 0;
-          v[i] = multiply_add(grad[i], gate[i] + first.biases()[of * r.lines + 2], v[i]);
+          v[i] = multiply_add(to_float(grad[i]), to_float(gate[i]) + first.biases()[of * r.lines + 2], v[i]);
         }
       });
 }

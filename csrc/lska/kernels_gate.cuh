@@ -32,11 +32,12 @@ lska_gate_fwd_kernel(const LskaGateArguments a) {
     for_each_group(
         y, line,
         [&](int, int first) {
-          float v[kVector<T>], gate[kVector<T>];
-          load_some(x + first, v);
+          float v[kVector<T>];
+          T in[kVector<T>], gate[kVector<T>];
+          load_some(x + first, in);
           load_some(product + first, gate);
 #pragma unroll
-          for (int i = 0; i < kVector<T>; ++i) v[i] *= gate[i] + bias;
+          for (int i = 0; i < kVector<T>; ++i) v[i] = to_float(in[i]) * (to_float(gate[i]) + bias);
           store_vector(y + first, v);
         },
         [&](int, int i) { store(y + i, load(x + i) * (load(product + i) + bias)); });
@@ -57,12 +58,13 @@ lska_gate_bwd_kernel(const LskaGateArguments a) {
     for_each_group(
         out + begin, line,
         [&](int, int first) {
-          float v[N], grad[N];
-          load_some(x + begin + first, v);
+          float v[N];
+          T in[N], grad[N];
+          load_some(x + begin + first, in);
           load_some(grad_y + begin + first, grad);
 #pragma unroll
           for (int i = 0; i < N; ++i) {
-            v[i] *= grad[i];
+            v[i] = to_float(in[i]) * to_float(grad[i]);
             sum += v[i];
           }
           store_vector(out + begin + first, v);

@@ -209,24 +209,23 @@ LSKA_DEVICE void copy_in(const T* global, const Lines& lines, float* shared, con
       [&](int line, int i) { shared[rows.at(line, i)] = load(global + line * lines.stride + i); });
 }
 
-// N floats from any address, in accesses of 16 bytes where it allows them.
+// N elements from any address, in accesses of 16 bytes where it allows them. As they are: floats would take
+// twice the registers.
 template <class T, int N>
-LSKA_DEVICE void load_some(const T* p, float (&v)[N]) {
+LSKA_DEVICE void load_some(const T* p, T (&v)[N]) {
   constexpr int n = kVector<T>;
   if constexpr (N % n == 0) {
     if (reinterpret_cast<uintptr_t>(p) % 16 == 0) {
 #pragma unroll
       for (int i = 0; i < N; i += n) {
-        float part[n];
-        load_vector(p + i, part);
-#pragma unroll
-        for (int j = 0; j < n; ++j) v[i + j] = part[j];
+        const Bits16Bytes bits = read_global(reinterpret_cast<const Bits16Bytes*>(p + i));
+        memcpy(v + i, &bits, 16);
       }
       return;
     }
   }
 #pragma unroll
-  for (int i = 0; i < N; ++i) v[i] = load(p + i);
+  for (int i = 0; i < N; ++i) v[i] = read_global(p + i);
 }
 
 // value(index in shared memory, element of global memory) is what is stored, after finish(element, values)
