@@ -44,10 +44,11 @@ def main(op):
         raise SystemExit("no CUDA device is available; run without --device cuda")
     if device.type == "cuda":
         set_up_cuda()
+    rows = chosen_rows(op, args)
     load = wait_for_quiet(0 if args.quick else PATIENCE)
     facts = report.environment(device, load, QUIET_LOAD)
     folder = folder / report.slug(facts)
-    rows, lines, start = chosen_rows(op, args), [], time.perf_counter()
+    lines, start = [], time.perf_counter()
     print(report.headline(facts))
     turn = cpu_turn if device.type == "cpu" else CudaTurn()
     for number, row in enumerate(rows, 1):
@@ -95,7 +96,9 @@ def parse(op, arguments=None):
 
 def chosen_rows(op, args):
     every = all_rows(op, args)
-    rows = [r for r in every if args.only in r.id and (r.id in QUICK or not args.quick)]
+    if args.quick:
+        every = [row for row in every if row.id in QUICK]
+    rows = [row for row in every if args.only in row.id]
     if not rows:
         raise SystemExit(
             f"no row's name contains {args.only!r}; they are:\n" + "\n".join(r.id for r in every)
@@ -108,7 +111,8 @@ def wait_for_quiet(patience):
     end = time.monotonic() + patience
     while (load := os.getloadavg()[0]) > QUIET_LOAD and time.monotonic() < end:
         print(
-            f"load {load:.2f}: waiting for {QUIET_LOAD}, {end - time.monotonic():.0f} s at most", flush=True
+            f"load {load:.2f}: waiting for a quiet {QUIET_LOAD}, {end - time.monotonic():.0f} s at most",
+            flush=True,
         )
         time.sleep(min(10, patience))
     return load

@@ -50,7 +50,8 @@ def choose(op, asked, x):
         raise ValueError(f"{op}: {source} is {asked!r}; expected one of {', '.join(ACCEPTED_NAMES)}")
     if asked != "auto":
         if reason := WHY_NOT[op][asked](x):
-            raise RuntimeError(f"{op}: backend {asked!r} declined: {reason}")
+            by = "" if source == "backend" else f" ({source} asks for it; unset it to let every call choose)"
+            raise RuntimeError(f"{op}: backend {asked!r} declined: {reason}{by}")
         return asked
     if exporting():
         return "reference"

@@ -1,6 +1,7 @@
 """``python -m lska_ops doctor``: versions, devices, backends, and what would help."""
 
 import importlib.metadata
+import os
 import platform
 
 import torch
@@ -17,11 +18,22 @@ def doctor():
     Returns:
         int: 0 when a fused backend is usable on some device here, 1 when only the reference is.
     """
+    asked = os.environ.pop("LSKA_OPS_BACKEND", None)  # what would run without it is what has to be known
+    try:
+        return _doctor(asked)
+    finally:
+        if asked is not None:
+            os.environ["LSKA_OPS_BACKEND"] = asked
+
+
+def _doctor(asked):
     print(f"lska_ops     {_version('lska_ops')}")
     print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"torch        {torch.__version__} (oldest that works: {OLDEST_TORCH})")
     print(f"ultralytics  {_version('ultralytics')} (tested: {TESTED_ULTRALYTICS})")
     print(f"compiled     {_compiled_parts()}")
+    if asked:
+        print(f"asked for    {asked}, by LSKA_OPS_BACKEND; unset it to let every call choose, as below")
     devices = [torch.device("cpu")]
     print(f"cpu          {torch.get_num_threads()} threads")
     for i in range(torch.cuda.device_count()):
