@@ -12,7 +12,7 @@ using lska_ops::LskaPlan;
 using lska_ops::LskaSize;
 
 py::dict lska_plan(bool backward, const LskaSize& size, int64_t shared_bytes, int64_t multiprocessors) {
-  const lska_ops::LskaDevice device{shared_bytes, multiprocessors, 0};
+  const lska_ops::GpuLimits device{shared_bytes, multiprocessors, 0};
   const LskaPlan p = (backward ? lska_ops::lska_plan_backward : lska_ops::lska_plan_forward)(size, device);
   const lska_ops::LskaStages g = lska_ops::lska_plan::stages(size);
   const char* const names[] = {"plane", "stream", "stages"};

@@ -13,6 +13,7 @@
 #define LSKA_BOTH __host__ __device__ __forceinline__
 #define LSKA_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #else
+#include <math.h>
 #include <string.h>
 
 #include "runner.h"
@@ -46,6 +47,9 @@ LSKA_DEVICE void barrier() { __syncthreads(); }
 LSKA_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 LSKA_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 LSKA_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+LSKA_DEVICE float exponential(float v) { return expf(v); }
+LSKA_DEVICE float logarithm(float v) { return logf(v); }
+LSKA_DEVICE float square_root(float v) { return sqrtf(v); }
 LSKA_DEVICE float* shared_floats() {
   extern __shared__ float4 lska_ops_shared[];
   return reinterpret_cast<float*>(lska_ops_shared);
@@ -88,6 +92,9 @@ inline void barrier() { host_cuda::barrier(); }
 inline float shuffle_xor(float v, int mask) { return host_cuda::shuffle_xor(v, mask); }
 inline float multiply_add(float a, float b, float c) { return a * b + c; }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+inline float exponential(float v) { return ::expf(v); }
+inline float logarithm(float v) { return ::logf(v); }
+inline float square_root(float v) { return ::sqrtf(v); }
 inline float* shared_floats() { return static_cast<float*>(host_cuda::shared_memory()); }
 
 inline float to_float(float v) { return v; }

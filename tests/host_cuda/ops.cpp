@@ -3,24 +3,15 @@
 
 #include "csrc/lska/register.h"
 #include "csrc/lska/schema.h"
+#include "on_host.h"
 
 namespace lska_ops::lska_cuda {
 namespace {
 
-LskaDevice limits{232448, 132, 50 << 20};
-
-struct OnHost {
-  Device device{limits, nullptr};
-  OnHost(const char* op, const Tensor& x) {
-    STD_TORCH_CHECK(x.is_cpu(), op,
-                    ": x is not on the CPU; expected a CPU tensor, as this is the host-run build");
-  }
-};
-
 void configure(int64_t schedule, int64_t shared_bytes, int64_t multiprocessors, int64_t cache_bytes) {
   host_cuda::settings.schedule = unsigned(schedule);
   host_cuda::settings.max_shared = shared_bytes;
-  limits = {shared_bytes, multiprocessors, cache_bytes};
+  host_limits = {shared_bytes, multiprocessors, cache_bytes};
 }
 
 // Runs only every `stride`-th block from `first` on; a stride of 0 runs all.
@@ -41,7 +32,7 @@ std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const 
                                        const Tensor& conv0v, const Tensor& conv_spatial_h,
                                        const Tensor& conv_spatial_v, int64_t dilation) {
   const MaybeTensor none, h = conv_spatial_h, v = conv_spatial_v;
-  const Call call("cascade_bwd", {limits, nullptr}, x, {conv0h, none, conv0v, none, h, none, v, none},
+  const Call call("cascade_bwd", {host_limits, nullptr}, x, {conv0h, none, conv0v, none, h, none, v, none},
                   dilation);
   const CascadeBackward backward{call};
   Tensor grad_x = call.empty_like_x();
