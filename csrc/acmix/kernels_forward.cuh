@@ -12,7 +12,7 @@ LSKA_DEVICE void softmax(const AcmixWindow<false>& w, const AcmixTile& t, int he
                          float* weights, float* pixels) {
   const AcmixArguments& a = w.a;
   const AcmixLayout& l = a.layout;
-  const int band = l.band_pixels(), rows = min(l.band, t.rows - band_row), of_row = l.runs * kAcmixRun;
+  const int band = l.band_pixels, rows = min(l.band, t.rows - band_row), of_row = l.runs * kAcmixRun;
   for (int n = thread_index(); n < rows * of_row; n += thread_count()) {
     const int row = n / of_row, y = t.row + band_row + row, x = t.col + n - row * of_row;
     if (x >= t.col + t.cols) continue;
@@ -48,7 +48,7 @@ LSKA_DEVICE void softmax(const AcmixWindow<false>& w, const AcmixTile& t, int he
 template <class T>
 LSKA_DEVICE void slopes(const AcmixLayout& l, const AcmixTile& t, int band_row, const Staged<T>& q, int step, int dim,
                         int dims, const float* position, float* pixels, bool first) {
-  const int band = l.band_pixels(), rows = min(l.band, t.rows - band_row), of_row = l.runs * kAcmixRun;
+  const int band = l.band_pixels, rows = min(l.band, t.rows - band_row), of_row = l.runs * kAcmixRun;
   for (int n = thread_index(); n < rows * of_row; n += thread_count()) {
     const int row = n / of_row, x = n - row * of_row;
     if (x >= t.cols) continue;
@@ -67,7 +67,7 @@ LSKA_DEVICE void slopes(const AcmixLayout& l, const AcmixTile& t, int band_row, 
 // head (attention). Head by head it reads q, k and v, k and v with the halo of their windows, and adds up in
 // shared memory; writes y once, and lse. It is reference.attention and reference.shift_aggregate.
 template <class T>
-LSKA_KERNEL(kAcmixThreads)
+LSKA_KERNEL_ALONE(kAcmixThreads)
 acmix_fwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.Ho, a.Wo);
@@ -76,7 +76,7 @@ acmix_fwd_kernel(const AcmixArguments a) {
   float *position = shared_at<float>(l.position), *weights = shared_at<float>(l.weights);
   float *pixels = shared_at<float>(l.pixels), *total = shared_at<float>(l.total);
   float* composite = shared_at<float>(l.composite);
-  const int window_elements = l.dims * l.window.elements();
+  const int window_elements = l.dims * l.window.elements;
   T *own = shared_at<T>(l.own_at), *window = shared_at<T>(l.window_at);
   const int own_top = t.row * a.stride - l.own.ahead_y, own_left = t.col * a.stride - l.own.ahead_x;
   const int top = t.row * a.stride - l.window.ahead_y, left = t.col * a.stride - l.window.ahead_x;
@@ -90,18 +90,18 @@ acmix_fwd_kernel(const AcmixArguments a) {
     for (int i = thread_index(); i < 2 * a.D; i += thread_count())
       position[i] = load(static_cast<const T*>(a.conv_p) + i);
   }
-  const int sums = !l.shift ? 0 : (l.attention ? a.C : a.G * l.dims) * l.tile_pixels();
+  const int sums = !l.shift ? 0 : (l.attention ? a.C : a.G * l.dims) * l.tile_pixels;
   for (int i = thread_index(); i < sums; i += thread_count()) total[i] = 0.f;
 
   for (int h = t.head; h < t.head + l.heads; ++h) {
     const T* maps = static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;
-    const auto bring = [&](int part, int dim, int dims) {
+    const auto bring = [&](int part, int dim, int dims) LSKA_INLINE {
       const Staged<T>& to = part == 0 ? q : part == 1 ? k : v;
       stage(maps + (int64_t(part) * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, to.top, to.left, to.r,
             const_cast<T*>(to.data));
     };
-    const auto shift = [&](int part, int parts, int dim, int dims) {
-      const Staged<T> staged[3] = {part == 0 ? q : v, k, v};
+    const auto shift = [&](int part, int parts, int dim, int dims) LSKA_INLINE {
+      const auto staged = [&](int p) LSKA_INLINE { return part + p == 0 ? q : part + p == 1 ? k : v; };
       shift_forward(a, t, staged, parts, composite, l.attention ? dim : 0, dims, rate2, total);
     };
     if (two) {
@@ -124,8 +124,8 @@ acmix_fwd_kernel(const AcmixArguments a) {
           barrier();
           if (l.shift) shift(0, 2, dim, dims);
         }
-        products(w, band_row, q, a.stride, k, dims, [&](int pixel, int tap, float sum) {
-          float& at = weights[tap * l.band_pixels() + pixel];
+        products(w, band_row, q, a.stride, k, dims, [&](int pixel, int tap, float sum) LSKA_INLINE {
+          float& at = weights[tap * l.band_pixels + pixel];
           at = dim ? at + sum : sum;
         });
         slopes(l, t, band_row, q, a.stride, dim, dims, position, pixels, dim == 0);
@@ -145,7 +145,7 @@ acmix_fwd_kernel(const AcmixArguments a) {
             barrier();
           }
         }
-        for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) {
+        for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
           float sum[4][4] = {};
           accumulate(w, run, weights, v, first, some, sum);
           const int count = min(kAcmixRun, t.col + t.cols - run.x);
@@ -154,11 +154,11 @@ acmix_fwd_kernel(const AcmixArguments a) {
             if (d >= some) continue;
             const int channel = h * a.D + dim + first + d;
             const int64_t at = ((t.image * a.C + channel) * a.Ho + run.y) * a.Wo + run.x;
-            float* there = total + channel * l.tile_pixels() + band_row * l.runs * kAcmixRun + run.place;
+            float* there = total + channel * l.tile_pixels + band_row * l.runs * kAcmixRun + run.place;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
               if (i >= count) continue;
-              sum[d][i] *= rate1 * pixels[2 * l.band_pixels() + run.place + i];
+              sum[d][i] *= rate1 * pixels[2 * l.band_pixels + run.place + i];
               if (l.shift)
                 there[i] += sum[d][i];
               else if (a.initial)
@@ -179,7 +179,7 @@ acmix_fwd_kernel(const AcmixArguments a) {
     const AcmixRun run = acmix_run(l, t, task - channel * runs, 0);
     const int64_t at = ((t.image * a.C + t.dim * a.G + channel) * a.Ho + run.y) * a.Wo + run.x;
     float sum[4];
-    load_four(total + channel * l.tile_pixels() + run.place, sum);
+    load_four(total + channel * l.tile_pixels + run.place, sum);
     store_four<T>(a.out, a.out_float, at, sum, min(kAcmixRun, t.col + t.cols - run.x));
   }
 }

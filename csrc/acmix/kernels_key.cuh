@@ -9,7 +9,7 @@ namespace lska_ops {
 template <class T>
 LSKA_DEVICE void query_facts(const AcmixArguments& a, const AcmixTile& t, int head, const Staged<T>& q, int dim,
                              int dims, const float* position, float* facts) {
-  const int elements = q.r.elements();
+  const int elements = q.r.elements;
   for (int n = thread_index(); n < elements; n += thread_count()) {
     const int row = n / q.r.pitch, y = q.top + row, x = q.left + n - row * q.r.pitch;
     if (y < 0 || y >= a.Ho || x < 0 || x >= a.Wo) continue;
@@ -36,13 +36,13 @@ LSKA_DEVICE void key_pairs(const AcmixWindow<true>& w, const AcmixTile& t, int b
   const AcmixArguments& a = w.a;
   const AcmixLayout& l = a.layout;
   const int of_row = l.runs * kAcmixRun, pixels = min(l.band, t.rows - band_row) * of_row;
-  const int elements = l.window.elements();
+  const int elements = l.window.elements;
   for (int i = thread_index(); i < pixels * l.taps * l.taps; i += thread_count()) {
     const int tap = i / pixels, n = i - tap * pixels, tap_y = tap / l.taps, tap_x = tap - tap_y * l.taps;
     const int row = n / of_row, y = t.row + band_row + row, x = t.col + n - row * of_row;
     const float count = w.count_y(band_row + row, tap_y);
     if (x >= t.col + t.cols || count == 0.f) continue;
-    float &weight = weights[tap * l.band_pixels() + n], &product = second[tap * l.band_pixels() + n];
+    float &weight = weights[tap * l.band_pixels + n], &product = second[tap * l.band_pixels + n];
     const float times = count * w.count_x(x, tap_x);
     if (times == 0.f) {
       weight = product = 0.f;
@@ -60,7 +60,7 @@ LSKA_DEVICE void key_pairs(const AcmixWindow<true>& w, const AcmixTile& t, int b
 // shift alone, and then of q too). Reads k and v, q and grad_y with the halo of the windows, lse and delta;
 // writes each gradient once.
 template <class T>
-LSKA_KERNEL(kAcmixThreads)
+LSKA_KERNEL_ALONE(kAcmixThreads)
 acmix_key_bwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.H, a.W);
@@ -70,7 +70,7 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
   float *second = shared_at<float>(l.products), *facts = shared_at<float>(l.pixels);
   float* composite = shared_at<float>(l.composite);
   T *own = shared_at<T>(l.own_at), *window = shared_at<T>(l.window_at), *grads = shared_at<T>(l.grads_at);
-  T* const own_v = own + l.dims * l.own.elements();
+  T* const own_v = own + l.dims * l.own.elements;
   const int top = a.stride > 1 ? first_query(t.row, l.window.ahead_y, a.stride) : t.row - l.window.ahead_y;
   const int left = a.stride > 1 ? first_query(t.col, l.window.ahead_x, a.stride) : t.col - l.window.ahead_x;
   const Staged<T> k{own, l.own, t.row, t.col}, v{own_v, l.own, t.row, t.col}, q{window, l.window, top, left},
@@ -88,11 +88,11 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
     stage(grad_y + int64_t(t.dim) * a.G * out_plane, out_plane, a.Wo, l.attention ? a.C : some_dims * a.G, 1, a.Ho, a.Wo,
           top, left, l.window, grads);
   // To global memory: the gradient of part `part` at a run, with what the shift and `initial` add.
-  const auto finish = [&](int part, int channel, const AcmixRun& run, int count, float (&sum)[4], const float* shifted) {
+  const auto finish = [&](int part, int channel, const AcmixRun& run, int count, float (&sum)[4], const float (&shifted)[4]) LSKA_INLINE {
     const int64_t at = (((t.image * 3 + part) * a.C + channel) * a.H + run.y) * a.W + run.x;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (shifted) sum[i] = multiply_add(rate2, shifted[i], sum[i]);
+      if (l.shift) sum[i] = multiply_add(rate2, shifted[i], sum[i]);
       if (i < count && a.initial) sum[i] += read_global(a.initial + at + i);
     }
     store_four<T>(a.out, a.out_float, at, sum, count);
@@ -119,7 +119,7 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
       continue;
     }
     const T* maps = static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;
-    const auto bring = [&](int dim, int dims, bool all) {
+    const auto bring = [&](int dim, int dims, bool all) LSKA_INLINE {
       barrier();
       stage(maps + dim * plane, plane, a.W, dims, a.stride, a.Ho, a.Wo, top, left, l.window, window);
       if (!l.shift)
@@ -137,15 +137,15 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
       for (int dim = 0; dim < a.D; dim += l.dims) {
         const int dims = min(l.dims, a.D - dim);
         if (!l.whole) bring(dim, dims, true);
-        const auto put = [&](float* to) {
-          return [=, &l](int pixel, int tap, float sum) {
-            float& at = to[tap * l.band_pixels() + pixel];
+        const auto put = [&](float* to) LSKA_INLINE {
+          return [=, &l](int pixel, int tap, float sum) LSKA_INLINE {
+            float& at = to[tap * l.band_pixels + pixel];
             at = dim ? at + sum : sum;
           };
         };
         products(w, band_row, k, 1, q, dims, put(weights));
         Staged<T> of_head = g;
-        if (l.shift) of_head.data += (h * a.D + dim) * l.window.elements();
+        if (l.shift) of_head.data += (h * a.D + dim) * l.window.elements;
         products(w, band_row, v, 1, of_head, dims, put(second));
       }
       barrier();
@@ -155,8 +155,8 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
         const int dims = min(l.dims, a.D - dim);
         if (!l.whole) bring(dim, dims, false);
         Staged<T> of_head = g;
-        if (l.shift) of_head.data += (h * a.D + dim) * l.window.elements();
-        for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) {
+        if (l.shift) of_head.data += (h * a.D + dim) * l.window.elements;
+        for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
           float of_k[4][4] = {}, of_v[4][4] = {};
           accumulate(w, run, weights, q, first, some, of_k);
           accumulate(w, run, second, of_head, first, some, of_v);
@@ -168,8 +168,8 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
             if (l.shift)
               shift_backward(a, g, run, count, composite, (dim + first + d) * a.G, first + d, dims, shifted);
             const int channel = h * a.D + dim + first + d;
-            finish(1, channel, run, count, of_k[d], l.shift ? shifted[0] : nullptr);
-            finish(2, channel, run, count, of_v[d], l.shift ? shifted[1] : nullptr);
+            finish(1, channel, run, count, of_k[d], shifted[0]);
+            finish(2, channel, run, count, of_v[d], shifted[1]);
           }
         });
       }

@@ -13,7 +13,7 @@ LSKA_DEVICE float query_pairs(const AcmixWindow<false>& w, const AcmixTile& t, i
                               float rate1, float* weights, const float* products, float* pixels) {
   const AcmixArguments& a = w.a;
   const AcmixLayout& l = a.layout;
-  const int band = l.band_pixels(), rows = min(l.band, t.rows - band_row), of_row = l.runs * kAcmixRun;
+  const int band = l.band_pixels, rows = min(l.band, t.rows - band_row), of_row = l.runs * kAcmixRun;
   float deltas = 0.f;
   for (int n = thread_index(); n < rows * of_row; n += thread_count()) {
     const int row = n / of_row, y = t.row + band_row + row, x = t.col + n - row * of_row;
@@ -86,7 +86,7 @@ LSKA_DEVICE void store_query(const AcmixArguments& a, int64_t plane_at, const Ac
 // grad_y, k and v with the halo of the windows, lse; writes the gradient of q and delta once, and its part of
 // the gradients of conv_p and rate1. It is the backward of reference.attention with respect to q and conv_p.
 template <class T>
-LSKA_KERNEL(kAcmixThreads)
+LSKA_KERNEL_ALONE(kAcmixThreads)
 acmix_query_bwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.Ho, a.Wo);
@@ -95,13 +95,13 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
   float *position = shared_at<float>(l.position), *sums = shared_at<float>(l.sums);
   float *weights = shared_at<float>(l.weights), *second = shared_at<float>(l.products);
   float *pixels = shared_at<float>(l.pixels), *composite = shared_at<float>(l.composite);
-  const int band = l.band_pixels(), of_row = l.runs * kAcmixRun;
+  const int band = l.band_pixels, of_row = l.runs * kAcmixRun;
   T *own = shared_at<T>(l.own_at), *window = shared_at<T>(l.window_at), *grads = shared_at<T>(l.grads_at);
   const int top = t.row * a.stride - l.window.ahead_y, left = t.col * a.stride - l.window.ahead_x;
   const AcmixRegion of_grads = l.shift ? l.grads : l.own;
   const int grads_top = t.row - of_grads.ahead_y, grads_left = t.col - of_grads.ahead_x;
   const Staged<T> q{own, l.own, t.row, t.col}, k{window, l.window, top, left},
-      v{window + l.dims * l.window.elements(), l.window, top, left}, g{grads, of_grads, grads_top, grads_left};
+      v{window + l.dims * l.window.elements, l.window, top, left}, g{grads, of_grads, grads_top, grads_left};
   const float rate1 = rate_of<T>(a.rate1), rate2 = rate_of<T>(a.rate2), scale = 1.f / square_root(float(a.D));
   const T* grad_y = static_cast<const T*>(a.grad_y) + t.image * a.C * out_plane;
 
@@ -115,13 +115,13 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
 
   for (int h = t.head; h < t.head + l.heads; ++h) {
     const T* maps = static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;
-    const auto bring = [&](int dim, int dims, bool all) {
+    const auto bring = [&](int dim, int dims, bool all) LSKA_INLINE {
       barrier();
       stage(maps + dim * plane, plane, a.W, dims, a.stride, a.Ho, a.Wo, t.row, t.col, l.own, own);
       stage(maps + (a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, top, left, l.window, window);
       if (all) {
         stage(maps + (2 * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, top, left, l.window,
-              window + l.dims * l.window.elements());
+              window + l.dims * l.window.elements);
         if (!l.shift)
           stage(grad_y + (h * a.D + dim) * out_plane, out_plane, a.Wo, dims, 1, a.Ho, a.Wo, t.row, t.col, l.own, grads);
       }
@@ -133,15 +133,15 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
       for (int dim = 0; dim < a.D; dim += l.dims) {
         const int dims = min(l.dims, a.D - dim);
         if (!l.whole) bring(dim, dims, true);
-        const auto put = [&](float* to) {
-          return [=, &l](int pixel, int tap, float sum) {
-            float& at = to[tap * l.band_pixels() + pixel];
+        const auto put = [&](float* to) LSKA_INLINE {
+          return [=, &l](int pixel, int tap, float sum) LSKA_INLINE {
+            float& at = to[tap * l.band_pixels + pixel];
             at = dim ? at + sum : sum;
           };
         };
         products(w, band_row, q, 1, k, dims, put(weights));
         Staged<T> of_head = g;
-        if (l.shift) of_head.data += (h * a.D + dim) * of_grads.elements();
+        if (l.shift) of_head.data += (h * a.D + dim) * of_grads.elements;
         products(w, band_row, of_head, 1, v, dims, put(second));
         slopes(l, t, band_row, q, 1, dim, dims, position, pixels, dim == 0);
       }
@@ -151,7 +151,7 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
       for (int dim = 0; dim < a.D; dim += l.dims) {
         const int dims = min(l.dims, a.D - dim);
         if (!l.whole) bring(dim, dims, false);
-        for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) {
+        for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
           float sum[4][4] = {};
           accumulate(w, run, weights, k, first, some, sum);
           const int count = min(kAcmixRun, t.col + t.cols - run.x);

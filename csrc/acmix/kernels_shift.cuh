@@ -13,7 +13,7 @@ LSKA_DEVICE void stage_composite(const AcmixArguments& a, int head, int part, in
   for (int i = thread_index(); i < parts * of_part; i += thread_count()) {
     const int p = i / of_part;
     const int64_t from = (int64_t(head * 3 + part + p) * a.D + dim) * of_dim;
-    to[i] = read_global(a.composite + from + i - p * of_part);
+    to[i] = read_weight(a.composite + from + i - p * of_part);
   }
 }
 
@@ -63,21 +63,22 @@ LSKA_DEVICE void shift_run(const AcmixArguments& a, const Staged<T>& map, int ch
   }
 }
 
-// What `parts` maps of one head add to all G outputs of their dims: total [channel][tile's pixels].
-template <class T>
-LSKA_DEVICE void shift_forward(const AcmixArguments& a, const AcmixTile& t, const Staged<T>* maps, int parts,
+// What `parts` maps of one head, maps(0) and so on, add to all G outputs of their dims: total [channel][tile's
+// pixels].
+template <class Maps>
+LSKA_DEVICE void shift_forward(const AcmixArguments& a, const AcmixTile& t, const Maps& maps, int parts,
                                const float* composite, int dim, int dims, float rate2, float* total) {
   const AcmixLayout& l = a.layout;
-  const int taps = a.kernel_conv * a.kernel_conv, runs = t.rows * l.runs, pixels = l.tile_pixels();
+  const int taps = a.kernel_conv * a.kernel_conv, runs = t.rows * l.runs, pixels = l.tile_pixels;
   for (int task = thread_index(); task < runs * dims; task += thread_count()) {
     const int d = task / runs;
     const AcmixRun run = acmix_run(l, t, task - d * runs, 0);
     const int count = min(kAcmixRun, t.col + t.cols - run.x);
-    const auto outputs = [&](int g, auto size) {
+    const auto outputs = [&](int g, auto size) LSKA_INLINE {
       constexpr int O = decltype(size)::value;
       float sum[O][4] = {};
       for (int p = 0; p < parts; ++p)
-        shift_run<O, false>(a, maps[p], d, run.y, run.x, count, composite + ((p * dims + d) * a.G + g) * taps, taps, sum);
+        shift_run<O, false>(a, maps(p), d, run.y, run.x, count, composite + ((p * dims + d) * a.G + g) * taps, taps, sum);
       float* out = total + ((dim + d) * a.G + g) * pixels + run.place;
 #pragma unroll
       for (int o = 0; o < O; ++o)
@@ -157,7 +158,7 @@ acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
     barrier();
     for (int part = 0; part < 3; ++part)
       stage(static_cast<const T*>(a.qkv) + ((image * 3 + part) * a.C + dim) * pixels, a.D * pixels, a.W, G, 1, a.H, a.W,
-            top, left, a.maps, maps + part * G * a.maps.elements());
+            top, left, a.maps, maps + part * G * a.maps.elements);
     stage(static_cast<const T*>(a.grad_y) + (image * a.C + dim * G) * out_pixels, out_pixels, a.Wo, G, 1, a.Ho, a.Wo, row,
           col, a.grads, grads);
     barrier();

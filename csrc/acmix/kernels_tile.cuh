@@ -99,7 +99,7 @@ template <class T>
 LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int dims, int step, int height, int width,
                        int top, int left, const AcmixRegion& r, T* to) {
   constexpr int N = kVector<T>;
-  const int begin = max(left, 0), end = min(left + r.pitch, width), lines = dims * r.rows;
+  const int begin = max(left + r.spare, 0), end = min(left + r.pitch - r.spare, width), lines = dims * r.rows;
   const int groups = step > 1 ? r.pitch : (max(end - begin, 0) + 2 * N - 2) / N;
   for (int i = thread_index(); i < lines * groups; i += thread_count()) {
     const int line = i / groups, group = i - line * groups, dim = line / r.rows, y = top + line - dim * r.rows;
@@ -123,9 +123,9 @@ LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int d
       for (int x = max(first, begin); x < min(first + N, end); ++x) row[x - left] = read_global(from + x);
     }
   }
-  const int beyond = max(begin - left, 0) + max(left + r.pitch - max(end, begin), 0);
+  const int before = min(max(-left, 0), r.pitch), beyond = before + min(max(left + r.pitch - width, 0), r.pitch - before);
   for (int i = thread_index(); i < lines * beyond; i += thread_count()) {
-    const int line = i / beyond, nth = i - line * beyond, before = max(begin - left, 0);
+    const int line = i / beyond, nth = i - line * beyond;
     round_to(0.f, to[line * r.pitch + (nth < before ? nth : r.pitch - beyond + nth)]);
   }
 }
@@ -235,14 +235,14 @@ template <class T, bool kKey, class Out>
 LSKA_DEVICE void products(const AcmixWindow<kKey>& w, int band_row, const Staged<T>& own, int own_step,
                           const Staged<T>& window, int dims, const Out& out) {
   const AcmixLayout& l = w.a.layout;
-  const int rows = min(l.band, w.t.rows - band_row), runs = rows * l.runs, own_dim = own.r.elements(),
-            window_dim = window.r.elements();
+  const int rows = min(l.band, w.t.rows - band_row), runs = rows * l.runs, own_dim = own.r.elements,
+            window_dim = window.r.elements;
   for (int task = thread_index(); task < runs * l.taps; task += thread_count()) {
     const int tap_y = task / runs;
     const AcmixRun run = acmix_run(l, w.t, task - tap_y * runs, band_row);
     if (w.count_y(run.row, tap_y) == 0.f) continue;
     const int y = w.first(run.y) + tap_y;
-    const bool done = l.regular && pick<3, 5, 7, 9>(l.taps, [&](auto size) {
+    const bool done = l.regular && pick<3, 5, 7, 9>(l.taps, [&](auto size) LSKA_INLINE {
       constexpr int K = decltype(size)::value;
       float sum[4][K] = {};
       products_run<K>(own.at(0, run.y, run.x), own_dim, window.at(0, y, run.x - kAcmixAhead), window_dim, dims, sum);
@@ -270,7 +270,7 @@ LSKA_DEVICE void products(const AcmixWindow<kKey>& w, int band_row, const Staged
 template <int K, class T, bool kKey>
 LSKA_DEVICE void accumulate_run(const AcmixWindow<kKey>& w, const AcmixRun& run, const float* weights,
                                 const Staged<T>& window, int dim, int dims, float (&sum)[4][4]) {
-  const int band = w.a.layout.band_pixels();
+  const int band = w.a.layout.band_pixels;
   for (int tap_y = 0; tap_y < K; ++tap_y) {
     if (w.count_y(run.row, tap_y) == 0.f) continue;
     const float* at = weights + tap_y * K * band + run.place;
@@ -297,7 +297,7 @@ template <class T, bool kKey>
 LSKA_DEVICE void accumulate(const AcmixWindow<kKey>& w, const AcmixRun& run, const float* weights,
                             const Staged<T>& window, int dim, int dims, float (&sum)[4][4]) {
   const AcmixLayout& l = w.a.layout;
-  const bool done = l.regular && pick<3, 5, 7, 9>(l.taps, [&](auto size) {
+  const bool done = l.regular && pick<3, 5, 7, 9>(l.taps, [&](auto size) LSKA_INLINE {
     accumulate_run<decltype(size)::value>(w, run, weights, window, dim, dims, sum);
   });
   if (done) return;
@@ -307,7 +307,7 @@ LSKA_DEVICE void accumulate(const AcmixWindow<kKey>& w, const AcmixRun& run, con
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (run.x + i >= w.t.col + w.t.cols || w.count_x(run.x + i, tap_x) == 0.f) continue;
-        const float p = weights[(tap_y * l.taps + tap_x) * l.band_pixels() + run.place + i];
+        const float p = weights[(tap_y * l.taps + tap_x) * l.band_pixels + run.place + i];
 #pragma unroll
         for (int d = 0; d < 4; ++d)
           if (d < dims)

@@ -35,10 +35,11 @@ struct AcmixSize {
   bool regular() const { return stride == 1 && dilation == 1 && kernel_att <= 9 && kernel_conv <= 9; }
 };
 
-// Rows and columns of a map in shared memory, for each dim; `ahead` of them lie before the tile's first.
+// Rows and columns of a map in shared memory, for each dim; `ahead` of them lie before the tile's first. `spare`
+// columns at either end are there for the alignment of what follows, and are not loaded.
 struct AcmixRegion {
-  int rows, pitch, ahead_y, ahead_x;
-  int elements() const { return rows * pitch; }
+  int rows, pitch, ahead_y, ahead_x, spare;
+  int elements;  // of one dim
 };
 
 struct AcmixLayout {
@@ -46,6 +47,7 @@ struct AcmixLayout {
   bool regular, whole;    // whole: all dims of a head at once
   int rows, cols, runs;   // of a tile; runs in a row
   int band;               // rows whose weights of the window are in shared memory at once
+  int band_pixels, tile_pixels;  // of whole runs
   int dims, heads;        // dims in shared memory at once; heads of a block
   int taps;               // of a line: as many pixels lie between the first and the last of a window
   int parts;              // of q, k, v: those whose shift weights are in shared memory at once
@@ -56,16 +58,15 @@ struct AcmixLayout {
   int64_t shared_bytes, grid_x, grid_y, grid_z;
   double cost;  // what is moved for each channel and image, made dearer by idle threads
   bool fits;
-  int band_pixels() const { return band * runs * kAcmixRun; }
-  int tile_pixels() const { return rows * runs * kAcmixRun; }
 };
 
 namespace acmix_plan {
 
 inline int64_t ceil_div_any(int64_t a, int64_t b) { return a >= 0 ? ceil_div(a, b) : -(-a / b); }
 
-inline AcmixRegion region(int64_t rows, int64_t width, int64_t ahead_y, int64_t ahead_x) {
-  return {int(rows), int(round_up(width, kAcmixRun)), int(ahead_y), int(ahead_x)};
+inline AcmixRegion region(int64_t rows, int64_t width, int64_t ahead_y, int64_t ahead_x, int64_t spare = 0) {
+  const int64_t pitch = round_up(width, kAcmixRun);
+  return {int(rows), int(pitch), int(ahead_y), int(ahead_x), int(spare), int(rows * pitch)};
 }
 
 inline void set_regions(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
@@ -74,7 +75,7 @@ inline void set_regions(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
   const auto around = [&](int64_t y, int64_t scale) {  // a tile's pixels, `scale` apart, and what surrounds them
     const int64_t x = l.regular ? (y ? kAcmixAhead : 0) : y;
     const int64_t span = l.regular ? width : (width - 1) * scale + 1;
-    return region((l.rows - 1) * scale + 1 + 2 * y, span + 2 * x, y, x);
+    return region((l.rows - 1) * scale + 1 + 2 * y, span + 2 * x, y, x, l.regular ? x - y : 0);
   };
   if (pass == AcmixPass::key) {
     l.own = around(0, 1);
@@ -100,25 +101,25 @@ inline void set_memory(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
     return int(std::min<int64_t>(from, 1 << 30));
   };
   const bool fused = l.attention && l.shift, forward = pass == AcmixPass::forward, key = pass == AcmixPass::key;
-  const int64_t all = int64_t(l.taps) * l.taps * l.band_pixels();
+  const int64_t all = int64_t(l.taps) * l.taps * l.band_pixels;
   l.table_y = take(l.attention ? int64_t(l.rows) * l.taps : 0, 4);
   l.table_x = take(l.attention ? int64_t(l.runs) * kAcmixRun * l.taps : 0, 4);
   l.position = take(l.attention ? 2 * s.D() : 0, 4);
   l.sums = take(l.attention && !forward && !key ? 2 * s.D() : 0, 4);
   l.weights = take(l.attention ? all : 0, 4);
   l.products = take(l.attention && !forward ? all : 0, 4);
-  l.pixels = take(!l.attention ? 0 : key ? 4 * int64_t(l.window.elements()) : 4 * l.band_pixels(), 4);
-  l.total = take(forward && l.shift ? (fused ? s.C : s.G * l.dims) * l.tile_pixels() : 0, 4);
+  l.pixels = take(!l.attention ? 0 : key ? 4 * int64_t(l.window.elements) : 4 * l.band_pixels, 4);
+  l.total = take(forward && l.shift ? (fused ? s.C : s.G * l.dims) * l.tile_pixels : 0, 4);
   l.parts = !l.shift ? 0 : !l.attention ? 3 : forward ? (l.whole ? 3 : 2) : key ? 2 : 1;
   l.composite = take(int64_t(l.parts) * l.dims * s.G * s.conv_taps(), 4);
-  const int64_t e = s.element, own = int64_t(l.dims) * l.own.elements(),
-                window = int64_t(l.dims) * l.window.elements();
+  const int64_t e = s.element, own = int64_t(l.dims) * l.own.elements,
+                window = int64_t(l.dims) * l.window.elements;
   const bool windows = l.attention || forward, owns = l.attention || forward;
   l.own_at = take(!owns ? 0 : key ? 2 * own : own, e);
   l.window_at = take(!windows ? 0 : key ? window : (l.whole || !forward || !l.attention ? 2 : 1) * window, e);
   // grad_y: in a block that computes both, of all channels; else of the dims at hand.
   const int64_t channels = fused ? s.C : l.attention ? l.dims : s.G * l.dims;
-  const int64_t grads = forward ? 0 : l.attention && !l.shift && !key ? l.own.elements() : l.grads.elements();
+  const int64_t grads = forward ? 0 : l.attention && !l.shift && !key ? l.own.elements : l.grads.elements;
   l.grads_at = take(channels * grads, e);
   l.shared_bytes = at;
 }
@@ -128,7 +129,8 @@ inline double with_halo(int64_t length, int64_t tile, int64_t reach) {
   return double(length + 2 * reach * (ceil_div(length, tile) - 1));
 }
 
-// Numbers that cross global memory for each channel and image; of the composite weights too.
+// Numbers that cross global memory for each channel and image; composite weights count half, as all blocks read
+// the same ones.
 inline double traffic(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
   const bool key = pass == AcmixPass::key, forward = pass == AcmixPass::forward;
   const int64_t H = key ? s.H : s.Ho(), W = key ? s.W : s.Wo(), scale = key ? 1 : s.stride;
@@ -138,7 +140,7 @@ inline double traffic(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass) 
   const int64_t att = l.attention ? s.reach() : 0, conv = l.shift ? s.conv_reach() : 0, most = std::max(att, conv);
   const double again = l.whole || !l.attention ? 0. : 1.;  // what is loaded once more, dims by dims
   const double tiles = double(ceil_div(H, l.rows) * ceil_div(W, l.cols));
-  const double composite = l.shift ? tiles * double(l.parts * s.G * s.conv_taps()) * 4. / double(s.element) : 0.;
+  const double composite = l.shift ? tiles * double(l.parts * s.G * s.conv_taps()) * 2. / double(s.element) : 0.;
   if (forward) return maps(conv) + 2 * maps(most) + maps(0) + composite;
   if (!key) return maps(0) * (2 + again) + maps(conv) + (2 + again) * maps(att) + composite;
   if (!l.attention) return maps(conv) + 3 * maps(0) + composite;
@@ -178,6 +180,8 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
     l.cols = int(cols);
     l.runs = int(ceil_div(cols, kAcmixRun));
     l.band = int(band);
+    l.band_pixels = l.band * l.runs * kAcmixRun;
+    l.tile_pixels = l.rows * l.runs * kAcmixRun;
     l.dims = int(dims);
     l.whole = dims == s.D();
     acmix_plan::set_regions(l, s, pass);
@@ -236,10 +240,10 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
     p.runs = int(ceil_div(cols, kAcmixRun));
     const int64_t width = p.runs * kAcmixRun, ahead = p.fast ? kAcmixAhead : c;
     const int64_t span = p.fast ? width : (width - 1) * s.stride + 1;
-    p.maps = acmix_plan::region((rows - 1) * s.stride + 1 + 2 * c, span + 2 * ahead, c, ahead);
+    p.maps = acmix_plan::region((rows - 1) * s.stride + 1 + 2 * c, span + 2 * ahead, c, ahead, ahead - c);
     p.grads = acmix_plan::region(rows, width, 0, 0);
-    const int64_t maps = round_up(3 * s.G * p.maps.elements() * s.element, 16);
-    const int64_t grads = round_up(s.G * p.grads.elements() * s.element, 16);
+    const int64_t maps = round_up(3 * s.G * p.maps.elements * s.element, 16);
+    const int64_t grads = round_up(s.G * p.grads.elements * s.element, 16);
     p.shared_bytes = maps + grads + kAcmixThreads * 12 * 4;
     if (p.shared_bytes > limit) return false;
     p.grads_at = int(maps);

@@ -12,6 +12,10 @@
 #define LSKA_DEVICE __device__ __forceinline__
 #define LSKA_BOTH __host__ __device__ __forceinline__
 #define LSKA_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// For kernels whose shared memory leaves room for one block alone: no register is saved for a second.
+#define LSKA_KERNEL_ALONE(threads) __global__ void __launch_bounds__(threads, 1)
+// For lambdas, which a call would send to the stack with what they hold.
+#define LSKA_INLINE __attribute__((always_inline))
 #else
 #include <math.h>
 #include <string.h>
@@ -20,6 +24,8 @@
 #define LSKA_DEVICE inline
 #define LSKA_BOTH inline
 #define LSKA_KERNEL(threads) inline void
+#define LSKA_KERNEL_ALONE(threads) inline void
+#define LSKA_INLINE
 #endif
 
 namespace lska_ops {
@@ -64,6 +70,11 @@ LSKA_DEVICE void round_to(float v, BFloat16& out) { out.bits = __bfloat16_as_ush
 
 template <class T>
 LSKA_DEVICE T read_global(const T* p) {
+  return *p;
+}
+// The same for weights, which all blocks read: counted apart, as they stay in the cache.
+template <class T>
+LSKA_DEVICE T read_weight(const T* p) {
   return *p;
 }
 template <class T>
@@ -123,6 +134,11 @@ inline void round_to(float v, BFloat16& out) {
 template <class T>
 inline T read_global(const T* p) {
   host_cuda::count_load(p, sizeof(T));
+  return *p;
+}
+template <class T>
+inline T read_weight(const T* p) {
+  host_cuda::count_weight(p, sizeof(T));
   return *p;
 }
 template <class T>

@@ -26,6 +26,7 @@ std::vector<int64_t> take_counters() {
   host_cuda::counters = {};
   return {int64_t(c.loaded), int64_t(c.stored), int64_t(c.launches), int64_t(c.blocks)};
 }
+int64_t weight_bytes() { return int64_t(host_cuda::counters.weights); }  // until take_counters
 
 // The cascade's backward kernel by itself: grad_x without the gate's part, and the tap sums' parts.
 std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const Tensor& conv0h,
@@ -57,6 +58,7 @@ STABLE_TORCH_LIBRARY(lska_ops_host, m) {
   m.def("configure(int schedule, int shared_bytes, int multiprocessors, int cache_bytes) -> ()");
   m.def("only(int first, int stride) -> ()");
   m.def("take_counters() -> int[]");
+  m.def("weight_bytes() -> int");
   m.def(
       "cascade_bwd(Tensor x, Tensor ds, Tensor conv0h, Tensor conv0v, Tensor conv_spatial_h, Tensor "
       "conv_spatial_v, int dilation) -> (Tensor, Tensor)");
@@ -70,5 +72,6 @@ STABLE_TORCH_LIBRARY_IMPL(lska_ops_host, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&configure));
   m.impl("only", TORCH_BOX(&only));
   m.impl("take_counters", TORCH_BOX(&take_counters));
+  m.impl("weight_bytes", TORCH_BOX(&weight_bytes));
   m.impl("cascade_bwd", TORCH_BOX(&cascade_bwd));
 }
