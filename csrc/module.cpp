@@ -7,7 +7,7 @@
 #include "csrc/common/build_info.h"
 #include "csrc/lska/schema.h"
 
-#define ACMIX_CPU                                                                                 \
+#define ACMIX_CPU                                                                                     \
   "Tensor conv_p, Tensor fc, Tensor dep_conv, Tensor rate1, Tensor rate2, int head, int kernel_att, " \
   "int stride, int dilation"
 

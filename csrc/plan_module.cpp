@@ -64,12 +64,12 @@ PYBIND11_MODULE(_plan, m) {
       py::arg("dilation"), py::arg("shared_bytes"), py::arg("multiprocessors"));
   m.def(
       "acmix",
-      [](const std::string& pass, bool attention, bool shift, int64_t B, int64_t C, int64_t H, int64_t W, int64_t head,
-         int64_t kernel_att, int64_t kernel_conv, int64_t stride, int64_t dilation, int64_t element,
-         int64_t shared_bytes, int64_t multiprocessors) {
+      [](const std::string& pass, bool attention, bool shift, int64_t B, int64_t C, int64_t H, int64_t W,
+         int64_t head, int64_t kernel_att, int64_t kernel_conv, int64_t stride, int64_t dilation,
+         int64_t element, int64_t shared_bytes, int64_t multiprocessors) {
         return acmix_plan(pass, attention, shift,
-                          {B, C, H, W, head, kernel_att, kernel_conv, stride, dilation, element}, shared_bytes,
-                          multiprocessors);
+                          {B, C, H, W, head, kernel_att, kernel_conv, stride, dilation, element},
+                          shared_bytes, multiprocessors);
       },
       "How a pass of ACmix, \"forward\", \"query\" or \"key\", is spread over a GPU with these limits, for "
       "numbers of `element` bytes; csrc/acmix/plan.h.",

@@ -1,7 +1,7 @@
 """Which backend runs a call, and in one sentence each why the others do not.
 
-A backend answers ``why_not(x, **options) -> str | None`` in the form *what is so; what would help*. The same sentences
-stand in errors, in :func:`explain`, in skipped tests and in ``python -m lska_ops doctor``.
+A backend answers ``why_not(x, **options) -> str | None`` in the form *what is so; what would help*. The same
+sentences stand in errors, in :func:`explain`, in skipped tests and in ``python -m lska_ops doctor``.
 """
 
 import os

@@ -107,7 +107,12 @@ def test_cuda_declines_acmix_of_other_sizes(gpu):
     why_not = acmix_compiled.why_not_cuda
     assert why_not(ON_GPU) is None
     assert why_not(ON_GPU, head=8, kernel_att=9, kernel_conv=5, dilation=3) is None
-    says(why_not(ON_GPU, kernel_att=15, dilation=2), "reaches 14 pixels", "the CUDA kernels 12", "smaller kernel_att")
+    says(
+        why_not(ON_GPU, kernel_att=15, dilation=2),
+        "reaches 14 pixels",
+        "the CUDA kernels 12",
+        "smaller kernel_att",
+    )
     says(why_not(ON_GPU, head=65), "65 heads with 3 x 3 taps", "fewer heads")
     says(why_not(ON_GPU, head=64, kernel_conv=7), "64 heads with 7 x 7 taps", "2048 weights")
 

@@ -5,8 +5,8 @@
 
 namespace lska_ops {
 
-// Logits of a band's pixels from their products; then exp(logit - largest) times how often the tap counts, and
-// what 1 / their sum is. `pixels`: slopes in x and in y, one over the sum.
+// Logits of a band's pixels from their products; then exp(logit - largest) times how often the tap counts,
+// and what 1 / their sum is. `pixels`: slopes in x and in y, one over the sum.
 template <class T>
 LSKA_DEVICE void softmax(const AcmixWindow<false>& w, const AcmixTile& t, int head, int band_row, float scale,
                          float* weights, float* pixels) {
@@ -46,8 +46,8 @@ LSKA_DEVICE void softmax(const AcmixWindow<false>& w, const AcmixTile& t, int he
 
 // pixels[0], pixels[band] += q . conv_p of a band's pixels: how their logits rise along x and y.
 template <class T>
-LSKA_DEVICE void slopes(const AcmixLayout& l, const AcmixTile& t, int band_row, const Staged<T>& q, int step, int dim,
-                        int dims, const float* position, float* pixels, bool first) {
+LSKA_DEVICE void slopes(const AcmixLayout& l, const AcmixTile& t, int band_row, const Staged<T>& q, int step,
+                        int dim, int dims, const float* position, float* pixels, bool first) {
   const int band = l.band_pixels, rows = min(l.band, t.rows - band_row), of_row = l.runs * kAcmixRun;
   for (int n = thread_index(); n < rows * of_row; n += thread_count()) {
     const int row = n / of_row, x = n - row * of_row;

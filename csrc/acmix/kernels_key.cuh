@@ -7,8 +7,8 @@ namespace lska_ops {
 
 // Of the queries around a tile, in the window's region: lse, delta, slopes in x and y.
 template <class T>
-LSKA_DEVICE void query_facts(const AcmixArguments& a, const AcmixTile& t, int head, const Staged<T>& q, int dim,
-                             int dims, const float* position, float* facts) {
+LSKA_DEVICE void query_facts(const AcmixArguments& a, const AcmixTile& t, int head, const Staged<T>& q,
+                             int dim, int dims, const float* position, float* facts) {
   const int elements = q.r.elements;
   for (int n = thread_index(); n < elements; n += thread_count()) {
     const int row = n / q.r.pitch, y = q.top + row, x = q.left + n - row * q.r.pitch;
@@ -29,10 +29,10 @@ LSKA_DEVICE void query_facts(const AcmixArguments& a, const AcmixTile& t, int he
   }
 }
 
-// A band's pairs, from the products k q and v grad_y: in place of the first the gradients of the logits' sums,
-// of the second the softmax weights times rate1.
-LSKA_DEVICE void key_pairs(const AcmixWindow<true>& w, const AcmixTile& t, int band_row, int top, int left, float scale,
-                           float rate1, float* weights, float* second, const float* facts) {
+// A band's pairs, from the products k q and v grad_y: in place of the first the gradients of the logits'
+// sums, of the second the softmax weights times rate1.
+LSKA_DEVICE void key_pairs(const AcmixWindow<true>& w, const AcmixTile& t, int band_row, int top, int left,
+                           float scale, float rate1, float* weights, float* second, const float* facts) {
   const AcmixArguments& a = w.a;
   const AcmixLayout& l = a.layout;
   const int of_row = l.runs * kAcmixRun, pixels = min(l.band, t.rows - band_row) * of_row;
@@ -49,7 +49,8 @@ LSKA_DEVICE void key_pairs(const AcmixWindow<true>& w, const AcmixTile& t, int b
       continue;
     }
     const float* query = facts + (w.first(y) + tap_y - top) * l.window.pitch + w.first(x) + tap_x - left;
-    const float rises = query[2 * elements] * w.distance(x, tap_x, a.W) + query[3 * elements] * w.distance(y, tap_y, a.H);
+    const float rises =
+        query[2 * elements] * w.distance(x, tap_x, a.W) + query[3 * elements] * w.distance(y, tap_y, a.H);
     const float p = rate1 * times * exponential(scale * (weight + rises) - query[0]);
     weight = p * scale * (product - query[elements]);
     product = p;
@@ -85,10 +86,11 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
       position[i] = load(static_cast<const T*>(a.conv_p) + i);
   }
   if (l.shift)
-    stage(grad_y + int64_t(t.dim) * a.G * out_plane, out_plane, a.Wo, l.attention ? a.C : some_dims * a.G, 1, a.Ho, a.Wo,
-          top, left, l.window, grads);
+    stage(grad_y + int64_t(t.dim) * a.G * out_plane, out_plane, a.Wo, l.attention ? a.C : some_dims * a.G, 1,
+          a.Ho, a.Wo, top, left, l.window, grads);
   // To global memory: the gradient of part `part` at a run, with what the shift and `initial` add.
-  const auto finish = [&](int part, int channel, const AcmixRun& run, int count, float (&sum)[4], const float (&shifted)[4]) LSKA_INLINE {
+  const auto finish = [&](int part, int channel, const AcmixRun& run, int count, float(&sum)[4],
+                          const float(&shifted)[4]) LSKA_INLINE {
     const int64_t at = (((t.image * 3 + part) * a.C + channel) * a.H + run.y) * a.W + run.x;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -123,7 +125,8 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
       barrier();
       stage(maps + dim * plane, plane, a.W, dims, a.stride, a.Ho, a.Wo, top, left, l.window, window);
       if (!l.shift)
-        stage(grad_y + (h * a.D + dim) * out_plane, out_plane, a.Wo, dims, 1, a.Ho, a.Wo, top, left, l.window, grads);
+        stage(grad_y + (h * a.D + dim) * out_plane, out_plane, a.Wo, dims, 1, a.Ho, a.Wo, top, left, l.window,
+              grads);
       if (all) {
         stage(maps + (a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, t.row, t.col, l.own, own);
         stage(maps + (2 * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, t.row, t.col, l.own, own_v);

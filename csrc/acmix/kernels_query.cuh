@@ -9,8 +9,9 @@ namespace lska_ops {
 // product, and in place of the first products the gradients of the logits' sums, scale included. `pixels`:
 // slopes in x and y, then those gradients' sums times x_i - x_j and y_i - y_j. Returns this thread's deltas.
 template <class T>
-LSKA_DEVICE float query_pairs(const AcmixWindow<false>& w, const AcmixTile& t, int head, int band_row, float scale,
-                              float rate1, float* weights, const float* products, float* pixels) {
+LSKA_DEVICE float query_pairs(const AcmixWindow<false>& w, const AcmixTile& t, int head, int band_row,
+                              float scale, float rate1, float* weights, const float* products,
+                              float* pixels) {
   const AcmixArguments& a = w.a;
   const AcmixLayout& l = a.layout;
   const int band = l.band_pixels, rows = min(l.band, t.rows - band_row), of_row = l.runs * kAcmixRun;
@@ -60,7 +61,8 @@ LSKA_DEVICE float query_pairs(const AcmixWindow<false>& w, const AcmixTile& t, i
 // The gradient of q at a run, to global memory; at a stride also what lies between the queries, which only
 // `initial` reaches.
 template <class T>
-LSKA_DEVICE void store_query(const AcmixArguments& a, int64_t plane_at, const AcmixRun& run, int count, float (&sum)[4]) {
+LSKA_DEVICE void store_query(const AcmixArguments& a, int64_t plane_at, const AcmixRun& run, int count,
+                             float (&sum)[4]) {
   if (a.stride == 1) {
     const int64_t at = plane_at + int64_t(run.y) * a.W + run.x;
 #pragma unroll
@@ -123,7 +125,8 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
         stage(maps + (2 * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, top, left, l.window,
               window + l.dims * l.window.elements);
         if (!l.shift)
-          stage(grad_y + (h * a.D + dim) * out_plane, out_plane, a.Wo, dims, 1, a.Ho, a.Wo, t.row, t.col, l.own, grads);
+          stage(grad_y + (h * a.D + dim) * out_plane, out_plane, a.Wo, dims, 1, a.Ho, a.Wo, t.row, t.col,
+                l.own, grads);
       }
       if (l.shift) stage_composite(a, h, 0, 1, dim, dims, composite);
       barrier();

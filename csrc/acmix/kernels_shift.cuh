@@ -8,7 +8,8 @@ namespace lska_ops {
 
 // The composite weights of `parts` of q, k, v from `part` on, for some dims of one head:
 // [parts][dims][G][taps].
-LSKA_DEVICE void stage_composite(const AcmixArguments& a, int head, int part, int parts, int dim, int dims, float* to) {
+LSKA_DEVICE void stage_composite(const AcmixArguments& a, int head, int part, int parts, int dim, int dims,
+                                 float* to) {
   const int of_dim = a.G * a.kernel_conv * a.kernel_conv, of_part = dims * of_dim;
   for (int i = thread_index(); i < parts * of_part; i += thread_count()) {
     const int p = i / of_part;
@@ -20,8 +21,8 @@ LSKA_DEVICE void stage_composite(const AcmixArguments& a, int head, int part, in
 // sum[o][i] += what the map's channel sends to (or, transposed, hears from) output o's pixel i, for a run of
 // `count` neighbours at (y, x). The weights of outputs are `between` apart.
 template <int O, bool kTransposed, class T>
-LSKA_DEVICE void shift_run(const AcmixArguments& a, const Staged<T>& map, int channel, int y, int x, int count,
-                           const float* weights, int between, float (&sum)[O][4]) {
+LSKA_DEVICE void shift_run(const AcmixArguments& a, const Staged<T>& map, int channel, int y, int x,
+                           int count, const float* weights, int between, float (&sum)[O][4]) {
   const int height = kTransposed ? a.Ho : a.H, width = kTransposed ? a.Wo : a.W, k = a.kernel_conv, c = k / 2;
   if (a.layout.regular && k == 3) {
 #pragma unroll
@@ -63,8 +64,8 @@ LSKA_DEVICE void shift_run(const AcmixArguments& a, const Staged<T>& map, int ch
   }
 }
 
-// What `parts` maps of one head, maps(0) and so on, add to all G outputs of their dims: total [channel][tile's
-// pixels].
+// What `parts` maps of one head, maps(0) and so on, add to all G outputs of their dims: total
+// [channel][tile's pixels].
 template <class Maps>
 LSKA_DEVICE void shift_forward(const AcmixArguments& a, const AcmixTile& t, const Maps& maps, int parts,
                                const float* composite, int dim, int dims, float rate2, float* total) {
@@ -78,7 +79,8 @@ LSKA_DEVICE void shift_forward(const AcmixArguments& a, const AcmixTile& t, cons
       constexpr int O = decltype(size)::value;
       float sum[O][4] = {};
       for (int p = 0; p < parts; ++p)
-        shift_run<O, false>(a, maps(p), d, run.y, run.x, count, composite + ((p * dims + d) * a.G + g) * taps, taps, sum);
+        shift_run<O, false>(a, maps(p), d, run.y, run.x, count, composite + ((p * dims + d) * a.G + g) * taps,
+                            taps, sum);
       float* out = total + ((dim + d) * a.G + g) * pixels + run.place;
 #pragma unroll
       for (int o = 0; o < O; ++o)
@@ -94,12 +96,13 @@ LSKA_DEVICE void shift_forward(const AcmixArguments& a, const AcmixTile& t, cons
 
 // What the gradients of all outputs of a dim send back to `O` parts of one head's pixels.
 template <int O, class T>
-LSKA_DEVICE void shift_backward(const AcmixArguments& a, const Staged<T>& grads, const AcmixRun& run, int count,
-                                const float* composite, int channel, int dim, int dims, float (&sum)[O][4]) {
+LSKA_DEVICE void shift_backward(const AcmixArguments& a, const Staged<T>& grads, const AcmixRun& run,
+                                int count, const float* composite, int channel, int dim, int dims,
+                                float (&sum)[O][4]) {
   const int taps = a.kernel_conv * a.kernel_conv;
   for (int g = 0; g < a.G; ++g)
-    shift_run<O, true>(a, grads, channel + g, run.y, run.x, count, composite + (dim * a.G + g) * taps, dims * a.G * taps,
-                       sum);
+    shift_run<O, true>(a, grads, channel + g, run.y, run.x, count, composite + (dim * a.G + g) * taps,
+                       dims * a.G * taps, sum);
 }
 
 struct AcmixComposeArguments {
@@ -117,7 +120,8 @@ acmix_compose_kernel(const AcmixComposeArguments a) {
   if (i >= 3 * a.G * a.D * of_dim) return;
   const int64_t map = i / (a.D * of_dim), output = i / a.taps % (int64_t(a.D) * a.G), tap = i % a.taps;
   const int64_t m = map % 3 * a.G + map / 3;  // fc's input: q's heads, then k's, then v's
-  const T *fc = static_cast<const T*>(a.fc), *dep_conv = static_cast<const T*>(a.dep_conv) + output * a.taps * a.taps;
+  const T *fc = static_cast<const T*>(a.fc),
+          *dep_conv = static_cast<const T*>(a.dep_conv) + output * a.taps * a.taps;
   float sum = 0.f;
   for (int p = 0; p < a.taps; ++p)
     sum = multiply_add(load(dep_conv + p * a.taps + tap), load(fc + p * 3 * a.G + m), sum);
@@ -153,14 +157,15 @@ acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
   const int down = (a.Ho + a.rows - 1) / a.rows, across = (a.Wo + a.cols - 1) / a.cols;
   for (int64_t unit = block_y(); unit < a.units; unit += a.groups) {
     const int64_t image = unit / (down * across);
-    const int nth = int(unit - image * down * across), row = nth / across * a.rows, col = nth % across * a.cols;
+    const int nth = int(unit - image * down * across), row = nth / across * a.rows,
+              col = nth % across * a.cols;
     const int top = row * a.stride - a.maps.ahead_y, left = col * a.stride - a.maps.ahead_x;
     barrier();
     for (int part = 0; part < 3; ++part)
-      stage(static_cast<const T*>(a.qkv) + ((image * 3 + part) * a.C + dim) * pixels, a.D * pixels, a.W, G, 1, a.H, a.W,
-            top, left, a.maps, maps + part * G * a.maps.elements);
-    stage(static_cast<const T*>(a.grad_y) + (image * a.C + dim * G) * out_pixels, out_pixels, a.Wo, G, 1, a.Ho, a.Wo, row,
-          col, a.grads, grads);
+      stage(static_cast<const T*>(a.qkv) + ((image * 3 + part) * a.C + dim) * pixels, a.D * pixels, a.W, G, 1,
+            a.H, a.W, top, left, a.maps, maps + part * G * a.maps.elements);
+    stage(static_cast<const T*>(a.grad_y) + (image * a.C + dim * G) * out_pixels, out_pixels, a.Wo, G, 1,
+          a.Ho, a.Wo, row, col, a.grads, grads);
     barrier();
     const Staged<T> in{maps, a.maps, top, left}, out{grads, a.grads, row, col};
     const int rows = min(a.rows, a.Ho - row), cols = min(a.cols, a.Wo - col);
@@ -190,7 +195,8 @@ acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
           if (at_x < 0 || at_x >= a.W) continue;
           const float v = to_float(*in.at(m, at_y, at_x));
 #pragma unroll
-          for (int g = 0; g < 4; ++g) sum[g][0] = multiply_add(to_float(*out.at(min(g0 + g, G - 1), y, x + i)), v, sum[g][0]);
+          for (int g = 0; g < 4; ++g)
+            sum[g][0] = multiply_add(to_float(*out.at(min(g0 + g, G - 1), y, x + i)), v, sum[g][0]);
         }
       }
     }
@@ -205,11 +211,13 @@ acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
   const int wide = a.fast ? 3 : 1;
   for (int i = t; i < a.tasks * 12; i += thread_count()) {
     const int nth = i / 12, g = i % 12 / 3, dx = i % 3, of = block_z() * a.tasks + nth;
-    const int map = of / of_map, output = (of - map * of_map) % quads * 4 + g, at = (of - map * of_map) / quads * wide + dx;
+    const int map = of / of_map, output = (of - map * of_map) % quads * 4 + g,
+              at = (of - map * of_map) / quads * wide + dx;
     if (of >= 3 * G * of_map || output >= G || dx >= wide) continue;
     float total = 0.f;
     for (int s = 0; s < a.splits; ++s) total += sums[(s * a.tasks + nth) * 12 + g * 3 + dx];
-    write_global(a.parts + (((int64_t(block_y()) * a.D + dim) * G + output) * 3 * G + map) * taps + at, total);
+    write_global(a.parts + (((int64_t(block_y()) * a.D + dim) * G + output) * 3 * G + map) * taps + at,
+                 total);
   }
 }
 
@@ -237,8 +245,8 @@ struct AcmixShiftEndArguments {
   int G, D, taps;
 };
 
-// From the composite weights' gradients to those of fc, dep_conv and rate2. The first taps * 3 G + 1 blocks own
-// one sum each, fc's and the rate's; a thread of the others owns one weight of dep_conv.
+// From the composite weights' gradients to those of fc, dep_conv and rate2. The first taps * 3 G + 1 blocks
+// own one sum each, fc's and the rate's; a thread of the others owns one weight of dep_conv.
 template <class T>
 LSKA_KERNEL(256)
 acmix_shift_end_kernel(const AcmixShiftEndArguments a) {
@@ -275,7 +283,8 @@ acmix_shift_end_kernel(const AcmixShiftEndArguments a) {
   const int64_t output = i / a.taps / a.taps, p = i / a.taps % a.taps, tap = i % a.taps;
   float sum = 0.f;
   for (int m = 0; m < maps; ++m)
-    sum = multiply_add(read_global(a.total + (output * maps + m) * a.taps + tap), load(fc + p * maps + m), sum);
+    sum =
+        multiply_add(read_global(a.total + (output * maps + m) * a.taps + tap), load(fc + p * maps + m), sum);
   store(static_cast<T*>(a.grad_dep_conv) + i, rate2 * sum);
 }
 

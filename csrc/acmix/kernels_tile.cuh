@@ -12,15 +12,15 @@
 namespace lska_ops {
 
 struct AcmixArguments {
-  const void* qkv;              // [B, 3, C, H, W] of T: q, k, v
-  const void* grad_y;           // [B, C, Ho, Wo] of T (backward)
-  const void* conv_p;           // [D, 2] of T
-  const void *rate1, *rate2;    // [1] of T, or null for 1
-  const float* composite;       // [G, 3, D, G, kernel_conv^2]: what head's part goes to which dim's output
-  float *lse, *delta;           // [B, G, Ho, Wo]
-  const float* initial;         // like out: what another kernel has computed; null for nothing
-  void* out;                    // forward [B, C, Ho, Wo], backward [B, 3, C, H, W]; of T or float
-  float* parts;                 // query: [blocks, 2 D + 1], of conv_p's gradient and rate1's
+  const void* qkv;            // [B, 3, C, H, W] of T: q, k, v
+  const void* grad_y;         // [B, C, Ho, Wo] of T (backward)
+  const void* conv_p;         // [D, 2] of T
+  const void *rate1, *rate2;  // [1] of T, or null for 1
+  const float* composite;     // [G, 3, D, G, kernel_conv^2]: what head's part goes to which dim's output
+  float *lse, *delta;         // [B, G, Ho, Wo]
+  const float* initial;       // like out: what another kernel has computed; null for nothing
+  void* out;                  // forward [B, C, Ho, Wo], backward [B, 3, C, H, W]; of T or float
+  float* parts;               // query: [blocks, 2 D + 1], of conv_p's gradient and rate1's
   bool out_float;
   int64_t B;
   int C, G, D, H, W, Ho, Wo, kernel_att, kernel_conv, stride, dilation;
@@ -30,8 +30,8 @@ struct AcmixArguments {
 // Where a block's tile lies, in the map it owns.
 struct AcmixTile {
   int64_t image;
-  int head, dim;                // the first ones
-  int row, rows, col, cols;     // rows, cols: how many of the layout's lie in the map
+  int head, dim;             // the first ones
+  int row, rows, col, cols;  // rows, cols: how many of the layout's lie in the map
 };
 
 LSKA_DEVICE AcmixTile acmix_tile(const AcmixArguments& a, int height, int width) {
@@ -96,13 +96,14 @@ LSKA_DEVICE void store_four(void* out, bool is_float, int64_t at, const float (&
 // `dims` maps of [height, width] pixels, every step-th of every step-th row, to the region whose first pixel
 // is (top, left). Columns beyond the map are zero there; rows beyond it are left alone, nobody reads them.
 template <class T>
-LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int dims, int step, int height, int width,
-                       int top, int left, const AcmixRegion& r, T* to) {
+LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int dims, int step, int height,
+                       int width, int top, int left, const AcmixRegion& r, T* to) {
   constexpr int N = kVector<T>;
   const int begin = max(left + r.spare, 0), end = min(left + r.pitch - r.spare, width), lines = dims * r.rows;
   const int groups = step > 1 ? r.pitch : (max(end - begin, 0) + 2 * N - 2) / N;
   for (int i = thread_index(); i < lines * groups; i += thread_count()) {
-    const int line = i / groups, group = i - line * groups, dim = line / r.rows, y = top + line - dim * r.rows;
+    const int line = i / groups, group = i - line * groups, dim = line / r.rows,
+              y = top + line - dim * r.rows;
     if (y < 0 || y >= height) continue;
     const T* from = maps + dim * map_elements + int64_t(y) * step * map_width;
     T* const row = to + line * r.pitch;
@@ -123,7 +124,8 @@ LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int d
       for (int x = max(first, begin); x < min(first + N, end); ++x) row[x - left] = read_global(from + x);
     }
   }
-  const int before = min(max(-left, 0), r.pitch), beyond = before + min(max(left + r.pitch - width, 0), r.pitch - before);
+  const int before = min(max(-left, 0), r.pitch),
+            beyond = before + min(max(left + r.pitch - width, 0), r.pitch - before);
   for (int i = thread_index(); i < lines * beyond; i += thread_count()) {
     const int line = i / beyond, nth = i - line * beyond;
     round_to(0.f, to[line * r.pitch + (nth < before ? nth : r.pitch - beyond + nth)]);
@@ -142,7 +144,8 @@ LSKA_DEVICE int reflected(int at, int length) {
 // How many taps of query i's line fall on key j.
 LSKA_DEVICE int multiplicity(int i, int j, int length, int kernel, int stride, int dilation) {
   int count = 0;
-  for (int t = -(kernel / 2); t <= kernel / 2; ++t) count += reflected(i * stride + t * dilation, length) == j;
+  for (int t = -(kernel / 2); t <= kernel / 2; ++t)
+    count += reflected(i * stride + t * dilation, length) == j;
   return count;
 }
 
@@ -153,12 +156,14 @@ LSKA_DEVICE int first_query(int key, int reach, int stride) {
 
 // [owned][taps]: for each owned pixel of a line, how often each tap counts; zero beyond the map.
 template <bool kKey>
-LSKA_DEVICE void fill_table(const AcmixArguments& a, int first, int owned, int length, int out_length, float* table) {
+LSKA_DEVICE void fill_table(const AcmixArguments& a, int first, int owned, int length, int out_length,
+                            float* table) {
   const int taps = a.layout.taps, reach = a.kernel_att / 2 * a.dilation;
   for (int n = thread_index(); n < owned * taps; n += thread_count()) {
     const int own = first + n / taps, tap = n % taps;
     const int there = (kKey ? first_query(own, reach, a.stride) : own * a.stride - reach) + tap;
-    const bool inside = own < (kKey ? length : out_length) && there >= 0 && there < (kKey ? out_length : length);
+    const bool inside =
+        own < (kKey ? length : out_length) && there >= 0 && there < (kKey ? out_length : length);
     table[n] = !inside ? 0.f
                        : float(kKey ? multiplicity(there, own, length, a.kernel_att, a.stride, a.dilation)
                                     : multiplicity(own, there, length, a.kernel_att, a.stride, a.dilation));
@@ -188,7 +193,8 @@ LSKA_DEVICE AcmixRun acmix_run(const AcmixLayout& l, const AcmixTile& t, int nth
 
 // sum[i][t] += own pixel i's dims times the window's tap t, for a row of taps of four neighbours.
 template <int K, class T>
-LSKA_DEVICE void products_run(const T* own, int own_dim, const T* window, int window_dim, int dims, float (&sum)[4][K]) {
+LSKA_DEVICE void products_run(const T* own, int own_dim, const T* window, int window_dim, int dims,
+                              float (&sum)[4][K]) {
   for (int d = 0; d < dims; ++d, own += own_dim, window += window_dim) {
     float q[4], w[12];
     load_four(own, q);
@@ -201,8 +207,8 @@ LSKA_DEVICE void products_run(const T* own, int own_dim, const T* window, int wi
   }
 }
 
-// The geometry of attention in one pass: where an owned pixel's window begins among the staged ones, and where
-// the pixel itself is.
+// The geometry of attention in one pass: where an owned pixel's window begins among the staged ones, and
+// where the pixel itself is.
 template <bool kKey>
 struct AcmixWindow {
   const AcmixArguments& a;
@@ -219,7 +225,9 @@ struct AcmixWindow {
     fill_table<kKey>(a, t.row, a.layout.rows, a.H, a.Ho, shared_at<float>(a.layout.table_y));
     fill_table<kKey>(a, t.col, a.layout.runs * kAcmixRun, a.W, a.Wo, shared_at<float>(a.layout.table_x));
   }
-  LSKA_DEVICE int first(int own) const { return kKey ? first_query(own, reach, a.stride) : own * a.stride - reach; }
+  LSKA_DEVICE int first(int own) const {
+    return kKey ? first_query(own, reach, a.stride) : own * a.stride - reach;
+  }
   LSKA_DEVICE float count_y(int row, int tap) const { return table_y[row * a.layout.taps + tap]; }
   LSKA_DEVICE float count_x(int own, int tap) const { return table_x[(own - t.col) * a.layout.taps + tap]; }
   // x_i - x_j as coordinates, of an owned pixel and the one at a tap; y_i - y_j alike.
@@ -243,14 +251,15 @@ LSKA_DEVICE void products(const AcmixWindow<kKey>& w, int band_row, const Staged
     if (w.count_y(run.row, tap_y) == 0.f) continue;
     const int y = w.first(run.y) + tap_y;
     const bool done = l.regular && pick<3, 5, 7, 9>(l.taps, [&](auto size) LSKA_INLINE {
-      constexpr int K = decltype(size)::value;
-      float sum[4][K] = {};
-      products_run<K>(own.at(0, run.y, run.x), own_dim, window.at(0, y, run.x - kAcmixAhead), window_dim, dims, sum);
+                        constexpr int K = decltype(size)::value;
+                        float sum[4][K] = {};
+                        products_run<K>(own.at(0, run.y, run.x), own_dim,
+                                        window.at(0, y, run.x - kAcmixAhead), window_dim, dims, sum);
 #pragma unroll
-      for (int t = 0; t < K; ++t)
+                        for (int t = 0; t < K; ++t)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) out(run.place + i, tap_y * K + t, sum[i][t]);
-    });
+                          for (int i = 0; i < 4; ++i) out(run.place + i, tap_y * K + t, sum[i][t]);
+                      });
     if (done) continue;
     for (int i = 0; i < kAcmixRun && run.x + i < w.t.col + w.t.cols; ++i) {
       const int x = w.first(run.x + i);
@@ -258,8 +267,8 @@ LSKA_DEVICE void products(const AcmixWindow<kKey>& w, int band_row, const Staged
         if (w.count_x(run.x + i, t) == 0.f) continue;
         float sum = 0.f;
         for (int d = 0; d < dims; ++d)
-          sum = multiply_add(to_float(*own.at(d, run.y * own_step, (run.x + i) * own_step)), to_float(*window.at(d, y, x + t)),
-                             sum);
+          sum = multiply_add(to_float(*own.at(d, run.y * own_step, (run.x + i) * own_step)),
+                             to_float(*window.at(d, y, x + t)), sum);
         out(run.place + i, tap_y * l.taps + t, sum);
       }
     }
@@ -298,8 +307,8 @@ LSKA_DEVICE void accumulate(const AcmixWindow<kKey>& w, const AcmixRun& run, con
                             const Staged<T>& window, int dim, int dims, float (&sum)[4][4]) {
   const AcmixLayout& l = w.a.layout;
   const bool done = l.regular && pick<3, 5, 7, 9>(l.taps, [&](auto size) LSKA_INLINE {
-    accumulate_run<decltype(size)::value>(w, run, weights, window, dim, dims, sum);
-  });
+                      accumulate_run<decltype(size)::value>(w, run, weights, window, dim, dims, sum);
+                    });
   if (done) return;
   for (int tap_y = 0; tap_y < l.taps; ++tap_y) {
     if (w.count_y(run.row, tap_y) == 0.f) continue;
@@ -312,7 +321,8 @@ LSKA_DEVICE void accumulate(const AcmixWindow<kKey>& w, const AcmixRun& run, con
         for (int d = 0; d < 4; ++d)
           if (d < dims)
             sum[d][i] = multiply_add(
-                p, to_float(*window.at(dim + d, w.first(run.y) + tap_y, w.first(run.x + i) + tap_x)), sum[d][i]);
+                p, to_float(*window.at(dim + d, w.first(run.y) + tap_y, w.first(run.x + i) + tap_x)),
+                sum[d][i]);
       }
     }
   }
@@ -320,7 +330,8 @@ LSKA_DEVICE void accumulate(const AcmixWindow<kKey>& w, const AcmixRun& run, con
 
 // Calls f(run, first dim, dims) for each run of a band and each four dims.
 template <class F>
-LSKA_DEVICE void for_runs_and_dims(const AcmixLayout& l, const AcmixTile& t, int band_row, int dims, const F& f) {
+LSKA_DEVICE void for_runs_and_dims(const AcmixLayout& l, const AcmixTile& t, int band_row, int dims,
+                                   const F& f) {
   const int runs = min(l.band, t.rows - band_row) * l.runs, groups = (dims + 3) / 4;
   for (int task = thread_index(); task < runs * groups; task += thread_count()) {
     const int group = task / runs;

@@ -1,6 +1,6 @@
 // ACmix's launchers, for every device that portable.cuh compiles for: cuda.cu registers them for GPUs, the
-// host-run tests for the CPU. They check, allocate by PyTorch, start kernels on the stream they are given, and
-// never wait. Nothing of the size of all windows is ever allocated.
+// host-run tests for the CPU. They check, allocate by PyTorch, start kernels on the stream they are given,
+// and never wait. Nothing of the size of all windows is ever allocated.
 #pragma once
 
 #include <array>
@@ -22,11 +22,24 @@ struct Parameters {
 };
 
 // A search of some hundred layouts; the sizes of a model come again in every step.
-inline AcmixLayout plan_of(const AcmixSize& s, AcmixPass pass, bool attention, bool shift, const GpuLimits& device) {
+inline AcmixLayout plan_of(const AcmixSize& s, AcmixPass pass, bool attention, bool shift,
+                           const GpuLimits& device) {
   using Key = std::array<int64_t, 15>;
   thread_local std::map<Key, AcmixLayout> known;
-  const Key key{s.B,       s.C,        s.H,       s.W,         int64_t(pass),      s.G,   s.kernel_att, s.kernel_conv,
-                s.stride,  s.dilation, s.element, attention,   shift,              device.shared_bytes,
+  const Key key{s.B,
+                s.C,
+                s.H,
+                s.W,
+                int64_t(pass),
+                s.G,
+                s.kernel_att,
+                s.kernel_conv,
+                s.stride,
+                s.dilation,
+                s.element,
+                attention,
+                shift,
+                device.shared_bytes,
                 device.multiprocessors};
   if (const auto found = known.find(key); found != known.end()) return found->second;
   if (known.size() > 1000) known.clear();
@@ -47,16 +60,22 @@ struct Call {
   const void *fc = nullptr, *dep_conv = nullptr;
 
   Call(const char* name, const Device& on, const Tensor& given, const Parameters& p)
-      : op(name), device(on), qkv(given), type(given.scalar_type()), attention(bool(p.rate1)), shift(bool(p.rate2)) {
+      : op(name),
+        device(on),
+        qkv(given),
+        type(given.scalar_type()),
+        attention(bool(p.rate1)),
+        shift(bool(p.rate2)) {
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16, op,
                     ": qkv has dtype ", torch::headeronly::toString(type),
                     "; expected float32, float16 or bfloat16");
     STD_TORCH_CHECK(attention || shift, op, ": rate1 and rate2 are missing; expected at least one of them");
-    STD_TORCH_CHECK(bool(p.conv_p) == attention, op, ": one of conv_p and rate1 is missing; expected both or none");
+    STD_TORCH_CHECK(bool(p.conv_p) == attention, op,
+                    ": one of conv_p and rate1 is missing; expected both or none");
     STD_TORCH_CHECK(bool(p.fc) == shift && bool(p.dep_conv) == shift, op,
                     ": some of fc, dep_conv and rate2 are missing; expected all or none");
-    STD_TORCH_CHECK(p.head > 0 && p.stride > 0 && p.dilation > 0 && p.kernel_att > 0 && p.kernel_att % 2 == 1, op,
-                    ": head = ", p.head, ", kernel_att = ", p.kernel_att, ", stride = ", p.stride,
+    STD_TORCH_CHECK(p.head > 0 && p.stride > 0 && p.dilation > 0 && p.kernel_att > 0 && p.kernel_att % 2 == 1,
+                    op, ": head = ", p.head, ", kernel_att = ", p.kernel_att, ", stride = ", p.stride,
                     ", dilation = ", p.dilation, "; expected positive numbers, kernel_att odd");
     STD_TORCH_CHECK(qkv.dim() == 4 && qkv.size(1) % (3 * p.head) == 0 && qkv.size(1) > 0 && qkv.size(2) > 0 &&
                         qkv.size(3) > 0,
@@ -65,16 +84,19 @@ struct Call {
     const int64_t k = shift && p.dep_conv->dim() == 4 ? p.dep_conv->size(3) : 1;
     STD_TORCH_CHECK(k % 2 == 1, op, ": dep_conv has shape ", in_words(p.dep_conv->sizes()),
                     "; expected [C, k * k, k, k] with k odd");
-    s = {qkv.size(0), qkv.size(1) / 3, qkv.size(2), qkv.size(3), p.head, attention ? p.kernel_att : 1, k, p.stride,
-         p.dilation, int64_t(qkv.element_size())};
+    s = {qkv.size(0), qkv.size(1) / 3,
+         qkv.size(2), qkv.size(3),
+         p.head,      attention ? p.kernel_att : 1,
+         k,           p.stride,
+         p.dilation,  int64_t(qkv.element_size())};
     constexpr int64_t side = 1 << 24;
     STD_TORCH_CHECK(s.C < side && s.H < side && s.W < side && p.stride < side && s.B * s.C < kMaxGrid, op,
                     ": qkv has shape ", in_words(qkv.sizes()), "; expected sides and stride below 2^24");
-    STD_TORCH_CHECK(s.reach() <= kAcmixMostReach, op, ": the window reaches ", s.reach(), " pixels; expected at most ",
-                    kAcmixMostReach);
-    STD_TORCH_CHECK(s.G * s.conv_taps() <= kAcmixMostShift && (!shift || s.G <= kAcmixMostHeads), op, ": head = ", s.G,
-                    " with ", k, " x ", k, " taps; expected head <= ", kAcmixMostHeads, ", head taps <= ",
-                    kAcmixMostShift);
+    STD_TORCH_CHECK(s.reach() <= kAcmixMostReach, op, ": the window reaches ", s.reach(),
+                    " pixels; expected at most ", kAcmixMostReach);
+    STD_TORCH_CHECK(s.G * s.conv_taps() <= kAcmixMostShift && (!shift || s.G <= kAcmixMostHeads), op,
+                    ": head = ", s.G, " with ", k, " x ", k, " taps; expected head <= ", kAcmixMostHeads,
+                    ", head taps <= ", kAcmixMostShift);
     qkv = in_nchw(qkv);
     AcmixArguments& a = arguments;
     a.qkv = qkv.const_data_ptr();
@@ -130,8 +152,9 @@ struct Call {
   // The layout of one pass; an error where none fits, which the limits above leave to very small GPUs.
   AcmixLayout layout(AcmixPass pass, bool with_attention, bool with_shift) const {
     const AcmixLayout l = plan_of(s, pass, with_attention, with_shift, device.limits);
-    STD_TORCH_CHECK(l.fits, op, ": qkv has shape ", in_words(qkv.sizes()), " and the window reaches ", s.reach(),
-                    " pixels; that does not fit ", device.limits.shared_bytes, " bytes of shared memory");
+    STD_TORCH_CHECK(l.fits, op, ": qkv has shape ", in_words(qkv.sizes()), " and the window reaches ",
+                    s.reach(), " pixels; that does not fit ", device.limits.shared_bytes,
+                    " bytes of shared memory");
     return l;
   }
   // Both at once, if that fits and moves less than one after the other with floats between them.
@@ -153,8 +176,8 @@ struct Call {
     const int64_t taps = s.conv_taps(), n = 3 * s.G * s.C * taps;
     composite = floats({n});
     arguments.composite = static_cast<const float*>(composite.const_data_ptr());
-    const AcmixComposeArguments a{fc, dep_conv, static_cast<float*>(composite.mutable_data_ptr()), int(s.G),
-                                  int(s.D()), int(taps)};
+    const AcmixComposeArguments a{fc,       dep_conv,   static_cast<float*>(composite.mutable_data_ptr()),
+                                  int(s.G), int(s.D()), int(taps)};
     with_type([&](auto t) {
       start(acmix_compose_kernel<typename decltype(t)::type>, {ceil_div(n, kAcmixThreads), 1, 1}, 0, a);
     });
@@ -163,7 +186,8 @@ struct Call {
 
 inline LaunchGrid grid_of(const AcmixLayout& l) { return {l.grid_x, l.grid_y, l.grid_z}; }
 
-inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, const Tensor& qkv, const Parameters& p) {
+inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, const Tensor& qkv,
+                                      const Parameters& p) {
   Call call(op, device, qkv, p);
   const AcmixSize& s = call.s;
   Tensor y = call.elements({s.B, s.C, s.Ho(), s.Wo()});

@@ -48,15 +48,16 @@ inline void shift_weights_bwd(const Call& call, const Tensor& grad_y, Tensor& gr
 
 // The gradients of q, k and v, conv_p and rate1: query by query, then key by key, which needs the former's
 // delta. Where the shift does not go along, it comes first, as floats that the two then add to.
-inline void maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse, Tensor& grad_qkv, Tensor& grad_conv_p,
-                     Tensor& grad_rate1) {
+inline void maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse, Tensor& grad_qkv,
+                     Tensor& grad_conv_p, Tensor& grad_rate1) {
   const AcmixSize& s = call.s;
   AcmixArguments base = call.arguments;
   base.grad_y = grad_y.const_data_ptr();
   const auto key = [&](AcmixArguments a, bool attention, bool shift) {
     a.layout = call.layout(AcmixPass::key, attention, shift);
     call.with_type([&](auto t) {
-      call.start(acmix_key_bwd_kernel<typename decltype(t)::type>, grid_of(a.layout), a.layout.shared_bytes, a);
+      call.start(acmix_key_bwd_kernel<typename decltype(t)::type>, grid_of(a.layout), a.layout.shared_bytes,
+                 a);
     });
   };
   base.out = grad_qkv.mutable_data_ptr();
@@ -79,8 +80,8 @@ inline void maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse, 
   const int64_t blocks = a.layout.grid_x * a.layout.grid_y * a.layout.grid_z;
   const Tensor parts = call.floats({blocks, 2 * s.D() + 1});
   a.parts = static_cast<float*>(parts.data_ptr());
-  const AcmixQueryEndArguments end{a.parts, blocks, grad_conv_p.mutable_data_ptr(), grad_rate1.mutable_data_ptr(),
-                                   int(s.D())};
+  const AcmixQueryEndArguments end{a.parts, blocks, grad_conv_p.mutable_data_ptr(),
+                                   grad_rate1.mutable_data_ptr(), int(s.D())};
   call.with_type([&](auto t) {
     using T = typename decltype(t)::type;
     call.start(acmix_query_bwd_kernel<T>, grid_of(a.layout), a.layout.shared_bytes, a);

@@ -15,11 +15,12 @@
 namespace lska_ops {
 
 constexpr int kAcmixThreads = 256;
-constexpr int kAcmixRun = 4;        // neighbouring pixels that a thread computes together
-constexpr int kAcmixAhead = 4;      // columns around a tile of regular windows: whole runs, so loads are aligned
-constexpr int kAcmixMostReach = 12; // pixels; what a window may reach, lska_ops/acmix/compiled.py declines more
-constexpr int kAcmixMostShift = 2048;  // head * kernel_conv^2; the same
-constexpr int kAcmixMostHeads = 64;     // of the shift; the same
+constexpr int kAcmixRun = 4;    // neighbouring pixels that a thread computes together
+constexpr int kAcmixAhead = 4;  // columns around a tile of regular windows: whole runs, so loads are aligned
+// What fits the shared memory of every GPU; lska_ops/acmix/compiled.py declines more.
+constexpr int kAcmixMostReach = 12;    // pixels, of a window
+constexpr int kAcmixMostShift = 2048;  // head * kernel_conv^2
+constexpr int kAcmixMostHeads = 64;    // of the shift
 
 enum class AcmixPass { forward, query, key };
 
@@ -35,22 +36,22 @@ struct AcmixSize {
   bool regular() const { return stride == 1 && dilation == 1 && kernel_att <= 9 && kernel_conv <= 9; }
 };
 
-// Rows and columns of a map in shared memory, for each dim; `ahead` of them lie before the tile's first. `spare`
-// columns at either end are there for the alignment of what follows, and are not loaded.
+// Rows and columns of a map in shared memory, for each dim; `ahead` of them lie before the tile's first.
+// `spare` columns at either end are there for the alignment of what follows, and are not loaded.
 struct AcmixRegion {
   int rows, pitch, ahead_y, ahead_x, spare;
   int elements;  // of one dim
 };
 
 struct AcmixLayout {
-  bool attention, shift;  // what the kernel computes
-  bool regular, whole;    // whole: all dims of a head at once
-  int rows, cols, runs;   // of a tile; runs in a row
-  int band;               // rows whose weights of the window are in shared memory at once
+  bool attention, shift;         // what the kernel computes
+  bool regular, whole;           // whole: all dims of a head at once
+  int rows, cols, runs;          // of a tile; runs in a row
+  int band;                      // rows whose weights of the window are in shared memory at once
   int band_pixels, tile_pixels;  // of whole runs
-  int dims, heads;        // dims in shared memory at once; heads of a block
-  int taps;               // of a line: as many pixels lie between the first and the last of a window
-  int parts;              // of q, k, v: those whose shift weights are in shared memory at once
+  int dims, heads;               // dims in shared memory at once; heads of a block
+  int taps;                      // of a line: as many pixels lie between the first and the last of a window
+  int parts;                     // of q, k, v: those whose shift weights are in shared memory at once
   AcmixRegion own, window, grads;
   // Where each lies in shared memory, in bytes.
   int table_y, table_x, position, sums, weights, products, pixels, total, composite, own_at, window_at,
@@ -72,7 +73,8 @@ inline AcmixRegion region(int64_t rows, int64_t width, int64_t ahead_y, int64_t 
 inline void set_regions(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
   const int64_t att = l.attention ? s.reach() : 0, conv = l.shift ? s.conv_reach() : 0;
   const int64_t most = std::max(att, conv), width = l.runs * kAcmixRun, st = s.stride;
-  const auto around = [&](int64_t y, int64_t scale) {  // a tile's pixels, `scale` apart, and what surrounds them
+  const auto around = [&](int64_t y,
+                          int64_t scale) {  // a tile's pixels, `scale` apart, and what surrounds them
     const int64_t x = l.regular ? (y ? kAcmixAhead : 0) : y;
     const int64_t span = l.regular ? width : (width - 1) * scale + 1;
     return region((l.rows - 1) * scale + 1 + 2 * y, span + 2 * x, y, x, l.regular ? x - y : 0);
@@ -80,7 +82,8 @@ inline void set_regions(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
   if (pass == AcmixPass::key) {
     l.own = around(0, 1);
     l.window = around(most, 1);
-    if (st > 1) l.window = region((l.rows - 1 + 2 * most) / st + 2, (width - 1 + 2 * most) / st + 2, most, most);
+    if (st > 1)
+      l.window = region((l.rows - 1 + 2 * most) / st + 2, (width - 1 + 2 * most) / st + 2, most, most);
     l.grads = l.window;
     l.taps = int(2 * s.reach() / st + 1);
   } else {
@@ -100,7 +103,8 @@ inline void set_memory(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
     at = round_up(at + count * bytes, 16);
     return int(std::min<int64_t>(from, 1 << 30));
   };
-  const bool fused = l.attention && l.shift, forward = pass == AcmixPass::forward, key = pass == AcmixPass::key;
+  const bool fused = l.attention && l.shift, forward = pass == AcmixPass::forward,
+             key = pass == AcmixPass::key;
   const int64_t all = int64_t(l.taps) * l.taps * l.band_pixels;
   l.table_y = take(l.attention ? int64_t(l.rows) * l.taps : 0, 4);
   l.table_x = take(l.attention ? int64_t(l.runs) * kAcmixRun * l.taps : 0, 4);
@@ -129,18 +133,20 @@ inline double with_halo(int64_t length, int64_t tile, int64_t reach) {
   return double(length + 2 * reach * (ceil_div(length, tile) - 1));
 }
 
-// Numbers that cross global memory for each channel and image; composite weights count half, as all blocks read
-// the same ones.
+// Numbers that cross global memory for each channel and image; composite weights count half, as all blocks
+// read the same ones.
 inline double traffic(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
   const bool key = pass == AcmixPass::key, forward = pass == AcmixPass::forward;
   const int64_t H = key ? s.H : s.Ho(), W = key ? s.W : s.Wo(), scale = key ? 1 : s.stride;
   const auto maps = [&](int64_t reach) {
     return with_halo(H * scale, l.rows * scale, reach) * with_halo(W * scale, l.cols * scale, reach);
   };
-  const int64_t att = l.attention ? s.reach() : 0, conv = l.shift ? s.conv_reach() : 0, most = std::max(att, conv);
+  const int64_t att = l.attention ? s.reach() : 0, conv = l.shift ? s.conv_reach() : 0,
+                most = std::max(att, conv);
   const double again = l.whole || !l.attention ? 0. : 1.;  // what is loaded once more, dims by dims
   const double tiles = double(ceil_div(H, l.rows) * ceil_div(W, l.cols));
-  const double composite = l.shift ? tiles * double(l.parts * s.G * s.conv_taps()) * 2. / double(s.element) : 0.;
+  const double composite =
+      l.shift ? tiles * double(l.parts * s.G * s.conv_taps()) * 2. / double(s.element) : 0.;
   if (forward) return maps(conv) + 2 * maps(most) + maps(0) + composite;
   if (!key) return maps(0) * (2 + again) + maps(conv) + (2 + again) * maps(att) + composite;
   if (!l.attention) return maps(conv) + 3 * maps(0) + composite;
@@ -198,9 +204,11 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
   for (int64_t cols = kAcmixRun; cols <= most_cols; cols += kAcmixRun) {
     const int64_t width = std::min(cols, W);
     if (ceil_div(W, width) > kMaxGridYZ) continue;
-    for (int64_t parts = std::max<int64_t>(1, ceil_div(H, 40)); parts <= H; parts += std::max<int64_t>(1, parts / 8)) {
-      const int64_t rows = ceil_div(H, parts);
-      if (parts > 1 && rows == ceil_div(H, parts - 1)) continue;
+    int64_t last = 0;
+    for (int64_t most = std::min<int64_t>(H, 40); most >= 1; --most) {
+      const int64_t rows = ceil_div(H, ceil_div(H, most));  // tiles of about the same size
+      if (rows == last) continue;
+      last = rows;
       // Bands: the largest that fits, for whole heads; and dims by dims, where all rows are one band.
       bool whole = false;
       for (int64_t band = attention ? rows : 1; band >= 1 && !whole; band = band == 1 ? 0 : ceil_div(band, 2))
@@ -208,7 +216,6 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
       for (int64_t dims = round_up(D, 8) / 2; dims >= 1 && !(whole && attention); dims /= 2) {
         if (dims < D && consider(rows, width, attention ? rows : 1, dims) && attention) break;
       }
-      if (rows == 1) break;
     }
   }
   return best;
@@ -252,9 +259,11 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
   };
   // Half of the memory, so that two blocks share a multiprocessor, if that holds sixteen rows.
   for (int64_t cols = std::min<int64_t>(s.Wo(), 320); !p.fits; cols = ceil_div(cols, 2)) {
-    for (int64_t rows = std::min<int64_t>(s.Ho(), 64); rows >= std::min<int64_t>(s.Ho(), 16) && !p.fits; --rows)
+    for (int64_t rows = std::min<int64_t>(s.Ho(), 64); rows >= std::min<int64_t>(s.Ho(), 16) && !p.fits;
+         --rows)
       fits(rows, cols, device.shared_bytes / 2);
-    for (int64_t rows = std::min<int64_t>(s.Ho(), 64); rows >= 1 && !p.fits; --rows) fits(rows, cols, device.shared_bytes);
+    for (int64_t rows = std::min<int64_t>(s.Ho(), 64); rows >= 1 && !p.fits; --rows)
+      fits(rows, cols, device.shared_bytes);
     if (cols == 1) break;
   }
   p.units = s.B * ceil_div(s.Ho(), p.rows) * ceil_div(s.Wo(), p.cols);

@@ -75,12 +75,12 @@ def acmix(
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: positions are computed in float32 at least. `cpu` and `cuda` round q, k, v and the result once to
-        the dtype of x and compute everything between in float32 (`cpu` float64 for float64, which `cuda`
+    Numerics: positions are computed in float32 at least. `cpu` and `cuda` round q, k, v and the result once
+        to the dtype of x and compute everything between in float32 (`cpu` float64 for float64, which `cuda`
         declines), in a fixed order; `reference` rounds to the dtype of x after each step, as PyTorch does.
 
-    Memory: for backward, `cpu` and `cuda` keep x, q, k, v and one number per pixel and head; `reference` about 2 K * K
-        maps of the size of q.
+    Memory: for backward, `cpu` and `cuda` keep x, q, k, v and one number per pixel and head; `reference`
+        about 2 K * K maps of the size of q.
     """
     pairs = (conv1, conv2, conv3, conv_p, fc, dep_conv)
     for name, pair in zip(NAMES, pairs, strict=False):
