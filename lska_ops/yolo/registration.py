@@ -21,7 +21,7 @@ import torch
 
 CFG = Path(__file__).parent / "cfg"
 NAMES = ("LSKA", "LSKATrivial", "LKA", "LKATrivial", "ACmix", "SPPF_LSKA")
-_CHANNEL_COUNTS = {"ACmix": 2, "SPPF_LSKA": 2}  # input and output; the others take one
+CHANNEL_COUNTS = {"ACmix": 2, "SPPF_LSKA": 2}  # input and output; the others take one
 
 _lock = threading.RLock()  # whoever returns from register() finds all of it done
 _undo = []  # what takes the registration back, in the order it was made
@@ -188,7 +188,7 @@ def _fill_in_channels(rows, d, ch, ours, parse):
     channels, values = _probe(rows, mine, d, ch, parse)
     for i in mine:
         name, written = rows[i][2], rows[i][3]
-        counts = [channels[i]] * _CHANNEL_COUNTS.get(name, 1)
+        counts = [channels[i]] * CHANNEL_COUNTS.get(name, 1)
         _try_building(i, ours[name], counts, written, values[i])
         rows[i][3] = counts + list(written)
 
@@ -233,7 +233,7 @@ def _probe(rows, mine, d, ch, parse):
     d = {**d, "backbone": probed, "head": []}
     if d.get("scales") and not d.get("scale"):
         d["scale"] = next(iter(d["scales"]))  # the parser's own choice, whose warning should come once
-    layers, parsed = _parse_quietly(parse, d, ch)
+    layers, parsed = parse_quietly(parse, d, ch)
     counts = {i: getattr(layers[probe], "num_features", None) for i, probe in probes.items()}
     if not all(isinstance(count, int) for count in counts.values()):
         import ultralytics
@@ -251,7 +251,7 @@ def _probe(rows, mine, d, ch, parse):
     return {i: counts.get(i, ch) for i in mine}, values
 
 
-def _parse_quietly(parse, d, ch):
+def parse_quietly(parse, d, ch):
     """The layers, built without storage where every row allows it, and the rows as the parser leaves them.
 
     The random state is left as it was.
