@@ -42,6 +42,10 @@ class SPPF_LSKA(SPPF):
                     f"SPPF_LSKA: {name} is {value}; expected the default, this ultralytics' SPPF has none"
                 )
         super().__init__(c1, c2, k, **more)
+        if not more:
+            # Newer SPPFs have no activation behind the first convolution; in rows that give k alone, those of
+            # all models before YOLO26, the parser puts it back, but knows only SPPF itself.
+            self.cv1.act = self.cv2.act
         self.lska = LSKA(self.cv2.conv.in_channels, k_size)
 
     def forward(self, x):

@@ -28,19 +28,27 @@ _undo = []  # what takes the registration back, in the order it was made
 # A wrapper works while this is the registration it was made by; else it passes everything through.
 _registration = None
 _unregistered_by_user = False
+_identity_start = True
 
 
-def register():
+def register(identity_start=None):
     """Teaches ultralytics to read the six module names in model YAMLs and to find ours by bare name.
 
     After it, ``YOLO("yolo11n-LSKA.yaml")`` and rows such as ``- [-1, 1, LSKA, []]`` work, on several GPUs
-    too. Nothing of ultralytics is written to disk. Calling it again changes nothing; where it fails,
-    nothing is changed.
+    too; ``.load("yolo11n.pt")`` and ``train(pretrained=...)`` transfer every tensor, and what stands between
+    the source's layers begins as the identity. Nothing of ultralytics is written to disk. Where it fails,
+    nothing is changed; calling it again changes `identity_start` alone.
+
+    Args:
+        identity_start: False keeps the published initial values of inserted modules, True starts them as the
+            identity; None leaves it as the last call said, at first True.
 
     Raises:
         ImportError: ultralytics is not installed.
     """
-    global _registration, _unregistered_by_user
+    global _registration, _unregistered_by_user, _identity_start
+    from . import transfer
+
     try:
         from ultralytics import nn
         from ultralytics.nn import tasks
@@ -50,6 +58,7 @@ def register():
     classes = modules()
     with _lock:
         _unregistered_by_user = False
+        _identity_start = _identity_start if identity_start is None else bool(identity_start)
         if _registration is not None:
             return
         _registration = object()
@@ -57,6 +66,7 @@ def register():
             _add_names(tasks, classes)
             _wrap(tasks, "parse_model", _parse_model, also=nn)
             _wrap(tasks, "check_yaml", _check_yaml)
+            _wrap(tasks.BaseModel, "load", transfer.load)
             _wrap(dist, "generate_ddp_file", _generate_ddp_file)
         except BaseException:
             _take_back()
@@ -65,9 +75,9 @@ def register():
 
 def unregister():
     """Restores ultralytics exactly as it was before :func:`register`; without it, does nothing."""
-    global _unregistered_by_user
+    global _unregistered_by_user, _identity_start
     with _lock:
-        _unregistered_by_user = True
+        _unregistered_by_user, _identity_start = True, True
         _take_back()
 
 
@@ -76,6 +86,10 @@ def _take_back():
     _registration = None
     while _undo:
         _undo.pop()()
+
+
+def identity_start():
+    return _identity_start
 
 
 def register_after_unpickling():
@@ -137,7 +151,7 @@ def _generate_ddp_file(original, trainer):
     head = (
         'if __name__ == "__main__":\n'
         f"    import sys\n    sys.path = {sys.path!r}\n"
-        "    import lska_ops\n    lska_ops.register()\n"
+        f"    import lska_ops\n    lska_ops.register(identity_start={_identity_start})\n"
     )
     script = Path(file)
     script.write_text(head + script.read_text(encoding="utf-8"), encoding="utf-8")
