@@ -64,6 +64,18 @@ def _options(words):
     return options
 
 
+def _convert(args):
+    from .yolo.checkpoints import CheckpointError, convert
+
+    try:
+        replaced = convert(args.old, args.new)
+    except (CheckpointError, ImportError, OSError) as error:
+        print(f"lska_ops: {error}", file=sys.stderr)
+        return 2
+    print(f"written: {args.new}, with lska_ops in place of {', '.join(replaced)}")
+    return 0
+
+
 def _add_change(words):
     word = words.add_parser(
         "insert", help="put a module into a model YAML, every row number moved along; prints the rows"
@@ -113,6 +125,10 @@ def main(argv=None):
     word.add_argument("--out", default="demo", help="folder for everything that is written (default: ./demo)")
     word.set_defaults(run=_demo)
     _add_change(words)
+    word = words.add_parser("convert", help="write a fork's checkpoint again with our LSKA and ACmix in it")
+    word.add_argument("old", help="a .pt file")
+    word.add_argument("new", help="the .pt file to write")
+    word.set_defaults(run=_convert)
     args = parser.parse_args(argv)
     try:
         return args.run(args)

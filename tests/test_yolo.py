@@ -202,6 +202,7 @@ def patched():
         importlib.import_module("ultralytics.nn").parse_model,
         dist.generate_ddp_file,
         tasks.BaseModel.load,
+        tasks.torch_safe_load,
         set(vars(tasks)),
     )
 

@@ -47,7 +47,7 @@ def register(identity_start=None):
         ImportError: ultralytics is not installed.
     """
     global _registration, _unregistered_by_user, _identity_start
-    from . import transfer
+    from . import checkpoints, transfer
 
     try:
         from ultralytics import nn
@@ -64,9 +64,11 @@ def register(identity_start=None):
         _registration = object()
         try:
             _add_names(tasks, classes)
+            _allow_safe_loading(classes)
             _wrap(tasks, "parse_model", _parse_model, also=nn)
             _wrap(tasks, "check_yaml", _check_yaml)
             _wrap(tasks.BaseModel, "load", transfer.load)
+            _wrap(tasks, "torch_safe_load", checkpoints.load)
             _wrap(dist, "generate_ddp_file", _generate_ddp_file)
         except BaseException:
             _take_back()
@@ -74,7 +76,10 @@ def register(identity_start=None):
 
 
 def unregister():
-    """Restores ultralytics exactly as it was before :func:`register`; without it, does nothing."""
+    """Restores ultralytics exactly as it was before :func:`register`; without it, does nothing.
+
+    torch's list of classes that loads with weights_only may build keeps ours.
+    """
     global _unregistered_by_user, _identity_start
     with _lock:
         _unregistered_by_user, _identity_start = True, True
@@ -115,6 +120,12 @@ def _add_names(tasks, classes):
             tasks.LOGGER.warning(
                 f"lska_ops: ultralytics has a module {name} of its own, which is left in place"
             )
+
+
+def _allow_safe_loading(classes):
+    """Loads with weights_only, which ULTRALYTICS_SAFE_LOAD=1 asks for, may build our classes from here on."""
+    if hasattr(torch.serialization, "add_safe_globals"):
+        torch.serialization.add_safe_globals(list(classes.values()))
 
 
 def _wrap(module, name, wrapper, also=None):
