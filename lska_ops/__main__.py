@@ -1,4 +1,4 @@
-"""``python -m lska_ops``: each word calls one function elsewhere."""
+"""``lska-ops`` and ``python -m lska_ops``: each word calls one function elsewhere."""
 
 import argparse
 import sys
@@ -76,6 +76,43 @@ def _convert(args):
     return 0
 
 
+def _yolo(words):
+    from .yolo import register
+    from .yolo.startup import yolo
+
+    sys.argv[:] = ["yolo", *words]  # in place, and first: ultralytics keeps the list it finds at its import
+    try:
+        register()
+    except ImportError as error:
+        print(f"lska_ops: {error}", file=sys.stderr)
+        return 2
+    yolo()
+    return 0
+
+
+def _enable(args):
+    from .yolo.startup import enable
+
+    try:
+        print(f"on: {enable()}\nEvery Python of this environment registers when it imports ultralytics.")
+    except OSError as error:
+        print(f"lska_ops: enable: {error}; expected an environment that you may write", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _disable(args):
+    from .yolo.startup import disable
+
+    try:
+        removed = disable()
+    except OSError as error:
+        print(f"lska_ops: disable: {error}; expected an environment that you may write", file=sys.stderr)
+        return 2
+    print("off" + "".join(f", removed {path}" for path in removed))
+    return 0
+
+
 def _add_change(words):
     word = words.add_parser(
         "insert", help="put a module into a model YAML, every row number moved along; prints the rows"
@@ -100,7 +137,7 @@ def _add_change(words):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="lska_ops", description="Fused LSKA and ACmix for YOLO.")
+    parser = argparse.ArgumentParser(prog="lska-ops", description="Fused LSKA and ACmix for YOLO.")
     words = parser.add_subparsers(required=True, metavar="word")
     word = words.add_parser(
         "doctor", help="what runs here, and what would help; exit code 1 if only the reference does"
@@ -125,10 +162,17 @@ def main(argv=None):
     word.add_argument("--out", default="demo", help="folder for everything that is written (default: ./demo)")
     word.set_defaults(run=_demo)
     _add_change(words)
+    words.add_parser("yolo", help="ultralytics' own command with our names known: yolo train model=...")
+    word = words.add_parser("enable", help="let plain `yolo` and tune() know our names in this environment")
+    word.set_defaults(run=_enable)
+    words.add_parser("disable", help="take that back").set_defaults(run=_disable)
     word = words.add_parser("convert", help="write a fork's checkpoint again with our LSKA and ACmix in it")
     word.add_argument("old", help="a .pt file")
     word.add_argument("new", help="the .pt file to write")
     word.set_defaults(run=_convert)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["yolo"]:  # what follows is ultralytics' to read, -h included
+        return _yolo(argv[1:])
     args = parser.parse_args(argv)
     try:
         return args.run(args)

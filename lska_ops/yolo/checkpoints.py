@@ -246,8 +246,9 @@ def _twin(cls, children, state):
     """A module of ours of the options that the published one's convolutions tell."""
     if cls.__name__ == "ACmix":
         conv1, dep_conv = children["conv1"], children["dep_conv"]
-        return cls(conv1.in_channels, conv1.out_channels, state["kernel_att"], children["fc"].in_channels // 3,
-                   dep_conv.kernel_size[0], dep_conv.stride[0], state.get("dilation", 1))  # fmt: skip
+        heads, taps = children["fc"].in_channels // 3, dep_conv.kernel_size[0]
+        options = heads, taps, dep_conv.stride[0], state.get("dilation", 1)
+        return cls(conv1.in_channels, conv1.out_channels, state["kernel_att"], *options)
     first = next(iter(children.values()))
     if "Trivial" in cls.__name__:
         return cls(first.in_channels, max(first.kernel_size))
