@@ -244,11 +244,14 @@ def test_checkpoints_converted_open_in_a_fresh_process(tmp_path, capsys, name):
     torch.save(expected, tmp_path / "y.pt")
     code = (
         "import sys, torch\nfrom ultralytics import YOLO\nmodel = YOLO(sys.argv[1]).model.eval()\n"
+        "torch.set_num_threads(int(sys.argv[3]))\n"  # as where y.pt was made: sums depend on it
         "x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))\n"
         "with torch.inference_mode(): print(torch.equal(model(x)[0], torch.load(sys.argv[2])))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, new, tmp_path / "y.pt"], capture_output=True, text=True
+        [sys.executable, "-c", code, new, tmp_path / "y.pt", str(torch.get_num_threads())],
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.endswith("True\n"), done.stdout + done.stderr
 
