@@ -3,7 +3,7 @@
 from ._backends import explain
 from .acmix import ACmix, acmix
 from .lska import LKA, LSKA, LKATrivial, LSKATrivial, lska
-from .yolo import register, unregister
+from .yolo import register, swap, unregister
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "explain",
     "lska",
     "register",
+    "swap",
     "unregister",
 ]
 
