@@ -248,7 +248,7 @@ struct AcmixShiftEndArguments {
 // From the composite weights' gradients to those of fc, dep_conv and rate2. The first taps * 3 G + 1 blocks
 // own one sum each, fc's and the rate's; a thread of the others owns one weight of dep_conv.
 template <class T>
-LSKA_KERNEL(256)
+LSKA_KERNEL_ALONE(256)
 acmix_shift_end_kernel(const AcmixShiftEndArguments a) {
   const int maps = 3 * a.G;
   const int64_t outputs = int64_t(a.D) * a.G, sums = int64_t(a.taps) * maps, block = block_x();
