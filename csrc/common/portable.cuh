@@ -12,7 +12,7 @@
 #define LSKA_DEVICE __device__ __forceinline__
 #define LSKA_BOTH __host__ __device__ __forceinline__
 #define LSKA_KERNEL(threads) __global__ void __launch_bounds__(threads)
-// For kernels of which one block runs on a multiprocessor, or few do at all: no register is saved for a second.
+// For kernels of which a multiprocessor runs one block: no register is saved for a second.
 #define LSKA_KERNEL_ALONE(threads) __global__ void __launch_bounds__(threads, 1)
 // For lambdas, which a call would send to the stack with what they hold.
 #define LSKA_INLINE __attribute__((always_inline))

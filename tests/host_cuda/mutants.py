@@ -1,6 +1,6 @@
 """Seeded bugs in the CUDA kernels, each of which a test of tests/test_host_cuda*.py has to catch.
 
-python tests/host_cuda/mutants.py [part of a name]
+python tests/host_cuda/mutants.py [part of "file: name"]
 """
 
 import os
@@ -310,7 +310,7 @@ MUTANTS += [
         TILES,
     ),
     Mutant(
-        "halo one row short",
+        "a region one row short",
         "acmix/plan.h",
         "(l.rows - 1) * scale + 1 + 2 * y, span",
         "(l.rows - 1) * scale + 1 + 2 * y - (y > 0), span",
@@ -414,7 +414,7 @@ def killed_by(mutant: Mutant, text: str, folder: Path) -> str | None:
 
 
 def main(part: str = "") -> int:
-    start, chosen = time.monotonic(), [m for m in MUTANTS if part in m.name]
+    start, chosen = time.monotonic(), [m for m in MUTANTS if part in f"{m.file}: {m.name}"]
     texts = {m.name: (ROOT / "csrc" / m.file).read_text() for m in chosen}
     for mutant in chosen:
         if texts[mutant.name].count(mutant.right) != 1:
