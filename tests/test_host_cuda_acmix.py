@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -114,6 +115,25 @@ def test_host_cuda_acmix_tiles_within_bound(host, part):
     for seed in range(520_000 + 10 * part, 520_000 + 10 * part + 10):
         problem, device = larger(seed)
         on(host, device, seed)
+        check(problem, backward=True)
+
+
+def test_host_cuda_acmix_wide_maps_within_bound(host):
+    """Rows that no block holds whole, cut where runs of four do not end."""
+    for seed in (525_000, 525_001):
+        problem, _ = larger(seed)
+        G, generator = 8, torch.Generator().manual_seed(seed)
+        problem.options.update(head=G, stride=1, dilation=1)
+        normal = partial(torch.randn, generator=generator, dtype=torch.float32)
+        problem.tensors = {n: t if t is None else t.float() for n, t in problem.tensors.items()}
+        problem.tensors.update(
+            qkv=normal(1, 3 * G, 3, 297),
+            conv_p=normal(1, 2, 1, 1),
+            fc=normal(9, 3 * G, 1, 1),
+            dep_conv=normal(G, 9, 3, 3),
+        )
+        problem.dtype, problem.grad_y = torch.float32, normal(1, G, 3, 297)
+        on(host, "narrow")
         check(problem, backward=True)
 
 
@@ -277,8 +297,8 @@ def test_host_cuda_acmix_offsets_beyond_two_to_the_31(library):  # noqa: F811
     """q, k and v of 2^32 elements: only the last block runs."""
     from lska_ops import _plan
 
-    C, side, G, shared = 1 << 17, 104, 64, 227 << 10
-    assert 3 * C * side * side > 2**31
+    C, side, G, shared = 1 << 18, 104, 64, 227 << 10
+    assert (C - C // G) * side * side > 2**31  # where the last head begins
     size = dict(
         B=1, C=C, H=side, W=side, head=G, kernel_att=1, kernel_conv=1, stride=1, dilation=1, element=2
     )

@@ -333,7 +333,7 @@ MUTANTS += [
         SHIFT,
         "            if (x + i >= col + cols) continue;\n",
         "",
-        GRADIENTS,
+        "wide_maps",
     ),
     Mutant(
         "one thread's share of a sum lost",
