@@ -23,14 +23,16 @@ def _core_fwd(qkv, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride,
     B, C3, H, W = qkv.shape
     side = [-(-H // stride), -(-W // stride)]
     lse_dtype = torch.promote_types(qkv.dtype, torch.float32)
-    return qkv.new_empty(B, C3 // 3, *side), qkv.new_empty(B, head, *side, dtype=lse_dtype)
+    lse_shape = [0] if rate1 is None else [B, head, *side]
+    return qkv.new_empty(B, C3 // 3, *side), qkv.new_empty(lse_shape, dtype=lse_dtype)
 
 
 def _core_bwd(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, *options):
     like = (qkv, conv_p, fc, dep_conv, rate1, rate2)
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
+    return tuple(qkv.new_empty([0] if t is None else t.shape) for t in like)
 
 
 if _compiled.problem is None:
-    torch.library.register_fake("lska_ops::acmix_core_fwd_cpu", _core_fwd)
-    torch.library.register_fake("lska_ops::acmix_core_bwd_cpu", _core_bwd)
+    for _backend in ("cpu", "cuda"):
+        torch.library.register_fake(f"lska_ops::acmix_core_fwd_{_backend}", _core_fwd)
+        torch.library.register_fake(f"lska_ops::acmix_core_bwd_{_backend}", _core_bwd)
