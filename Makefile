@@ -26,7 +26,7 @@ setup: .venv/ready  ## .venv with the package (editable) and everything the othe
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install torch torchvision
-	LSKA_OPS_BUILD=off $(PY) -m pip install --editable '.[yolo,demo,test]'  # .venv/ready compiles
+	LSKA_OPS_BUILD=off $(PY) -m pip install --editable '.[yolo,demo,export,test]'  # .venv/ready compiles
 	touch $@
 
 demo: setup  ## train, validate and predict on handwritten digits; ARGS='--module ACmix --epochs 20'

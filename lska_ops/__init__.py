@@ -3,7 +3,7 @@
 from ._backends import explain
 from .acmix import ACmix, acmix, local_attention, shift_aggregate
 from .lska import LKA, LSKA, LKATrivial, LSKATrivial, lska
-from .yolo import register, unregister
+from .yolo import register, swap, unregister
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,7 @@ __all__ = [
     "lska",
     "register",
     "shift_aggregate",
+    "swap",
     "unregister",
 ]
 

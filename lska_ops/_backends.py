@@ -1,7 +1,7 @@
 """Which backend runs a call, and in one sentence each why the others do not.
 
-A backend answers ``why_not(x) -> str | None`` in the form *what is so; what would help*. The same sentences
-stand in errors, in :func:`explain`, in skipped tests and in ``python -m lska_ops doctor``.
+A backend answers ``why_not(x, **options) -> str | None`` in the form *what is so; what would help*. The same
+sentences stand in errors, in :func:`explain`, in skipped tests and in ``python -m lska_ops doctor``.
 """
 
 import os
@@ -23,7 +23,7 @@ WHY_NOT = {}
 _warned = False  # that a GPU has to make do with the reference: said once in a process
 
 
-def why_not_reference(x):
+def why_not_reference(x, **options):
     return None
 
 
@@ -36,8 +36,10 @@ def exporting():
     )
 
 
-def choose(op, asked, x):
+def choose(op, asked, x, **options):
     """The backend for this call: `asked`, or for "auto" LSKA_OPS_BACKEND, or else the first that accepts.
+
+    options are the call's numbers on which a backend may decline; see the op's compiled.py.
 
     Raises:
         ValueError: `asked` (or the environment variable) is not a backend's name.
@@ -49,15 +51,15 @@ def choose(op, asked, x):
     if asked not in ACCEPTED_NAMES:
         raise ValueError(f"{op}: {source} is {asked!r}; expected one of {', '.join(ACCEPTED_NAMES)}")
     if asked != "auto":
-        if reason := WHY_NOT[op][asked](x):
+        if reason := WHY_NOT[op][asked](x, **options):
             by = "" if source == "backend" else f" ({source} asks for it; unset it to let every call choose)"
             raise RuntimeError(f"{op}: backend {asked!r} declined: {reason}{by}")
         return asked
     if exporting():
         return "reference"
-    name = next(name for name, why_not in WHY_NOT[op].items() if why_not(x) is None)
+    name = next(name for name, why_not in WHY_NOT[op].items() if why_not(x, **options) is None)
     if name == "reference" and x.device.type == "cuda":
-        _warn_once(op, WHY_NOT[op]["cuda"](x))
+        _warn_once(op, WHY_NOT[op]["cuda"](x, **options))
     return name
 
 
@@ -68,12 +70,14 @@ def _warn_once(op, reason):
         warnings.warn(f"{op}: plain PyTorch computes on this GPU: {reason}", stacklevel=4)
 
 
-def explain(op, x):
+def explain(op, x, **options):
     """One line per backend, fastest first: whether it would run ``op`` on ``x``, or why not.
 
     Args:
         op: ``"lska"`` or ``"acmix"``.
         x: the input map ``[B, C, H, W]``.
+        options: numbers on which acmix's backends may decline, as the call has them: head, kernel_att,
+            kernel_conv, dilation. Without them, the published ones.
 
     Returns:
         str: for example ``"reference: yes (chosen)"``.
@@ -84,9 +88,9 @@ def explain(op, x):
     if op not in WHY_NOT:
         raise ValueError(f"explain: op is {op!r}; expected one of {', '.join(sorted(WHY_NOT))}")
     check_map("explain", x)
-    chosen = choose(op, "auto", x)
+    chosen = choose(op, "auto", x, **options)
     lines = []
     for name, why_not in WHY_NOT[op].items():
-        reason = why_not(x)
+        reason = why_not(x, **options)
         lines.append(f"{name}: {'no, ' + reason if reason else 'yes'}{' (chosen)' if name == chosen else ''}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import platform
 import torch
 
 from . import _backends, _compiled
+from .yolo.startup import status
 
 TESTED_ULTRALYTICS = "8.3.0 to 8.4.190"
 OLDEST_TORCH = "2.3"
@@ -31,6 +32,7 @@ def _doctor(asked):
     print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"torch        {torch.__version__} (oldest that works: {OLDEST_TORCH})")
     print(f"ultralytics  {_version('ultralytics')} (tested: {TESTED_ULTRALYTICS})")
+    print(f"yolo hook    {status()}")
     print(f"compiled     {_compiled_parts()}")
     if asked:
         print(f"asked for    {asked}, by LSKA_OPS_BACKEND; unset it to let every call choose, as below")

@@ -47,7 +47,7 @@ def test_backends_environment_variable(monkeypatch):
 
 def test_backends_asked_for_by_name_never_falls_back(monkeypatch):
     declines = {
-        op: {**reasons, "reference": lambda x: "it is raining; wait"}
+        op: {**reasons, "reference": lambda x, **_: "it is raining; wait"}
         for op, reasons in _backends.WHY_NOT.items()
     }
     monkeypatch.setattr(_backends, "WHY_NOT", declines)

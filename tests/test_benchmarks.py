@@ -68,7 +68,9 @@ def test_benchmarks_backend_of_ours(kind, monkeypatch):
     else:
         own, function = provider(problem)
         assert Gate(problem).worst(own.runner(function)())[1] <= 1
-    monkeypatch.setitem(_backends.WHY_NOT[problem.row.op], "reference", lambda *_: "it is Sunday; wait a day")
+    monkeypatch.setitem(
+        _backends.WHY_NOT[problem.row.op], "reference", lambda *_, **__: "it is Sunday; wait a day"
+    )
     with pytest.raises(Declined, match="^it is Sunday; wait a day$"):
         provider(problem)
 

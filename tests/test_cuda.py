@@ -1,6 +1,8 @@
 """The CUDA backend's sentences, on machines that have no GPU: each reason to decline, and the one warning."""
 
+import re
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +17,9 @@ ON_GPU = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float16)
 
 @pytest.fixture(autouse=True)
 def ask_again():
-    compiled._ask_device.cache_clear()
+    _compiled._ask_device.cache_clear()
     yield
-    compiled._ask_device.cache_clear()
+    _compiled._ask_device.cache_clear()
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def gpu(monkeypatch):
 def test_cuda_accepts_where_nothing_is_missing(gpu):
     assert compiled.why_not_cuda(ON_GPU) is None
     gpu.driver = 13020
-    compiled._ask_device.cache_clear()
+    _compiled._ask_device.cache_clear()
     assert compiled.why_not_cuda(ON_GPU) is None
 
 
@@ -98,11 +100,28 @@ def test_cuda_answer_is_a_constant_for_torch_compile():
         pass
 
     torch.compiler.assume_constant_result(marked)
-    assert marked.__dict__ == compiled._why_not_device.__dict__
+    assert marked.__dict__ == _compiled._why_not_device.__dict__
 
 
-def test_cuda_declines_acmix():
-    says(acmix_compiled.why_not_cuda(ON_GPU), "no CUDA kernels for ACmix")
+def test_cuda_declines_acmix_of_other_sizes(gpu):
+    why_not = acmix_compiled.why_not_cuda
+    assert why_not(ON_GPU) is None
+    assert why_not(ON_GPU, head=8, kernel_att=9, kernel_conv=5, dilation=3) is None
+    says(
+        why_not(ON_GPU, kernel_att=15, dilation=2),
+        "reaches 14 pixels",
+        "the CUDA kernels 12",
+        "smaller kernel_att",
+    )
+    says(why_not(ON_GPU, head=65), "65 heads with 3 x 3 taps", "fewer heads")
+    says(why_not(ON_GPU, head=64, kernel_conv=7), "64 heads with 7 x 7 taps", "2048 weights")
+
+
+def test_cuda_limits_of_acmix_are_the_kernels():
+    plan = (Path(__file__).parent.parent / "csrc" / "acmix" / "plan.h").read_text()
+    for name in ("MostReach", "MostShift", "MostHeads"):
+        number = int(re.search(rf"constexpr int kAcmix{name} = (\d+);", plan)[1])
+        assert getattr(acmix_compiled, re.sub("(?<=t)(?=[A-Z])", "_", name).upper()) == number
 
 
 def test_cuda_reference_on_a_gpu_warns_once(monkeypatch):

@@ -62,7 +62,12 @@ def test_cuda_build_spills_nothing(cuobjdump):
             arch = found
             continue
         assert (stack, local) == ("0", "0"), f"{name} for sm_{arch}: {stack} bytes of stack, {local} local"
-        limit = 64 if re.search(r"cascade_(fwd|bwd)_kernel", name) else 128  # of 1024 and of 512 threads
+        alone = re.search(
+            r"acmix_(fwd|query_bwd|key_bwd)_kernel", name
+        )  # 256 threads, a multiprocessor's only ones
+        limit = (
+            255 if alone else 64 if re.search(r"cascade_(fwd|bwd)_kernel", name) else 128
+        )  # of 1024, of 512
         assert int(registers) <= limit, f"{name} for sm_{arch}: {registers} registers"
         kernels.setdefault(arch, set()).add(name)
     assert set(kernels) == set(_compiled.build_info()["cuda_archs"])

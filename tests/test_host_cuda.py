@@ -3,6 +3,7 @@
 The library is compiled here, from the sources that nvcc compiles, the first time it is needed.
 """
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -299,11 +300,9 @@ def test_host_cuda_backward_reads_and_writes_maps_once(library, C, side, shared,
     assert loaded + stored <= 1.3 * (minimum(x, 2) + minimum(ds, 1)) + minimum(sums, 1) + weights
 
 
-def test_host_cuda_offsets_beyond_two_to_the_31(library):
-    """Maps of 2^32 elements whose memory is reserved, not used: only the last block runs."""
-    C, side = 1 << 20, 64
-    bytes_ = C * side * side * 2
-    assert C * side * side > 2**31
+@contextlib.contextmanager
+def reserved(bytes_):
+    """Memory that is only reserved: what is not touched takes none."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype, libc.mmap.argtypes = (
         ctypes.c_void_p,
@@ -313,26 +312,35 @@ def test_host_cuda_offsets_beyond_two_to_the_31(library):
     read_write, private_anonymous_noreserve = 3, 0x4022
     at = libc.mmap(None, bytes_, read_write, private_anonymous_noreserve, -1, 0)
     if at in (None, ctypes.c_void_p(-1).value):
-        pytest.skip("8 GB of address space cannot be reserved; raise the limit")
+        pytest.skip(f"{bytes_ >> 30} GB of address space cannot be reserved; raise the limit")
     try:
-        memory = (ctypes.c_char * bytes_).from_address(at)
+        yield (ctypes.c_char * bytes_).from_address(at)
+    finally:
+        libc.munmap(at, bytes_)
+
+
+def test_host_cuda_offsets_beyond_two_to_the_31(library):
+    """Maps of 2^32 elements: only the last block runs."""
+    C, side = 1 << 20, 64
+    assert C * side * side > 2**31
+    with reserved(C * side * side * 2) as memory:
         x = torch.frombuffer(memory, dtype=torch.float16).view(1, C, side, side)
         x[0, -1, -1, -1] = 3
         taps = torch.ones(C, 1, 1, 1, dtype=torch.float16)
-        for shared in (SHARED, 6_000, 500):  # a plane in shared memory; a stream; stage by stage
-            library.configure(0, shared, 1, CACHE)
-            library.only(C - 1, C)
-            library.take_counters()
-            s = library.lska_cascade_fwd_cuda(x, taps, None, taps, None, None, None, None, None, 1)
-            _, _, launches, blocks = library.take_counters()
-            assert s[0, -1, -1, -1] == 3 and s[0, -1].count_nonzero() == 1
-            assert blocks < 10 * launches
-            del s
-    finally:
-        library.only(0, 0)
-        library.configure(0, SHARED, MULTIPROCESSORS, CACHE)
-        del x, memory
-        libc.munmap(at, bytes_)
+        try:
+            for shared in (SHARED, 6_000, 500):  # a plane in shared memory; a stream; stage by stage
+                library.configure(0, shared, 1, CACHE)
+                library.only(C - 1, C)
+                library.take_counters()
+                s = library.lska_cascade_fwd_cuda(x, taps, None, taps, None, None, None, None, None, 1)
+                _, _, launches, blocks = library.take_counters()
+                assert s[0, -1, -1, -1] == 3 and s[0, -1].count_nonzero() == 1
+                assert blocks < 10 * launches
+                del s
+        finally:
+            library.only(0, 0)
+            library.configure(0, SHARED, MULTIPROCESSORS, CACHE)
+            del x
 
 
 def test_host_cuda_refuses_in_words(library):

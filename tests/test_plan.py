@@ -1,4 +1,4 @@
-"""csrc/lska/plan.h: random problems on the limits of every GPU the kernels are compiled for."""
+"""csrc/lska/plan.h and csrc/acmix/plan.h: random problems on the limits of every GPU the kernels are compiled for."""
 
 import math
 import random
@@ -6,6 +6,7 @@ import random
 import pytest
 
 from lska_ops import _compiled
+from lska_ops.acmix.compiled import too_much
 from lska_ops.testing.lska import PUBLISHED_SPLITS
 
 info = _compiled.build_info()
@@ -127,3 +128,72 @@ def test_plan_published_maps_stay_in_shared_memory(capability):
         size = dict(B=16, C=64, H=320, W=320, k0=k0, k1=k1, dilation=d)
         plan = _plan.lska(False, **size, shared_bytes=shared_bytes, multiprocessors=multiprocessors)
         assert plan["kernel"] == "stream", size
+
+
+ACMIX_PASSES = (
+    ("forward", True, True),
+    ("forward", True, False),
+    ("forward", False, True),
+    ("query", True, True),
+    ("query", True, False),
+    ("key", True, True),
+    ("key", True, False),
+    ("key", False, True),
+)
+
+
+def draw_acmix(choice):
+    """Sizes that compiled.too_much accepts; a head may have any number of dims."""
+    head, kernel_conv = choice.choice((1, 2, 3, 4, 8, 16, 64)), choice.choice((1, 3, 3, 5, 7))
+    kernel_att, dilation = choice.choice((1, 3, 5, 7, 7, 9, 11, 25)), choice.choice((1, 1, 1, 2, 3))
+    if too_much(head=head, kernel_att=kernel_att, kernel_conv=kernel_conv, dilation=dilation):
+        return draw_acmix(choice)
+    D = choice.choice((1, 2, 7, 16, 32, 64, 96, 192, 500))
+    H, W = (choice.randint(1, choice.choice((4, 20, 90, 400, 3000))) for _ in range(2))
+    return dict(
+        B=choice.choice((1, 2, 16, 64, 5000)), C=head * D, H=H, W=W, head=head, kernel_att=kernel_att,
+        kernel_conv=kernel_conv, stride=choice.choice((1, 1, 2, 3)), dilation=dilation,
+        element=choice.choice((2, 4)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_plan_acmix_covers_every_pixel_once_within_limits(part):
+    choice = random.Random(part)
+    for _ in range(150):
+        size = draw_acmix(choice)
+        shared_bytes, multiprocessors = DEVICES[choice.choice(list(DEVICES))]
+        limits = dict(shared_bytes=shared_bytes, multiprocessors=multiprocessors)
+        for which, attention, shift in ACMIX_PASSES:
+            plan = _plan.acmix(which, attention, shift, **size, **limits)
+            said = f"_plan.acmix({which!r}, {attention}, {shift}, **{size}, **{limits}) = {plan}"
+            if not plan["fits"]:
+                assert attention and shift, f"what each half needs fits every GPU: {said}"
+                continue
+            H, W = (size[n] if which == "key" else math.ceil(size[n] / size["stride"]) for n in "HW")
+            x, y, z = plan["grid"]
+            D = size["C"] // size["head"]
+            blocks = 1 if shift and attention else size["head"] if attention else math.ceil(D / plan["dims"])
+            assert x == size["B"] * blocks and x < 2**31 and max(y, z) < 2**16, said
+            assert split(H, plan["rows"], y) and split(W, plan["cols"], z), said
+            assert 0 < plan["shared_bytes"] <= shared_bytes, said
+            assert 1 <= plan["band"] <= plan["rows"] and 1 <= plan["dims"] <= D, said
+            assert plan["band"] == plan["rows"] or plan["dims"] == D or not attention, said
+            assert plan["cols"] % 4 == 0 or z == 1, said  # runs of four start at aligned addresses
+
+
+@pytest.mark.parametrize("capability", DEVICES)
+def test_plan_acmix_computes_both_halves_at_once_where_it_can(capability):
+    shared_bytes, multiprocessors = DEVICES[capability]
+    for C, side in ((64, 80), (128, 40), (256, 20)):
+        size = dict(B=16, C=C, H=side, W=side, head=4, kernel_att=7, kernel_conv=3, stride=1, dilation=1)
+        plan = _plan.acmix(
+            "forward",
+            True,
+            True,
+            **size,
+            element=2,
+            shared_bytes=shared_bytes,
+            multiprocessors=multiprocessors,
+        )
+        assert plan["fits"] and plan["regular"], size

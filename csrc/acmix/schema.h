@@ -1,8 +1,5 @@
-// The schemas of ACmix's registered ops, the same for each backend.
-//
-// Without rate1 there is no attention: conv_p is missing too, lse has shape [0], and so have the gradients of
-// conv_p and rate1. Without rate2 there is no shift: fc and dep_conv are missing too, and their gradients and
-// rate2's have shape [0]. grad_qkv is always whole.
+// The schemas of ACmix's registered ops, the same for each backend. Without rate1 there is no attention (and
+// no conv_p), without rate2 no shift (and no fc and dep_conv); what belongs to a missing half is empty.
 #pragma once
 
 #define ACMIX_PARAMETERS                                                                                   \

@@ -12,13 +12,20 @@
 #define LSKA_DEVICE __device__ __forceinline__
 #define LSKA_BOTH __host__ __device__ __forceinline__
 #define LSKA_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// For kernels of which a multiprocessor runs one block: no register is saved for a second.
+#define LSKA_KERNEL_ALONE(threads) __global__ void __launch_bounds__(threads, 1)
+// For lambdas, which a call would send to the stack with what they hold.
+#define LSKA_INLINE __attribute__((always_inline))
 #else
+#include <math.h>
 #include <string.h>
 
 #include "runner.h"
 #define LSKA_DEVICE inline
 #define LSKA_BOTH inline
 #define LSKA_KERNEL(threads) inline void
+#define LSKA_KERNEL_ALONE(threads) inline void
+#define LSKA_INLINE
 #endif
 
 namespace lska_ops {
@@ -46,6 +53,9 @@ LSKA_DEVICE void barrier() { __syncthreads(); }
 LSKA_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 LSKA_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 LSKA_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+LSKA_DEVICE float exponential(float v) { return expf(v); }
+LSKA_DEVICE float logarithm(float v) { return logf(v); }
+LSKA_DEVICE float square_root(float v) { return sqrtf(v); }
 LSKA_DEVICE float* shared_floats() {
   extern __shared__ float4 lska_ops_shared[];
   return reinterpret_cast<float*>(lska_ops_shared);
@@ -60,6 +70,11 @@ LSKA_DEVICE void round_to(float v, BFloat16& out) { out.bits = __bfloat16_as_ush
 
 template <class T>
 LSKA_DEVICE T read_global(const T* p) {
+  return *p;
+}
+// The same for weights, which all blocks read: counted apart, as they stay in the cache.
+template <class T>
+LSKA_DEVICE T read_weight(const T* p) {
   return *p;
 }
 template <class T>
@@ -88,6 +103,9 @@ inline void barrier() { host_cuda::barrier(); }
 inline float shuffle_xor(float v, int mask) { return host_cuda::shuffle_xor(v, mask); }
 inline float multiply_add(float a, float b, float c) { return a * b + c; }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+inline float exponential(float v) { return ::expf(v); }
+inline float logarithm(float v) { return ::logf(v); }
+inline float square_root(float v) { return ::sqrtf(v); }
 inline float* shared_floats() { return static_cast<float*>(host_cuda::shared_memory()); }
 
 inline float to_float(float v) { return v; }
@@ -116,6 +134,11 @@ inline void round_to(float v, BFloat16& out) {
 template <class T>
 inline T read_global(const T* p) {
   host_cuda::count_load(p, sizeof(T));
+  return *p;
+}
+template <class T>
+inline T read_weight(const T* p) {
+  host_cuda::count_weight(p, sizeof(T));
   return *p;
 }
 template <class T>

@@ -2,6 +2,7 @@
 // gradient it meets. Three maps are kept: x, one stage, one gradient.
 #pragma once
 
+#include "csrc/common/block_sum.cuh"
 #include "csrc/lska/kernels_plane.cuh"
 
 namespace lska_ops {
@@ -24,11 +25,6 @@ struct LskaBackwardArguments {
 LSKA_BOTH int sums_offset(int stage, int k0, int k1) {
   const bool vertical = stage >= 2, dilated = stage % 2;
   return (dilated ? 2 * (k0 + 1) : 0) + (vertical ? (dilated ? k1 : k0) + 1 : 0);
-}
-
-LSKA_DEVICE float warp_sum(float v) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
-  return v;
 }
 
 // One plane's threads: sums over them of each tap's gradient and, behind those, of the gradient itself; one

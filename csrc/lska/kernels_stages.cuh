@@ -61,19 +61,6 @@ struct LskaStageSumsArguments {
   LskaMap map;
 };
 
-// The sum over the block's threads, in the first of them; a fixed order. `shared` has a float per warp.
-LSKA_DEVICE float block_sum(float v, float* shared) {
-  const int t = thread_index();
-  v = warp_sum(v);
-  barrier();
-  if (t % kWarp == 0) shared[t / kWarp] = v;
-  barrier();
-  v = 0.f;
-  if (t == 0)
-    for (int w = 0; w < thread_count() / kWarp; ++w) v += shared[w];
-  return v;
-}
-
 // A block owns one tap's gradient in one plane; the last is the bias's.
 template <class T>
 LSKA_KERNEL(256)

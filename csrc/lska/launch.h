@@ -3,26 +3,15 @@
 // and never wait.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
 #include <tuple>
 #include <vector>
 
-#include "csrc/common/check.h"
+#include "csrc/common/gpu_launch.h"
 #include "csrc/lska/kernels.cuh"
 
 namespace lska_ops::lska_cuda {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-
-struct Device {
-  LskaDevice limits;
-  void* stream;
-};
+using namespace gpu;
 
 // The depthwise weights as the ops receive them.
 struct Weights {
@@ -32,23 +21,6 @@ struct Weights {
   const MaybeTensor& conv0v_bias;
   const MaybeTensor &conv_spatial_h, &conv_spatial_h_bias, &conv_spatial_v, &conv_spatial_v_bias;
 };
-
-inline bool channels_last_in_memory(const Tensor& x) {
-  const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
-  const auto fits = [&](int64_t dim, int64_t stride) { return x.size(dim) == 1 || x.stride(dim) == stride; };
-  return !x.is_contiguous() && fits(1, 1) && fits(3, C) && fits(2, W * C) && fits(0, H * W * C);
-}
-
-inline Tensor empty_map(const Tensor& like, torch::headeronly::MemoryFormat format) {
-  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              format);
-}
-
-inline Tensor in_nchw(const Tensor& t) {
-  if (t.is_contiguous()) return t;
-  Tensor copy = empty_map(t, torch::headeronly::MemoryFormat::Contiguous);
-  return torch::stable::copy_(copy, t);
-}
 
 // [batch, rows, cols] in someone else's memory; a batch stride of 0 repeats one matrix.
 inline Tensor matrices(const Tensor& memory, int64_t offset, int64_t batch, int64_t batch_stride,
@@ -66,17 +38,6 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   STD_TORCH_CHECK(torch_call_dispatcher("aten::bmm", "out", stack, TORCH_ABI_VERSION) == 0,
                   "lska: aten::bmm.out failed");
   torch::stable::detail::to<Tensor>(stack[0]);  // takes over the returned handle
-}
-
-template <class T>
-struct Type {
-  using type = T;
-};
-template <class F>
-void with_dtype(ScalarType type, const F& f) {
-  if (type == ScalarType::Float) return f(Type<float>{});
-  if (type == ScalarType::Half) return f(Type<Half>{});
-  f(Type<BFloat16>{});
 }
 
 // One checked call, with the plans of its cascade for some images at a time.
@@ -185,9 +146,7 @@ struct Call {
   template <class Arguments>
   void start(void (*kernel)(Arguments), LaunchGrid grid, int threads, int64_t shared,
              const Arguments& arguments) const {
-    const char* problem =
-        launch(kernel, grid, threads, shared, device.limits.shared_bytes, device.stream, arguments);
-    STD_TORCH_CHECK(!problem, op, ": a kernel could not be started: ", problem ? problem : "");
+    gpu::start(op, device, kernel, grid, threads, shared, arguments);
   }
 
   // s of `count` images from x at `from`.
@@ -253,7 +212,7 @@ struct Call {
     a.y = y;
     a.C = int(size.C);
     a.pixels = pixels;
-    const int64_t blocks = std::min(lska_plan::ceil_div(pixels, kGateBlock), kMaxGridYZ);
+    const int64_t blocks = std::min(ceil_div(pixels, kGateBlock), kMaxGridYZ);
     with_dtype(type, [&](auto t) {
       start(lska_gate_fwd_kernel<typename decltype(t)::type>, {count * size.C, blocks, 1}, 256, 0, a);
     });
@@ -262,7 +221,7 @@ struct Call {
     const int64_t n = a.rows * a.width;
     if (n == 0) return;
     with_dtype(type, [&](auto t) {
-      start(lska_sums_kernel<typename decltype(t)::type>, {lska_plan::ceil_div(n, 256), 1, 1}, 256, 0, a);
+      start(lska_sums_kernel<typename decltype(t)::type>, {ceil_div(n, 256), 1, 1}, 256, 0, a);
     });
   }
   // total += parts[0] + parts[1] + ..., or = where it is the first time; parts of float or of x's dtype.

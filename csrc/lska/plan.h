@@ -12,19 +12,12 @@
 
 #include <algorithm>
 
+#include "csrc/common/gpu.h"
+
 namespace lska_ops {
 
 constexpr int kRun = 8;        // outputs of one line that a thread computes together
 constexpr int kStreamRun = 4;  // the same for the columns of a stream, whose steps have few rows
-constexpr int kMaxThreads = 1024;
-constexpr int kWarp = 32;
-constexpr int64_t kMaxGrid = 0x7fffffff, kMaxGridYZ = 65535;
-
-struct LskaDevice {
-  int64_t shared_bytes;  // of one block at most, opted in
-  int64_t multiprocessors;
-  int64_t cache_bytes;  // L2
-};
 
 struct LskaSize {
   int64_t B, C, H, W, k0, k1, dilation;  // k1 = 0: LSKA-trivial
@@ -61,9 +54,6 @@ struct LskaPlan {
 };
 
 namespace lska_plan {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 inline LskaStage stage(int64_t k, int64_t dilation, int64_t length) {
   if (k == 0) return {0, 0, 1, 0, 0};
@@ -117,7 +107,7 @@ inline int64_t with_halo(int64_t core, int64_t reach, int64_t length) {
 }
 
 // Planes for one block: small ones together, but not so many that multiprocessors stay idle.
-inline int64_t planes_per_block(const LskaSize& s, const LskaDevice& device, int64_t threads_of_one,
+inline int64_t planes_per_block(const LskaSize& s, const GpuLimits& device, int64_t threads_of_one,
                                 int64_t bytes_of_one) {
   const int64_t by_threads = 256 / threads_of_one, by_memory = device.shared_bytes / bytes_of_one;
   const int64_t by_blocks = s.planes() / std::max<int64_t>(1, 2 * device.multiprocessors);
@@ -138,7 +128,7 @@ inline bool grid_fits(const LskaPlan& p) {
   return p.grid_x <= kMaxGrid && p.grid_y <= kMaxGridYZ && p.grid_z <= kMaxGridYZ;
 }
 
-inline bool plane_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const LskaDevice& device) {
+inline bool plane_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const GpuLimits& device) {
   if (s.H * s.W > kMaxThreads * kRun || threads(g, 1, s.H, s.W) > kMaxThreads) return false;
   const int64_t bytes = 4 * forward_floats(g, s.H, s.W);
   if (bytes > device.shared_bytes) return false;
@@ -156,7 +146,7 @@ inline bool plane_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, c
   return grid_fits(p);
 }
 
-inline bool stream_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const LskaDevice& device) {
+inline bool stream_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const GpuLimits& device) {
   // The fewest strips whose rings leave room for four rows at a time; narrower ones load more halo than
   // outputs.
   for (int64_t strips = 1; strips <= 64 && strips <= s.W; ++strips) {
@@ -182,7 +172,7 @@ inline bool stream_forward(LskaPlan& p, const LskaSize& s, const LskaStages& g, 
   return false;
 }
 
-inline bool plane_backward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const LskaDevice& device) {
+inline bool plane_backward(LskaPlan& p, const LskaSize& s, const LskaStages& g, const GpuLimits& device) {
   // The largest tile, measured by what it loads for each output, among whole planes and ever smaller parts. A
   // whole plane is the first that is tried, and cannot be bettered.
   double best = 1e30;
@@ -221,14 +211,14 @@ inline LskaPlan stage_by_stage(const LskaSize& s) {
 
 }  // namespace lska_plan
 
-inline LskaPlan lska_plan_forward(const LskaSize& s, const LskaDevice& device) {
+inline LskaPlan lska_plan_forward(const LskaSize& s, const GpuLimits& device) {
   const LskaStages g = lska_plan::stages(s);
   if (LskaPlan p; lska_plan::plane_forward(p, s, g, device)) return p;
   if (LskaPlan p; lska_plan::stream_forward(p, s, g, device)) return p;
   return lska_plan::stage_by_stage(s);
 }
 
-inline LskaPlan lska_plan_backward(const LskaSize& s, const LskaDevice& device) {
+inline LskaPlan lska_plan_backward(const LskaSize& s, const GpuLimits& device) {
   const LskaStages g = lska_plan::stages(s);
   if (LskaPlan p; lska_plan::plane_backward(p, s, g, device)) return p;
   return lska_plan::stage_by_stage(s);
@@ -237,10 +227,10 @@ inline LskaPlan lska_plan_backward(const LskaSize& s, const LskaDevice& device) 
 // Images whose s and product, `element` bytes a pixel each, stay in half of the L2 cache between two kernels;
 // but enough of them that a launch fills the device twice.
 // `extra` is what an image needs there besides.
-inline int64_t lska_images_at_once(const LskaSize& s, const LskaDevice& device, int64_t element,
+inline int64_t lska_images_at_once(const LskaSize& s, const GpuLimits& device, int64_t element,
                                    int64_t extra = 0) {
   const int64_t image = std::max<int64_t>(1, (s.C * s.H * s.W * 2 + extra) * element);
-  const int64_t enough = lska_plan::ceil_div(2 * device.multiprocessors, std::max<int64_t>(1, s.C));
+  const int64_t enough = ceil_div(2 * device.multiprocessors, std::max<int64_t>(1, s.C));
   return std::clamp<int64_t>(std::max(device.cache_bytes / 2 / image, enough), 1, std::max<int64_t>(1, s.B));
 }
 

@@ -4,14 +4,30 @@ import torch
 
 from .. import _compiled
 
-
-def why_not_cuda(x):
-    if x.device.type != "cuda":
-        return f"x is on {x.device.type}; move it to a CUDA device"
-    return "this version of lska_ops has no CUDA kernels for ACmix; use the reference"
+# What fits the shared memory of every GPU: csrc/acmix/plan.h has the same numbers.
+MOST_REACH, MOST_SHIFT, MOST_HEADS = 12, 2048, 64
 
 
-def why_not_cpu(x):
+def why_not_cuda(x, **sizes):
+    return _compiled.why_not_gpu(x) or too_much(**sizes)
+
+
+def too_much(*, head=4, kernel_att=7, kernel_conv=3, dilation=1):
+    """Why the CUDA kernels do not hold windows or heads of these sizes; None where they do."""
+    if (reach := kernel_att // 2 * dilation) > MOST_REACH:
+        return (
+            f"the window reaches {reach} pixels and the CUDA kernels {MOST_REACH}; "
+            "use a smaller kernel_att or dilation"
+        )
+    if head > MOST_HEADS or head * kernel_conv**2 > MOST_SHIFT:
+        return (
+            f"{head} heads with {kernel_conv} x {kernel_conv} taps are more than the CUDA kernels hold, "
+            f"{MOST_HEADS} heads and {MOST_SHIFT} weights of a map; use fewer heads"
+        )
+    return None
+
+
+def why_not_cpu(x, **options):
     if x.device.type != "cpu":
         return f"x is on {x.device.type}; move it to the CPU"
     if _compiled.problem:

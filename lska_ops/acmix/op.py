@@ -75,12 +75,12 @@ def acmix(
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: positions are computed in float32 at least. `cpu` rounds q, k, v and the result once to the
-        dtype of x and computes everything between in float32 (float64 for float64), in a fixed order;
-        `reference` rounds to the dtype of x after each step, as PyTorch does.
+    Numerics: positions are computed in float32 at least. `cpu` and `cuda` round q, k, v and the result once
+        to the dtype of x and compute everything between in float32 (`cpu` float64 for float64, which `cuda`
+        declines), in a fixed order; `reference` rounds to the dtype of x after each step, as PyTorch does.
 
-    Memory: for backward, `cpu` keeps x, q, k, v and one number per pixel and head; `reference` about 2 K * K
-        maps of the size of q.
+    Memory: for backward, `cpu` and `cuda` keep x, q, k, v and one number per pixel and head; `reference`
+        about 2 K * K maps of the size of q.
     """
     pairs = (conv1, conv2, conv3, conv_p, fc, dep_conv)
     for name, pair in zip(NAMES, pairs, strict=False):
@@ -90,7 +90,8 @@ def acmix(
     pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(NAMES)}
     if not _backends.exporting():
         _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation)
-    name = _backends.choose("acmix", backend, x)
+    sizes = dict(head=head, kernel_att=kernel_att, kernel_conv=dep_conv[0].shape[-1], dilation=dilation)
+    name = _backends.choose("acmix", backend, x, **sizes)
     options = dict(head=head, kernel_att=kernel_att, stride=stride, dilation=dilation)
     with without_autocast(x.device.type):
         if name == "reference":

@@ -34,8 +34,10 @@ def reflect_pad(x, reach):
 
 
 def _reflected(n, reach, device):
-    i = torch.arange(-reach, n + reach, device=device) % _at_least_one(2 * (n - 1))
-    return (n - 1) - (i - (n - 1)).abs()
+    # Not with abs(): OpenVINO folds that of a constant integer to the integer itself.
+    there_and_back = 2 * (n - 1)
+    i = torch.arange(-reach, n + reach, device=device) % _at_least_one(there_and_back)
+    return torch.minimum(i, there_and_back - i)
 
 
 def windows(x, kernel_att, stride, dilation):

@@ -1,13 +1,11 @@
 """LSKA's compiled backends: what they accept, and what torch.compile has to know of their ops."""
 
-from functools import cache
-
 import torch
 
 from .. import _compiled
 
 
-def why_not_cpu(x):
+def why_not_cpu(x, **options):
     if x.device.type != "cpu":
         return f"x is on {x.device.type}; move it to the CPU"
     if _compiled.problem:
@@ -15,59 +13,8 @@ def why_not_cpu(x):
     return None
 
 
-OLDEST_GPU = (7, 5)
-
-
-def why_not_cuda(x):
-    if x.device.type != "cuda":
-        return f"x is on {x.device.type}; move it to a CUDA device"
-    if x.dtype == torch.float64:
-        return "x is float64 and the CUDA kernels compute in float32; use float32, or the reference"
-    return _why_not_device(x.device.index or 0)
-
-
-def _why_not_device(index):
-    return _ask_device(index)
-
-
-# What torch.compiler.assume_constant_result does; calling it would import all of torch._dynamo here.
-_why_not_device._dynamo_marked_constant = True
-
-
-@cache
-def _ask_device(index):
-    """What does not change while the process lives; asked once for each device."""
-    if reason := _compiled.cuda_problem():
-        return f"{reason}; reinstall lska_ops with nvcc, see `python -m lska_ops doctor`"
-    capability = torch.cuda.get_device_capability(index)
-    if capability < OLDEST_GPU:
-        name = torch.cuda.get_device_name(index)
-        return f"{name} has compute capability {capability[0]}.{capability[1]}; use a GPU of 7.5 or newer"
-    archs = _compiled.build_info()["cuda_archs"]
-    if not _runs_on(capability, archs):
-        return (
-            f"the kernels were compiled for {', '.join(archs)}, this GPU is {capability[0]}{capability[1]}; "
-            "reinstall lska_ops where nvcc is, without LSKA_OPS_CUDA_ARCHS"
-        )
-    # The driver runs a toolkit of its own major version, whatever the minor one, but not a later one.
-    driver, toolkit = torch.ops.lska_ops.cuda_versions()
-    if driver // 1000 < toolkit // 1000:
-        return (
-            f"the GPU's driver supports CUDA {_version(driver)} and the kernels were compiled with "
-            f"{_version(toolkit)}; update the driver, or reinstall lska_ops with an older nvcc"
-        )
-    return None
-
-
-def _runs_on(capability, archs):
-    """Machine code serves later minor versions of its major one; the last PTX all later ones."""
-    compiled = [divmod(int(arch.rstrip("af")), 10) for arch in archs]
-    same = any(major == capability[0] and minor <= capability[1] for major, minor in compiled)
-    return same or tuple(capability) >= compiled[-1]
-
-
-def _version(number):
-    return f"{number // 1000}.{number % 1000 // 10}"
+def why_not_cuda(x, **options):
+    return _compiled.why_not_gpu(x)
 
 
 def _map_like(x):

@@ -21,26 +21,34 @@ import torch
 
 CFG = Path(__file__).parent / "cfg"
 NAMES = ("LSKA", "LSKATrivial", "LKA", "LKATrivial", "ACmix", "SPPF_LSKA")
-_CHANNEL_COUNTS = {"ACmix": 2, "SPPF_LSKA": 2}  # input and output; the others take one
+CHANNEL_COUNTS = {"ACmix": 2, "SPPF_LSKA": 2}  # input and output; the others take one
 
 _lock = threading.RLock()  # whoever returns from register() finds all of it done
 _undo = []  # what takes the registration back, in the order it was made
 # A wrapper works while this is the registration it was made by; else it passes everything through.
 _registration = None
 _unregistered_by_user = False
+_identity_start = True
 
 
-def register():
+def register(identity_start=None):
     """Teaches ultralytics to read the six module names in model YAMLs and to find ours by bare name.
 
     After it, ``YOLO("yolo11n-LSKA.yaml")`` and rows such as ``- [-1, 1, LSKA, []]`` work, on several GPUs
-    too. Nothing of ultralytics is written to disk. Calling it again changes nothing; where it fails,
-    nothing is changed.
+    too; ``.load("yolo11n.pt")`` and ``train(pretrained=...)`` transfer every tensor, and what stands between
+    the source's layers begins as the identity. Nothing of ultralytics is written to disk. Where it fails,
+    nothing is changed; calling it again changes `identity_start` alone.
+
+    Args:
+        identity_start: False keeps the published initial values of inserted modules, True starts them as the
+            identity; None leaves it as the last call said, at first True.
 
     Raises:
         ImportError: ultralytics is not installed.
     """
-    global _registration, _unregistered_by_user
+    global _registration, _unregistered_by_user, _identity_start
+    from . import checkpoints, transfer
+
     try:
         from ultralytics import nn
         from ultralytics.nn import tasks
@@ -50,13 +58,17 @@ def register():
     classes = modules()
     with _lock:
         _unregistered_by_user = False
+        _identity_start = _identity_start if identity_start is None else bool(identity_start)
         if _registration is not None:
             return
         _registration = object()
         try:
             _add_names(tasks, classes)
+            _allow_safe_loading(classes)
             _wrap(tasks, "parse_model", _parse_model, also=nn)
             _wrap(tasks, "check_yaml", _check_yaml)
+            _wrap(tasks.BaseModel, "load", transfer.load)
+            _wrap(tasks, "torch_safe_load", checkpoints.load)
             _wrap(dist, "generate_ddp_file", _generate_ddp_file)
         except BaseException:
             _take_back()
@@ -64,10 +76,13 @@ def register():
 
 
 def unregister():
-    """Restores ultralytics exactly as it was before :func:`register`; without it, does nothing."""
-    global _unregistered_by_user
+    """Restores ultralytics exactly as it was before :func:`register`; without it, does nothing.
+
+    torch's list of classes that loads with weights_only may build keeps ours.
+    """
+    global _unregistered_by_user, _identity_start
     with _lock:
-        _unregistered_by_user = True
+        _unregistered_by_user, _identity_start = True, True
         _take_back()
 
 
@@ -76,6 +91,10 @@ def _take_back():
     _registration = None
     while _undo:
         _undo.pop()()
+
+
+def identity_start():
+    return _identity_start
 
 
 def register_after_unpickling():
@@ -101,6 +120,12 @@ def _add_names(tasks, classes):
             tasks.LOGGER.warning(
                 f"lska_ops: ultralytics has a module {name} of its own, which is left in place"
             )
+
+
+def _allow_safe_loading(classes):
+    """Loads with weights_only, which ULTRALYTICS_SAFE_LOAD=1 asks for, may build our classes from here on."""
+    if hasattr(torch.serialization, "add_safe_globals"):
+        torch.serialization.add_safe_globals(list(classes.values()))
 
 
 def _wrap(module, name, wrapper, also=None):
@@ -137,7 +162,7 @@ def _generate_ddp_file(original, trainer):
     head = (
         'if __name__ == "__main__":\n'
         f"    import sys\n    sys.path = {sys.path!r}\n"
-        "    import lska_ops\n    lska_ops.register()\n"
+        f"    import lska_ops\n    lska_ops.register(identity_start={_identity_start})\n"
     )
     script = Path(file)
     script.write_text(head + script.read_text(encoding="utf-8"), encoding="utf-8")
@@ -188,7 +213,7 @@ def _fill_in_channels(rows, d, ch, ours, parse):
     channels, values = _probe(rows, mine, d, ch, parse)
     for i in mine:
         name, written = rows[i][2], rows[i][3]
-        counts = [channels[i]] * _CHANNEL_COUNTS.get(name, 1)
+        counts = [channels[i]] * CHANNEL_COUNTS.get(name, 1)
         _try_building(i, ours[name], counts, written, values[i])
         rows[i][3] = counts + list(written)
 
@@ -233,7 +258,7 @@ def _probe(rows, mine, d, ch, parse):
     d = {**d, "backbone": probed, "head": []}
     if d.get("scales") and not d.get("scale"):
         d["scale"] = next(iter(d["scales"]))  # the parser's own choice, whose warning should come once
-    layers, parsed = _parse_quietly(parse, d, ch)
+    layers, parsed = parse_quietly(parse, d, ch)
     counts = {i: getattr(layers[probe], "num_features", None) for i, probe in probes.items()}
     if not all(isinstance(count, int) for count in counts.values()):
         import ultralytics
@@ -251,7 +276,7 @@ def _probe(rows, mine, d, ch, parse):
     return {i: counts.get(i, ch) for i in mine}, values
 
 
-def _parse_quietly(parse, d, ch):
+def parse_quietly(parse, d, ch):
     """The layers, built without storage where every row allows it, and the rows as the parser leaves them.
 
     The random state is left as it was.

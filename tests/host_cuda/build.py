@@ -32,7 +32,11 @@ def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:
         raise SystemExit(facts.compiler_problem or "torch's headers were not found; install torch>=2.11")
     command = [*shlex.split(facts.compiler), *FLAGS.split(), *flags.split(), f"-I{root}"]
     command += [f"-I{root / 'tests' / 'host_cuda'}", TARGET, "-isystem", f"{facts.torch}/include"]
-    command += [str(root / "tests" / "host_cuda" / "ops.cpp"), f"-L{facts.torch}/lib", "-ltorch_cpu"]
+    command += [
+        *map(str, sorted((root / "tests" / "host_cuda").glob("*.cpp"))),
+        f"-L{facts.torch}/lib",
+        "-ltorch_cpu",
+    ]
     digest = hashlib.sha256(" ".join(command).encode())
     for file in sources(root):
         if file.suffix in (".h", ".cuh", ".cpp"):

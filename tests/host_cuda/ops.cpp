@@ -3,24 +3,15 @@
 
 #include "csrc/lska/register.h"
 #include "csrc/lska/schema.h"
+#include "on_host.h"
 
 namespace lska_ops::lska_cuda {
 namespace {
 
-LskaDevice limits{232448, 132, 50 << 20};
-
-struct OnHost {
-  Device device{limits, nullptr};
-  OnHost(const char* op, const Tensor& x) {
-    STD_TORCH_CHECK(x.is_cpu(), op,
-                    ": x is not on the CPU; expected a CPU tensor, as this is the host-run build");
-  }
-};
-
 void configure(int64_t schedule, int64_t shared_bytes, int64_t multiprocessors, int64_t cache_bytes) {
   host_cuda::settings.schedule = unsigned(schedule);
   host_cuda::settings.max_shared = shared_bytes;
-  limits = {shared_bytes, multiprocessors, cache_bytes};
+  host_limits = {shared_bytes, multiprocessors, cache_bytes};
 }
 
 // Runs only every `stride`-th block from `first` on; a stride of 0 runs all.
@@ -35,13 +26,14 @@ std::vector<int64_t> take_counters() {
   host_cuda::counters = {};
   return {int64_t(c.loaded), int64_t(c.stored), int64_t(c.launches), int64_t(c.blocks)};
 }
+int64_t weight_bytes() { return int64_t(host_cuda::counters.weights); }  // until take_counters
 
 // The cascade's backward kernel by itself: grad_x without the gate's part, and the tap sums' parts.
 std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const Tensor& conv0h,
                                        const Tensor& conv0v, const Tensor& conv_spatial_h,
                                        const Tensor& conv_spatial_v, int64_t dilation) {
   const MaybeTensor none, h = conv_spatial_h, v = conv_spatial_v;
-  const Call call("cascade_bwd", {limits, nullptr}, x, {conv0h, none, conv0v, none, h, none, v, none},
+  const Call call("cascade_bwd", {host_limits, nullptr}, x, {conv0h, none, conv0v, none, h, none, v, none},
                   dilation);
   const CascadeBackward backward{call};
   Tensor grad_x = call.empty_like_x();
@@ -66,6 +58,7 @@ STABLE_TORCH_LIBRARY(lska_ops_host, m) {
   m.def("configure(int schedule, int shared_bytes, int multiprocessors, int cache_bytes) -> ()");
   m.def("only(int first, int stride) -> ()");
   m.def("take_counters() -> int[]");
+  m.def("weight_bytes() -> int");
   m.def(
       "cascade_bwd(Tensor x, Tensor ds, Tensor conv0h, Tensor conv0v, Tensor conv_spatial_h, Tensor "
       "conv_spatial_v, int dilation) -> (Tensor, Tensor)");
@@ -79,5 +72,6 @@ STABLE_TORCH_LIBRARY_IMPL(lska_ops_host, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&configure));
   m.impl("only", TORCH_BOX(&only));
   m.impl("take_counters", TORCH_BOX(&take_counters));
+  m.impl("weight_bytes", TORCH_BOX(&weight_bytes));
   m.impl("cascade_bwd", TORCH_BOX(&cascade_bwd));
 }

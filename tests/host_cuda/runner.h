@@ -50,6 +50,7 @@ struct Settings {
 };
 struct Counters {
   uint64_t loaded = 0, stored = 0, launches = 0, blocks = 0;
+  uint64_t weights = 0;  // of the bytes loaded, those that every block loads
 };
 inline Settings settings;
 inline Counters counters;
@@ -349,6 +350,10 @@ HOST_CUDA_QUIET inline float shuffle_xor(float v, int mask) {
 HOST_CUDA_QUIET inline void count_load(const void* p, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(p) % bytes) throw std::runtime_error("a load that is not aligned");
   counters.loaded += bytes;
+}
+HOST_CUDA_QUIET inline void count_weight(const void* p, size_t bytes) {
+  count_load(p, bytes);
+  counters.weights += bytes;
 }
 HOST_CUDA_QUIET inline void count_store(const void* p, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(p) % bytes) throw std::runtime_error("a store that is not aligned");

@@ -30,13 +30,13 @@ OPTIONS = {
 # What each sanitizer has to report: a file, what is right there, and what is wrong.
 SEEDED = {
     "asan": (
-        "kernels_plane.cuh",
+        "lska/kernels_plane.cuh",
         "float* biases = columns + r.planes * r.cols;",
         "float* biases = columns + r.planes * r.cols + 1;",
         "heap-buffer-overflow",
     ),
     "tsan": (
-        "kernels_plane.cuh",
+        "lska/kernels_plane.cuh",
         "    barrier();\n    if (active)\n      write_run(map",
         "    if (active)\n      write_run(map",
         "data race",
@@ -70,7 +70,7 @@ def seeded(name):
         root = Path(folder)
         for part in ("csrc", "tests/host_cuda"):
             shutil.copytree(ROOT / part, root / part)
-        source = root / "csrc" / "lska" / file
+        source = root / "csrc" / file
         text = source.read_text()
         if text.count(right) != 1:
             sys.exit(
@@ -84,20 +84,31 @@ def seeded(name):
 def solve_all(library, count):
     import torch
 
-    from lska_ops.lska import op
+    from lska_ops.acmix import op as acmix
+    from lska_ops.acmix.compiled import too_much
+    from lska_ops.lska import op as lska
     from lska_ops.testing.problems import random_problem, ratios, solve
 
     torch.set_num_threads(1)
     torch.ops.load_library(library)
     host = torch.ops.lska_ops_host
-    op._op = lambda name, backend: getattr(host, f"lska_{name}_cuda")
-    devices = ((232448, 132), (20_000, 4), (8_000, 1000), (1_000, 1))
+    lska._op = lambda name, backend: getattr(host, f"lska_{name}_cuda")
+    acmix._op = lambda name, backend: getattr(host, f"acmix_core_{name}_cuda")
+    devices = {
+        "lska": ((232448, 132), (20_000, 4), (8_000, 1000), (1_000, 1)),
+        "acmix": ((232448, 132), (232448, 1), (65536, 40), (48_000, 2)),
+    }
     solved = 0
-    for seed in range(400_000, 400_000 + count):
-        problem = random_problem("lska", seed)
-        if problem.dtype == torch.float64 or problem.tensors["x"].numel() > 20_000:
+    for op, seed in ((op, seed) for op in devices for seed in range(400_000, 400_000 + count)):
+        problem = random_problem(op, seed)
+        if problem.dtype == torch.float64 or next(iter(problem.tensors.values())).numel() > 20_000:
             continue
-        host.configure(seed % 7, *devices[seed % len(devices)], 1 << 20)
+        if op == "acmix":
+            kernel_conv, sizes = problem.tensors["dep_conv"].shape[-1], dict(problem.options)
+            del sizes["stride"]
+            if too_much(kernel_conv=kernel_conv, **sizes):
+                continue
+        host.configure(seed % 7, *devices[op][seed % 4], 1 << 20)
         if max(ratios(problem, solve(problem, "cpu"), "cuda").values()) > 1:
             sys.exit(f"beyond the bound: problem {seed}, {problem.repro('cuda')}")
         solved += 1

@@ -1,0 +1,342 @@
+// What ACmix's kernels share: tiles in shared memory, the two products of attention over runs of four
+// neighbouring pixels, and how often a query's window holds a key.
+//
+// The window is clipped to the map: a reflected tap repeats a pixel that is inside of it, so a pair of query
+// and key counts as often as taps fall on the key. Rows and columns count by themselves.
+#pragma once
+
+#include "csrc/acmix/plan.h"
+#include "csrc/common/block_sum.cuh"
+#include "csrc/common/pick.h"
+
+namespace lska_ops {
+
+struct AcmixArguments {
+  const void* qkv;            // [B, 3, C, H, W] of T: q, k, v
+  const void* grad_y;         // [B, C, Ho, Wo] of T (backward)
+  const void* conv_p;         // [D, 2] of T
+  const void *rate1, *rate2;  // [1] of T, or null for 1
+  const float* composite;     // [G, 3, D, G, kernel_conv^2]: what head's part goes to which dim's output
+  float *lse, *delta;         // [B, G, Ho, Wo]
+  const float* initial;       // like out: what another kernel has computed; null for nothing
+  void* out;                  // forward [B, C, Ho, Wo], backward [B, 3, C, H, W]; of T or float
+  float* parts;               // query: [blocks, 2 D + 1], of conv_p's gradient and rate1's
+  bool out_float;
+  int64_t B;
+  int C, G, D, H, W, Ho, Wo, kernel_att, kernel_conv, stride, dilation;
+  AcmixLayout layout;
+};
+
+// Where a block's tile lies, in the map it owns.
+struct AcmixTile {
+  int64_t image;
+  int head, dim;             // the first ones
+  int row, rows, col, cols;  // rows, cols: how many of the layout's lie in the map
+};
+
+LSKA_DEVICE AcmixTile acmix_tile(const AcmixArguments& a, int height, int width) {
+  const AcmixLayout& l = a.layout;
+  const int shares = l.shift ? (l.attention ? 1 : (a.D + l.dims - 1) / l.dims) : a.G;
+  AcmixTile t;
+  t.image = block_x() / shares;
+  const int share = int(block_x() - t.image * shares);
+  t.head = l.shift ? 0 : share;
+  t.dim = l.attention ? 0 : share * l.dims;
+  t.row = block_y() * l.rows;
+  t.rows = min(l.rows, height - t.row);
+  t.col = block_z() * l.cols;
+  t.cols = min(l.cols, width - t.col);
+  return t;
+}
+
+template <class P>
+LSKA_DEVICE P* shared_at(int bytes) {
+  return reinterpret_cast<P*>(reinterpret_cast<char*>(shared_floats()) + bytes);
+}
+
+template <class T>
+LSKA_DEVICE float rate_of(const void* rate) {
+  return rate ? load(static_cast<const T*>(rate)) : 1.f;
+}
+
+// Four neighbouring numbers from an address that is a multiple of their size.
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T v[4];
+};
+template <class T>
+LSKA_DEVICE void load_four(const T* p, float* v) {
+  const Four<T> four = *reinterpret_cast<const Four<T>*>(p);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = to_float(four.v[i]);
+}
+
+// The `count` first of four numbers to global memory, together where the address allows it.
+template <class T>
+LSKA_DEVICE void store_four(T* p, const float (&v)[4], int count) {
+  if (count == 4 && reinterpret_cast<uintptr_t>(p) % sizeof(Four<T>) == 0) {
+    Four<T> four;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) round_to(v[i], four.v[i]);
+    write_global(reinterpret_cast<Four<T>*>(p), four);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (i < count) store(p + i, v[i]);
+}
+template <class T>
+LSKA_DEVICE void store_four(void* out, bool is_float, int64_t at, const float (&v)[4], int count) {
+  if (is_float)
+    store_four(static_cast<float*>(out) + at, v, count);
+  else
+    store_four(static_cast<T*>(out) + at, v, count);
+}
+
+// `dims` maps of [height, width] pixels, every step-th of every step-th row, to the region whose first pixel
+// is (top, left). Columns beyond the map are zero there; rows beyond it are left alone, nobody reads them.
+template <class T>
+LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int dims, int step, int height,
+                       int width, int top, int left, const AcmixRegion& r, T* to) {
+  constexpr int N = kVector<T>;
+  const int begin = max(left + r.spare, 0), end = min(left + r.pitch - r.spare, width), lines = dims * r.rows;
+  const int groups = step > 1 ? r.pitch : (max(end - begin, 0) + 2 * N - 2) / N;
+  for (int i = thread_index(); i < lines * groups; i += thread_count()) {
+    const int line = i / groups, group = i - line * groups, dim = line / r.rows,
+              y = top + line - dim * r.rows;
+    if (y < 0 || y >= height) continue;
+    const T* from = maps + dim * map_elements + int64_t(y) * step * map_width;
+    T* const row = to + line * r.pitch;
+    if (step > 1) {
+      const int x = left + group;
+      if (x >= 0 && x < width) row[group] = read_global(from + x * step);
+      continue;
+    }
+    const int ahead = int(reinterpret_cast<uintptr_t>(from + begin) % 16 / sizeof(T));
+    const int first = begin - ahead + group * N;
+    if (first >= begin && first + N <= end) {
+      const Bits16Bytes bits = read_global(reinterpret_cast<const Bits16Bytes*>(from + first));
+      T parts[N];
+      memcpy(parts, &bits, 16);
+#pragma unroll
+      for (int j = 0; j < N; ++j) row[first - left + j] = parts[j];
+    } else {
+      for (int x = max(first, begin); x < min(first + N, end); ++x) row[x - left] = read_global(from + x);
+    }
+  }
+  const int before = min(max(-left, 0), r.pitch),
+            beyond = before + min(max(left + r.pitch - width, 0), r.pitch - before);
+  for (int i = thread_index(); i < lines * beyond; i += thread_count()) {
+    const int line = i / beyond, nth = i - line * beyond;
+    round_to(0.f, to[line * r.pitch + (nth < before ? nth : r.pitch - beyond + nth)]);
+  }
+}
+
+// Sides of one pixel apart, everything at a side's end is reflected again.
+LSKA_DEVICE int reflected(int at, int length) {
+  if (length == 1) return 0;
+  const int period = 2 * (length - 1);
+  at = at < 0 ? -at : at;
+  at = at < period ? at : at % period;
+  return at < length ? at : period - at;
+}
+
+// How many taps of query i's line fall on key j.
+LSKA_DEVICE int multiplicity(int i, int j, int length, int kernel, int stride, int dilation) {
+  int count = 0;
+  for (int t = -(kernel / 2); t <= kernel / 2; ++t)
+    count += reflected(i * stride + t * dilation, length) == j;
+  return count;
+}
+
+LSKA_DEVICE int first_query(int key, int reach, int stride) {
+  const int at = key - reach;
+  return at >= 0 ? (at + stride - 1) / stride : -(-at / stride);
+}
+
+// [owned][taps]: for each owned pixel of a line, how often each tap counts; zero beyond the map.
+template <bool kKey>
+LSKA_DEVICE void fill_table(const AcmixArguments& a, int first, int owned, int length, int out_length,
+                            float* table) {
+  const int taps = a.layout.taps, reach = a.kernel_att / 2 * a.dilation;
+  for (int n = thread_index(); n < owned * taps; n += thread_count()) {
+    const int own = first + n / taps, tap = n % taps;
+    const int there = (kKey ? first_query(own, reach, a.stride) : own * a.stride - reach) + tap;
+    const bool inside =
+        own < (kKey ? length : out_length) && there >= 0 && there < (kKey ? out_length : length);
+    table[n] = !inside ? 0.f
+                       : float(kKey ? multiplicity(there, own, length, a.kernel_att, a.stride, a.dilation)
+                                    : multiplicity(own, there, length, a.kernel_att, a.stride, a.dilation));
+  }
+}
+
+// A map in shared memory as tasks see it: `at` is its pixel (0, 0) of the tile's own first pixel, or of the
+// first tap of that pixel's window.
+template <class T>
+struct Staged {
+  const T* data;
+  AcmixRegion r;
+  int top, left;  // of the region, in the map's own pixels
+  LSKA_DEVICE const T* at(int dim, int y, int x) const {
+    return data + (dim * r.rows + y - top) * r.pitch + x - left;
+  }
+};
+
+// One run of a band: its first pixel in the map that the tile owns, and its place in a band's weights.
+struct AcmixRun {
+  int y, x, row, place;  // row: of the tile
+};
+LSKA_DEVICE AcmixRun acmix_run(const AcmixLayout& l, const AcmixTile& t, int nth, int band_row) {
+  const int row = nth / l.runs, x = (nth - row * l.runs) * kAcmixRun;
+  return {t.row + band_row + row, t.col + x, band_row + row, nth * kAcmixRun};
+}
+
+// sum[i][t] += own pixel i's dims times the window's tap t, for a row of taps of four neighbours.
+template <int K, class T>
+LSKA_DEVICE void products_run(const T* own, int own_dim, const T* window, int window_dim, int dims,
+                              float (&sum)[4][K]) {
+  for (int d = 0; d < dims; ++d, own += own_dim, window += window_dim) {
+    float q[4], w[12];
+    load_four(own, q);
+#pragma unroll
+    for (int j = 0; j < 3; ++j) load_four(window + 4 * j, w + 4 * j);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int t = 0; t < K; ++t) sum[i][t] = multiply_add(q[i], w[4 + i + t - K / 2], sum[i][t]);
+  }
+}
+
+// The geometry of attention in one pass: where an owned pixel's window begins among the staged ones, and
+// where the pixel itself is.
+template <bool kKey>
+struct AcmixWindow {
+  const AcmixArguments& a;
+  const AcmixTile& t;
+  const float *table_y, *table_x;
+  int reach;
+  LSKA_DEVICE AcmixWindow(const AcmixArguments& arguments, const AcmixTile& tile)
+      : a(arguments),
+        t(tile),
+        table_y(shared_at<float>(arguments.layout.table_y)),
+        table_x(shared_at<float>(arguments.layout.table_x)),
+        reach(arguments.kernel_att / 2 * arguments.dilation) {}
+  LSKA_DEVICE void fill() const {
+    fill_table<kKey>(a, t.row, a.layout.rows, a.H, a.Ho, shared_at<float>(a.layout.table_y));
+    fill_table<kKey>(a, t.col, a.layout.runs * kAcmixRun, a.W, a.Wo, shared_at<float>(a.layout.table_x));
+  }
+  LSKA_DEVICE int first(int own) const {
+    return kKey ? first_query(own, reach, a.stride) : own * a.stride - reach;
+  }
+  LSKA_DEVICE float count_y(int row, int tap) const { return table_y[row * a.layout.taps + tap]; }
+  LSKA_DEVICE float count_x(int own, int tap) const { return table_x[(own - t.col) * a.layout.taps + tap]; }
+  // x_i - x_j as coordinates, of an owned pixel and the one at a tap; y_i - y_j alike.
+  LSKA_DEVICE float distance(int own, int tap, int length) const {
+    const int there = first(own) + tap, pixels = kKey ? there * a.stride - own : own * a.stride - there;
+    return float(pixels) * (2.f / float(max(length - 1, 1)));
+  }
+};
+
+// out(place among a band's weights, tap, sum): the products of a band's own pixels with all taps of their
+// windows.
+template <class T, bool kKey, class Out>
+LSKA_DEVICE void products(const AcmixWindow<kKey>& w, int band_row, const Staged<T>& own, int own_step,
+                          const Staged<T>& window, int dims, const Out& out) {
+  const AcmixLayout& l = w.a.layout;
+  const int rows = min(l.band, w.t.rows - band_row), runs = rows * l.runs, own_dim = own.r.elements,
+            window_dim = window.r.elements;
+  for (int task = thread_index(); task < runs * l.taps; task += thread_count()) {
+    const int tap_y = task / runs;
+    const AcmixRun run = acmix_run(l, w.t, task - tap_y * runs, band_row);
+    if (w.count_y(run.row, tap_y) == 0.f) continue;
+    const int y = w.first(run.y) + tap_y;
+    const bool done = l.regular && pick<3, 5, 7, 9>(l.taps, [&](auto size) LSKA_INLINE {
+                        constexpr int K = decltype(size)::value;
+                        float sum[4][K] = {};
+                        products_run<K>(own.at(0, run.y, run.x), own_dim,
+                                        window.at(0, y, run.x - kAcmixAhead), window_dim, dims, sum);
+#pragma unroll
+                        for (int t = 0; t < K; ++t)
+#pragma unroll
+                          for (int i = 0; i < 4; ++i) out(run.place + i, tap_y * K + t, sum[i][t]);
+                      });
+    if (done) continue;
+    for (int i = 0; i < kAcmixRun && run.x + i < w.t.col + w.t.cols; ++i) {
+      const int x = w.first(run.x + i);
+      for (int t = 0; t < l.taps; ++t) {
+        if (w.count_x(run.x + i, t) == 0.f) continue;
+        float sum = 0.f;
+        for (int d = 0; d < dims; ++d)
+          sum = multiply_add(to_float(*own.at(d, run.y * own_step, (run.x + i) * own_step)),
+                             to_float(*window.at(d, y, x + t)), sum);
+        out(run.place + i, tap_y * l.taps + t, sum);
+      }
+    }
+  }
+}
+
+// sum[d][i] += weights of pixel i's taps times the window's dims, over all rows of taps.
+template <int K, class T, bool kKey>
+LSKA_DEVICE void accumulate_run(const AcmixWindow<kKey>& w, const AcmixRun& run, const float* weights,
+                                const Staged<T>& window, int dim, int dims, float (&sum)[4][4]) {
+  const int band = w.a.layout.band_pixels;
+  for (int tap_y = 0; tap_y < K; ++tap_y) {
+    if (w.count_y(run.row, tap_y) == 0.f) continue;
+    const float* at = weights + tap_y * K * band + run.place;
+    float v[4][12];
+#pragma unroll
+    for (int d = 0; d < 4; ++d) {
+      const T* from = window.at(dim + min(d, dims - 1), w.first(run.y) + tap_y, run.x - kAcmixAhead);
+#pragma unroll
+      for (int j = 0; j < 3; ++j) load_four(from + 4 * j, v[d] + 4 * j);
+    }
+#pragma unroll
+    for (int t = 0; t < K; ++t) {
+      float p[4];
+      load_four(at + t * band, p);
+#pragma unroll
+      for (int d = 0; d < 4; ++d)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[d][i] = multiply_add(p[i], v[d][4 + i + t - K / 2], sum[d][i]);
+    }
+  }
+}
+
+template <class T, bool kKey>
+LSKA_DEVICE void accumulate(const AcmixWindow<kKey>& w, const AcmixRun& run, const float* weights,
+                            const Staged<T>& window, int dim, int dims, float (&sum)[4][4]) {
+  const AcmixLayout& l = w.a.layout;
+  const bool done = l.regular && pick<3, 5, 7, 9>(l.taps, [&](auto size) LSKA_INLINE {
+                      accumulate_run<decltype(size)::value>(w, run, weights, window, dim, dims, sum);
+                    });
+  if (done) return;
+  for (int tap_y = 0; tap_y < l.taps; ++tap_y) {
+    if (w.count_y(run.row, tap_y) == 0.f) continue;
+    for (int tap_x = 0; tap_x < l.taps; ++tap_x) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (run.x + i >= w.t.col + w.t.cols || w.count_x(run.x + i, tap_x) == 0.f) continue;
+        const float p = weights[(tap_y * l.taps + tap_x) * l.band_pixels + run.place + i];
+#pragma unroll
+        for (int d = 0; d < 4; ++d)
+          if (d < dims)
+            sum[d][i] = multiply_add(
+                p, to_float(*window.at(dim + d, w.first(run.y) + tap_y, w.first(run.x + i) + tap_x)),
+                sum[d][i]);
+      }
+    }
+  }
+}
+
+// Calls f(run, first dim, dims) for each run of a band and each four dims.
+template <class F>
+LSKA_DEVICE void for_runs_and_dims(const AcmixLayout& l, const AcmixTile& t, int band_row, int dims,
+                                   const F& f) {
+  const int runs = min(l.band, t.rows - band_row) * l.runs, groups = (dims + 3) / 4;
+  for (int task = thread_index(); task < runs * groups; task += thread_count()) {
+    const int group = task / runs;
+    f(acmix_run(l, t, task - group * runs, band_row), 4 * group, min(4, dims - 4 * group));
+  }
+}
+
+}  // namespace lska_ops

@@ -1,0 +1,116 @@
+// ACmix's backward launchers, on what launch.h has.
+#pragma once
+
+#include "csrc/acmix/launch.h"
+
+namespace lska_ops::acmix_cuda {
+
+using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The gradients of fc, dep_conv and rate2: sums over pixels of the composite weights' gradients, then theirs.
+inline void shift_weights_bwd(const Call& call, const Tensor& grad_y, Tensor& grad_fc, Tensor& grad_dep_conv,
+                              Tensor& grad_rate2) {
+  const AcmixSize& s = call.s;
+  const AcmixShiftGradPlan p = acmix_plan_shift_grad(s, call.device.limits);
+  STD_TORCH_CHECK(p.fits, call.op, ": head = ", s.G, " does not fit ", call.device.limits.shared_bytes,
+                  " bytes of shared memory");
+  const int64_t taps = s.conv_taps(), n = s.C * 3 * s.G * taps;
+  const Tensor parts = call.floats({p.groups * n}), total = call.floats({n});
+  AcmixShiftGradArguments a{};
+  a.qkv = call.arguments.qkv;
+  a.grad_y = grad_y.const_data_ptr();
+  a.parts = static_cast<float*>(parts.data_ptr());
+  a.maps = p.maps, a.grads = p.grads, a.units = p.units;
+  a.C = int(s.C), a.G = int(s.G), a.D = int(s.D()), a.H = int(s.H), a.W = int(s.W), a.Ho = int(s.Ho());
+  a.Wo = int(s.Wo()), a.kernel_conv = int(s.kernel_conv), a.stride = int(s.stride);
+  a.rows = p.rows, a.cols = p.cols, a.runs = p.runs, a.tasks = p.tasks, a.splits = p.splits;
+  a.groups = int(p.groups), a.fast = p.fast, a.grads_at = p.grads_at, a.sums_at = p.sums_at;
+  const AcmixSumArguments sum{a.parts, p.groups, n, static_cast<float*>(total.data_ptr())};
+  const AcmixShiftEndArguments end{sum.out,
+                                   call.arguments.composite,
+                                   call.fc,
+                                   call.dep_conv,
+                                   call.arguments.rate2,
+                                   grad_fc.mutable_data_ptr(),
+                                   grad_dep_conv.mutable_data_ptr(),
+                                   grad_rate2.mutable_data_ptr(),
+                                   int(s.G),
+                                   int(s.D()),
+                                   int(taps)};
+  const int64_t sums = taps * 3 * s.G + 1, weights = ceil_div(s.C * taps * taps, kAcmixThreads);
+  call.with_type([&](auto t) {
+    using T = typename decltype(t)::type;
+    call.start(acmix_shift_grad_kernel<T>, {s.D(), p.groups, p.blocks_z}, p.shared_bytes, a);
+    call.start(acmix_sum_kernel<T>, {ceil_div(n, kAcmixThreads), 1, 1}, 0, sum);
+    call.start(acmix_shift_end_kernel<T>, {sums + weights, 1, 1}, kAcmixThreads / kWarp * 4, end);
+  });
+}
+
+// The gradients of q, k and v, conv_p and rate1: query by query, then key by key, which needs the former's
+// delta. Where the shift does not go along, it comes first, as floats that the two then add to.
+inline void maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse, Tensor& grad_qkv,
+                     Tensor& grad_conv_p, Tensor& grad_rate1) {
+  const AcmixSize& s = call.s;
+  AcmixArguments base = call.arguments;
+  base.grad_y = grad_y.const_data_ptr();
+  const auto key = [&](AcmixArguments a, bool attention, bool shift) {
+    a.layout = call.layout(AcmixPass::key, attention, shift);
+    call.with_type([&](auto t) {
+      call.start(acmix_key_bwd_kernel<typename decltype(t)::type>, grid_of(a.layout), a.layout.shared_bytes,
+                 a);
+    });
+  };
+  base.out = grad_qkv.mutable_data_ptr();
+  if (!call.attention) return key(base, false, true);
+
+  const bool fused = s.stride == 1 && call.fuses({AcmixPass::query, AcmixPass::key});
+  const Tensor delta = call.floats({s.B, s.G, s.Ho(), s.Wo()});
+  Tensor shifted = call.floats({call.shift && !fused ? s.B * 3 * s.C * s.H * s.W : 0});
+  if (call.shift && !fused) {
+    AcmixArguments a = base;
+    a.out = shifted.mutable_data_ptr();
+    a.out_float = true;
+    key(a, false, true);
+    base.initial = static_cast<const float*>(shifted.const_data_ptr());
+  }
+  base.lse = static_cast<float*>(lse.data_ptr());
+  base.delta = static_cast<float*>(delta.data_ptr());
+  AcmixArguments a = base;
+  a.layout = call.layout(AcmixPass::query, true, fused);
+  const int64_t blocks = a.layout.grid_x * a.layout.grid_y * a.layout.grid_z;
+  const Tensor parts = call.floats({blocks, 2 * s.D() + 1});
+  a.parts = static_cast<float*>(parts.data_ptr());
+  const AcmixQueryEndArguments end{a.parts, blocks, grad_conv_p.mutable_data_ptr(),
+                                   grad_rate1.mutable_data_ptr(), int(s.D())};
+  call.with_type([&](auto t) {
+    using T = typename decltype(t)::type;
+    call.start(acmix_query_bwd_kernel<T>, grid_of(a.layout), a.layout.shared_bytes, a);
+    call.start(acmix_query_end_kernel<T>, {2 * s.D() + 1, 1, 1}, kAcmixThreads / kWarp * 4, end);
+  });
+  key(base, true, fused);
+}
+
+inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_y, const Tensor& qkv,
+                 const Tensor& given_lse, const Parameters& p) {
+  Call call(op, device, qkv, p);
+  const AcmixSize& s = call.s;
+  const Tensor grad_y = call.map("grad_y", given_grad_y, call.type, s.C);
+  const Tensor lse = call.attention ? call.map("lse", given_lse, ScalarType::Float, s.G) : given_lse;
+  const auto gradient = [&](bool wanted, std::initializer_list<int64_t> shape) {
+    Tensor t = wanted ? call.elements(shape) : call.elements({0});
+    return call.empty() ? torch::stable::zero_(t) : t;
+  };
+  const int64_t k = s.kernel_conv;
+  Tensor grad_qkv = gradient(true, {s.B, 3 * s.C, s.H, s.W});
+  Tensor grad_conv_p = gradient(call.attention, {s.D(), 2, 1, 1}), grad_rate1 = gradient(call.attention, {1});
+  Tensor grad_fc = gradient(call.shift, {k * k, 3 * s.G, 1, 1}), grad_rate2 = gradient(call.shift, {1});
+  Tensor grad_dep_conv = gradient(call.shift, {s.C, k * k, k, k});
+  if (!call.empty()) {
+    if (call.shift) call.compose();
+    maps_bwd(call, grad_y, lse, grad_qkv, grad_conv_p, grad_rate1);
+    if (call.shift) shift_weights_bwd(call, grad_y, grad_fc, grad_dep_conv, grad_rate2);
+  }
+  return {grad_qkv, grad_conv_p, grad_fc, grad_dep_conv, grad_rate1, grad_rate2};
+}
+
+}  // namespace lska_ops::acmix_cuda
