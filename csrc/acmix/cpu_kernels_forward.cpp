@@ -85,12 +85,8 @@ template <typename T, typename A = Acc<T>>
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t d = 0; d < s.D; ++d) {
       const Vec<A> attended = load(f.sums + r * sums_row + d * V) * inverse[r];
-      T* out = y + (d * s.Ho + yo + r) * s.Wo + x;
-      if (tile) {
-        store_pixels(out, load(tile + d * tile_dim + r * f.tile_pitch + x) + attended * rate1, lanes);
-      } else {
-        store_pixels(out, attended * rate1, lanes);
-      }
+      const Vec<A> shifted = tile ? load(tile + d * tile_dim + r * f.tile_pitch + x) : Vec<A>{};
+      store_pixels(y + (d * s.Ho + yo + r) * s.Wo + x, shifted + attended * rate1, lanes);
     }
   }
 }

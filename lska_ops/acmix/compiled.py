@@ -19,10 +19,12 @@ def too_much(*, head=4, kernel_att=7, kernel_conv=3, dilation=1):
             f"the window reaches {reach} pixels and the CUDA kernels {MOST_REACH}; "
             "use a smaller kernel_att or dilation"
         )
-    if head > MOST_HEADS or head * kernel_conv**2 > MOST_SHIFT:
+    if head > MOST_HEADS:
+        return f"{head} heads are more than the CUDA kernels hold, {MOST_HEADS}; use fewer heads"
+    if head * kernel_conv**2 > MOST_SHIFT:
         return (
-            f"{head} heads with {kernel_conv} x {kernel_conv} taps are more than the CUDA kernels hold, "
-            f"{MOST_HEADS} heads and {MOST_SHIFT} weights of a map; use fewer heads"
+            f"{head} heads with {kernel_conv} x {kernel_conv} taps are {head * kernel_conv**2} weights of a map "
+            f"and the CUDA kernels hold {MOST_SHIFT}; use fewer heads"
         )
     return None
 
