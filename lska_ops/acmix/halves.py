@@ -149,9 +149,14 @@ def _check(op, q, k, v, pairs, shapes):
 
 def _joined(q, k, v):
     """``[B, 3C, H, W]`` of the three: themselves where they lie in that order, else a copy."""
-    if torch.compiler.is_compiling() or not _are_one(q, k, v):
+    if torch.compiler.is_compiling() or not _has_memory(q) or not _are_one(q, k, v):
         return torch.cat((q, k, v), 1)
     return _OneView.apply(q, k, v) if needs_grad((q, k, v)) else _OneView.forward(q, k, v)
+
+
+def _has_memory(q):
+    """Not so for what torch.func's transforms and fake modes hand in."""
+    return type(q) in (torch.Tensor, torch.nn.Parameter) and not torch._C._are_functorch_transforms_active()
 
 
 def _are_one(q, k, v):
