@@ -60,7 +60,8 @@ def misfit(op, name, parameter, shape, x, expected=None, like="x"):
         raise ValueError(f"{op}: {name} has shape {list(parameter.shape)}; expected {expected}")
     if parameter.dtype != x.dtype:
         raise TypeError(
-            f"{op}: {name} is {parameter.dtype}; expected {x.dtype} like {like}, or a call under torch.autocast"
+            f"{op}: {name} is {parameter.dtype}; expected {x.dtype} like {like}, "
+            "or a call under torch.autocast"
         )
     raise ValueError(f"{op}: {name} is on {parameter.device}; expected {x.device} like {like}")
 

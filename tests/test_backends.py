@@ -29,7 +29,9 @@ def test_backends_explain_marks_one_as_chosen(op):
 
 
 def test_backends_explain_unknown_op():
-    with pytest.raises(ValueError, match="explain: op is 'conv'; expected one of acmix, local_attention, lska, "):
+    with pytest.raises(
+        ValueError, match="explain: op is 'conv'; expected one of acmix, local_attention, lska, "
+    ):
         explain("conv", torch.randn(1, 4, 5, 5))
 
 

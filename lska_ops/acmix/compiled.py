@@ -21,10 +21,10 @@ def too_much(*, head=4, kernel_att=7, kernel_conv=3, dilation=1):
         )
     if head > MOST_HEADS:
         return f"{head} heads are more than the CUDA kernels hold, {MOST_HEADS}; use fewer heads"
-    if head * kernel_conv**2 > MOST_SHIFT:
+    if (weights := head * kernel_conv**2) > MOST_SHIFT:
         return (
-            f"{head} heads with {kernel_conv} x {kernel_conv} taps are {head * kernel_conv**2} weights of a map "
-            f"and the CUDA kernels hold {MOST_SHIFT}; use fewer heads"
+            f"{head} heads with {kernel_conv} x {kernel_conv} taps are {weights} weights of a map and the "
+            f"CUDA kernels hold {MOST_SHIFT}; use fewer heads"
         )
     return None
 

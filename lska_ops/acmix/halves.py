@@ -173,7 +173,7 @@ def _are_one(q, k, v):
 
 
 class _OneView(torch.autograd.Function):
-    """Three parts as the tensor they are parts of: a view of q's memory with the gradient of a concatenation."""
+    """Three parts as the tensor they are parts of: a view of q's memory, the gradient of a concatenation."""
 
     @staticmethod
     def forward(q, k, v):
