@@ -430,8 +430,9 @@ class TestOps:
 
     @pytest.mark.parametrize(
         "absent, words",
-        [((3, 4), "rate1 and rate2 are missing; expected one of them at least"), ((0,), "conv_p is missing"),
-         ((3,), "conv_p is given"), ((1,), "fc or dep_conv is missing"), ((4,), "fc or dep_conv is given")],
+        [((3, 4), "rate1 and rate2 are missing; expected at least one of them"),
+         ((0,), "one of conv_p and rate1 is missing"), ((3,), "one of conv_p and rate1 is missing"),
+         ((1,), "some of fc, dep_conv and rate2 are missing"), ((4,), "some of fc, dep_conv and rate2 are missing")],
     )  # fmt: skip
     def test_halves_ops_refuse_in_words(self, absent, words):
         qkv, *rest = self.given()

@@ -53,11 +53,11 @@ struct Problem {
     type = qkv.scalar_type();
     accumulate_type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
     attends = bool(p.rate1), shifts = bool(p.rate2);
-    STD_TORCH_CHECK(attends || shifts, op, ": rate1 and rate2 are missing; expected one of them at least");
-    STD_TORCH_CHECK(bool(p.conv_p) == attends, op, ": conv_p is ", p.conv_p ? "given" : "missing",
-                    "; expected it with rate1 only, and always then");
-    STD_TORCH_CHECK(bool(p.fc) == shifts && bool(p.dep_conv) == shifts, op, ": fc or dep_conv is ",
-                    shifts ? "missing" : "given", "; expected both with rate2 only, and always then");
+    STD_TORCH_CHECK(attends || shifts, op, ": rate1 and rate2 are missing; expected at least one of them");
+    STD_TORCH_CHECK(bool(p.conv_p) == attends, op,
+                    ": one of conv_p and rate1 is missing; expected both or none");
+    STD_TORCH_CHECK(bool(p.fc) == shifts && bool(p.dep_conv) == shifts, op,
+                    ": some of fc, dep_conv and rate2 are missing; expected all or none");
     check_options(p);
     set_sizes(p);
     conv_p = take("conv_p", p.conv_p, {s.D, 2, 1, 1});
