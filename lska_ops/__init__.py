@@ -1,7 +1,7 @@
 """Fused LSKA and ACmix for PyTorch and YOLO; ``python -m lska_ops doctor`` tells what runs here."""
 
 from ._backends import explain
-from .acmix import ACmix, acmix
+from .acmix import ACmix, acmix, local_attention, shift_aggregate
 from .lska import LKA, LSKA, LKATrivial, LSKATrivial, lska
 from .yolo import register, swap, unregister
 
@@ -15,8 +15,10 @@ __all__ = [
     "LSKATrivial",
     "acmix",
     "explain",
+    "local_attention",
     "lska",
     "register",
+    "shift_aggregate",
     "swap",
     "unregister",
 ]

@@ -74,16 +74,16 @@ def explain(op, x, **options):
     """One line per backend, fastest first: whether it would run ``op`` on ``x``, or why not.
 
     Args:
-        op: ``"lska"`` or ``"acmix"``.
+        op: ``"lska"``, ``"acmix"``, ``"local_attention"`` or ``"shift_aggregate"``.
         x: the input map ``[B, C, H, W]``.
-        options: numbers on which acmix's backends may decline, as the call has them: head, kernel_att,
-            kernel_conv, dilation. Without them, the published ones.
+        options: numbers on which the backends of acmix and its halves may decline, as the call has them:
+            head, kernel_att, kernel_conv, dilation. Without them, the published ones.
 
     Returns:
         str: for example ``"reference: yes (chosen)"``.
 
     Raises:
-        TypeError, ValueError: op is neither, or x is no such map.
+        TypeError, ValueError: op is none of these, or x is no such map.
     """
     if op not in WHY_NOT:
         raise ValueError(f"explain: op is {op!r}; expected one of {', '.join(sorted(WHY_NOT))}")

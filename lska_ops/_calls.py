@@ -1,4 +1,4 @@
-"""What both public functions do before a backend runs: check the arguments, follow autocast.
+"""What the public functions do before a backend runs: check the arguments, follow autocast.
 
 The error grammar is *op, argument, got, expected*.
 """
@@ -11,16 +11,16 @@ import torch
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_map(op, x):
+def check_map(op, x, name="x"):
     """x is a 4-D map of a supported dtype with at least one pixel."""
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{op}: x is a {type(x).__name__}; expected a tensor [B, C, H, W]")
+        raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a tensor [B, C, H, W]")
     if x.dim() != 4:
-        raise ValueError(f"{op}: x has shape {list(x.shape)}; expected [B, C, H, W]")
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}; expected [B, C, H, W]")
     if x.dtype not in DTYPES:
-        raise TypeError(f"{op}: x is {x.dtype}; expected float64, float32, float16 or bfloat16")
+        raise TypeError(f"{op}: {name} is {x.dtype}; expected float64, float32, float16 or bfloat16")
     if x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"{op}: x has shape {list(x.shape)}; expected H and W of at least 1")
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}; expected H and W of at least 1")
 
 
 def check_channels(op, x, channels):
@@ -48,8 +48,11 @@ def first_misfit(x, parameters, shapes):
     return None
 
 
-def misfit(op, name, parameter, shape, x, expected=None):
-    """Raises what is wrong with what :func:`first_misfit` found; `expected` where a shape says too little."""
+def misfit(op, name, parameter, shape, x, expected=None, like="x"):
+    """Raises what is wrong with what :func:`first_misfit` found; `expected` where a shape says too little.
+
+    `like`: what the call calls x.
+    """
     expected = list(shape) if expected is None else expected
     if not isinstance(parameter, torch.Tensor):
         raise TypeError(f"{op}: {name} is a {type(parameter).__name__}; expected a tensor {expected}")
@@ -57,9 +60,10 @@ def misfit(op, name, parameter, shape, x, expected=None):
         raise ValueError(f"{op}: {name} has shape {list(parameter.shape)}; expected {expected}")
     if parameter.dtype != x.dtype:
         raise TypeError(
-            f"{op}: {name} is {parameter.dtype}; expected {x.dtype} like x, or a call under torch.autocast"
+            f"{op}: {name} is {parameter.dtype}; expected {x.dtype} like {like}, "
+            "or a call under torch.autocast"
         )
-    raise ValueError(f"{op}: {name} is on {parameter.device}; expected {x.device} like x")
+    raise ValueError(f"{op}: {name} is on {parameter.device}; expected {x.device} like {like}")
 
 
 def check_pair(op, name, pair):

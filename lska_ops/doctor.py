@@ -44,10 +44,10 @@ def _doctor(asked):
     fused = False
     for device in devices:
         x = torch.empty(1, 8, 8, 8, device=device)
-        for op in _backends.WHY_NOT:
-            print(f"\n{op} on {device}")
-            print("  " + _backends.explain(op, x).replace("\n", "\n  "))
-            fused = fused or _backends.choose(op, "auto", x) != "reference"
+        for ops in _by_backends():
+            print(f"\n{', '.join(ops)} on {device}")
+            print("  " + _backends.explain(ops[0], x).replace("\n", "\n  "))
+            fused = fused or _backends.choose(ops[0], "auto", x) != "reference"
     if fused:
         print("\nA fused backend is in use.")
         return 0
@@ -56,6 +56,14 @@ def _doctor(asked):
         "The sentences behind `no` say what would help."
     )
     return 1
+
+
+def _by_backends():
+    """Lists of ops that the same backends answer for."""
+    found = {}
+    for op, reasons in _backends.WHY_NOT.items():
+        found.setdefault(id(reasons), []).append(op)
+    return list(found.values())
 
 
 def _compiled_parts():

@@ -21,7 +21,7 @@ def test_backends_reference_is_last_and_takes_everything():
         assert tuple(_backends.WHY_NOT[op]) == _backends.ORDER
 
 
-@pytest.mark.parametrize("op", ["lska", "acmix"])
+@pytest.mark.parametrize("op", _backends.WHY_NOT)
 def test_backends_explain_marks_one_as_chosen(op):
     lines = explain(op, torch.randn(1, 4, 5, 5)).splitlines()
     assert [line.split(":")[0] for line in lines] == list(_backends.ORDER)
@@ -29,7 +29,9 @@ def test_backends_explain_marks_one_as_chosen(op):
 
 
 def test_backends_explain_unknown_op():
-    with pytest.raises(ValueError, match="explain: op is 'conv'; expected one of acmix, lska"):
+    with pytest.raises(
+        ValueError, match="explain: op is 'conv'; expected one of acmix, local_attention, lska, "
+    ):
         explain("conv", torch.randn(1, 4, 5, 5))
 
 

@@ -42,17 +42,15 @@ def sizes(problem):
     o, t = problem.options, problem.tensors
     return dict(
         head=o["head"],
-        kernel_att=o["kernel_att"],
-        kernel_conv=t["dep_conv"].shape[-1],
-        dilation=o["dilation"],
+        kernel_att=o.get("kernel_att", 1),
+        kernel_conv=t["dep_conv"].shape[-1] if "dep_conv" in t else 1,
+        dilation=o.get("dilation", 1),
     )
 
 
-def problem_of(seed):
+def problem_of(seed, op="acmix"):
     """The problem of this number, of a dtype and sizes that CUDA takes."""
-    while (problem := random_problem("acmix", seed)).dtype == torch.float64 or compiled.too_much(
-        **sizes(problem)
-    ):
+    while (problem := random_problem(op, seed)).dtype == torch.float64 or compiled.too_much(**sizes(problem)):
         seed += 1_000_000
     return problem
 
@@ -165,6 +163,14 @@ def test_host_cuda_acmix_halves_are_the_whole_without_the_other(host, device, at
         found = ratios(problem, answers, "cuda")
         worst = max(found, key=found.get)
         assert found[worst] <= 1, f"{worst} is {found[worst]:.3g} times the bound: {problem.repro('cuda')}"
+
+
+@pytest.mark.parametrize("op", ["local_attention", "shift_aggregate"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_acmix_public_halves_within_bound(host, device, op):
+    for seed in parts(device, BACKWARD, 535_000):
+        on(host, device, seed)
+        check(problem_of(seed, op), backward=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)

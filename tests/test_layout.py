@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "triton_kernels.py": {"torch", "triton"},
     "compiled.py": {"torch", "._compiled"},
     "op.py": {"torch", "._backends", "._calls", ".reference", ".compiled", ".triton_kernels"},
+    "halves.py": {"torch", "._backends", "._calls", ".op", ".reference"},
     "module.py": {"torch", "._backends", "._calls", "._module", ".op", ".reference"},
 }
 

@@ -9,6 +9,7 @@
 
 namespace lska_ops {
 
+// kernel_att 0: without attention, kernel_conv 0: without shift; then their pointers below are null.
 struct AcmixSizes {
   int64_t B, C, H, W;  // of the input map
   int64_t Ho, Wo;      // of the output: ceil(H / stride), ceil(W / stride)

@@ -1,89 +1,8 @@
+#include "csrc/acmix/cpu_input_grad.h"
 #include "csrc/acmix/cpu_kernels_parts.h"
-#include "csrc/acmix/cpu_shift.h"
-#include "csrc/acmix/cpu_window.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
 namespace {
-
-constexpr int64_t kBand =
-    kRows;  // query rows whose lines are filled at a time; more of them only take more cache
-
-// Taps of one phase of a line, as TapSums wants them when keys gather from their queries.
-struct Phase {
-  int64_t taps, from, width;  // [from, from + width) of the phase is what they reach
-  int32_t *weight_offset, *query_offset;
-};
-
-template <typename A>
-struct InputGradScratch {
-  Window<A> window;
-  ShiftLines<A> shift;
-  Phase* phases;       // [stride]
-  int64_t band;        // query rows in a band
-  int64_t plane_rows;  // rows of the padded map that a band and what follows it may still change
-  A* planes[3];        // grad_q, grad_k, grad_v of one head: [plane_rows][D] lines
-  A *keys, *values;    // lines of the band's windows
-  A *queries, *grads;  // [band][D] lines of q and grad_y, zero around the map
-  A* logit_grads;  // [block, K * K, x_pitch]: products q . k, then softmax weights, then the gradient of the
-                   // logits
-  A* weights;      // [block, K * K, x_pitch]: products grad_y . v, then rate1 * softmax weights
-  A* sums;         // [block, D, lanes]
-  A* conv_p;       // [D, 2]
-  A* conv_p_sums;  // [2, D, lanes]
-  int32_t* weight_offset;  // [K]
-};
-
-template <typename A>
-void set_phases(const AcmixSizes& s, const InputGradScratch<A>& f, int32_t* offsets) {
-  const Window<A>& w = f.window;
-  for (int64_t phase = 0; phase < s.stride; ++phase) {
-    Phase& p = f.phases[phase];
-    p = {0, 0, 0, offsets, offsets + w.K};
-    offsets += 2 * w.K;
-    int64_t last = 0;
-    for (int64_t t = 0; t < w.K; ++t) {
-      if (w.offset[t] / w.line.phase != phase) continue;
-      const int64_t at = w.offset[t] % w.line.phase;
-      if (p.taps == 0) p.from = at;
-      last = at;
-      p.weight_offset[p.taps] = int32_t(t * w.x_pitch - (at - p.from));
-      p.query_offset[p.taps++] = int32_t(p.from - at);
-    }
-    p.width = last - p.from + s.Wo;
-  }
-}
-
-template <typename A>
-InputGradScratch<A> lay_out(const AcmixSizes& s, Arena& arena) {
-  constexpr int V = kLanes<A>;
-  InputGradScratch<A> f;
-  f.window = make_window<A>(s, arena, true);
-  const Window<A>& w = f.window;
-  f.shift = make_shift_lines<A>(s.G, s.kernel_conv, s.W, s.W, 1, kBand, arena);
-  f.phases = arena.take<Phase>(s.stride);
-  int32_t* offsets = arena.take<int32_t>(2 * s.stride * w.K);
-  f.weight_offset = arena.take<int32_t>(w.K);
-  // A row beyond the border is added to its reflection when its last query has passed, so that has to be at
-  // hand.
-  f.band = s.H > w.reach ? smaller(kBand, s.Ho) : s.Ho;
-  const int64_t key_rows = (f.band - 1) * s.stride + 2 * w.reach + 1;
-  f.plane_rows = larger(key_rows, f.band * s.stride + w.reach);
-  for (A*& plane : f.planes) plane = arena.take<A>(f.plane_rows * w.row_pitch);
-  f.conv_p = arena.take<A>(2 * s.D);
-  f.conv_p_sums = arena.take<A>(2 * s.D * V);
-  f.sums = arena.take<A>(w.block * s.D * V);
-  const int64_t lines = key_rows * w.row_pitch, queries = f.band * s.D * w.x_pitch;
-  f.keys = arena.take_cleared<A>(lines);
-  f.values = arena.take_cleared<A>(lines);
-  f.queries = arena.take_cleared<A>(queries);
-  f.grads = arena.take_cleared<A>(queries);
-  f.logit_grads = arena.take_cleared<A>(w.block * w.taps * w.x_pitch);
-  f.weights = arena.take_cleared<A>(w.block * w.taps * w.x_pitch);
-  if (!arena.base) return f;
-  for (int64_t t = 0; t < w.K; ++t) f.weight_offset[t] = int32_t(t * w.x_pitch);
-  set_phases(s, f, offsets);
-  return f;
-}
 
 // One vector of pixels of a block of query rows, all at (row yo + r, pixels [x, x + lanes)) of one head.
 template <typename A>
@@ -227,56 +146,86 @@ void fold_columns(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t top
   }
 }
 
+// grad_qkv of head g at row y and pixels [x, x + lanes) of q, k or v (m = 0, 1, 2), dim d: what attention
+// left in the planes, if there is attention, and what the shift branch sends.
+template <typename T, typename A = Acc<T>>
+inline void write_pixels(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t m, int64_t g, int64_t d,
+                         int64_t top, int64_t y, int64_t x, Vec<A> both, T* grad_qkv) {
+  const int lanes = int(smaller(kLanes<A>, s.W - x));
+  if (f.planes[m]) {
+    const LineShape& line = f.window.line;
+    const A* attended = f.planes[m] + (y - top) * f.window.row_pitch + d * line.pitch;
+    if (s.stride == 1) {
+      both += load(attended + line.pad + x);
+    } else {
+      for (int i = 0; i < lanes; ++i) both[i] += attended[line.index(x + i)];
+    }
+  }
+  T* out = grad_qkv + ((m * s.C + g * s.D + d) * s.H + y) * s.W + x;
+  if (lanes == kLanes<A>) {
+    store(out, both);
+  } else {
+    store(out, both, lanes);
+  }
+}
+
+// Lines of the rows [y, y + rows) of grad_y's dim d, all heads, and of the rows around that the shift branch
+// reaches.
+template <typename T, typename A = Acc<T>>
+void fill_grad_lines(const AcmixSizes& s, const InputGradScratch<A>& f, const T* grad_y, int64_t d, int64_t y,
+                     int64_t rows) {
+  const int64_t reach = s.kernel_conv / 2;
+  for (int64_t o = 0; o < s.G; ++o) {
+    const T* from = grad_y + (d * s.G + o) * s.Ho * s.Wo;
+    A* to = f.shift.lines + o * f.shift.rows * f.shift.line.pitch;
+    for (int64_t i = 0; i < rows + 2 * reach; ++i, to += f.shift.line.pitch) {
+      const int64_t at = y + i - reach;
+      if (at < 0 || at >= s.H || at % s.stride != 0) {
+        memset(to, 0, f.shift.line.pitch * sizeof(A));
+      } else if (s.stride == 1) {
+        fill_line(to, f.shift.line, from + at * s.Wo, s.Wo);
+      } else {
+        const T* row = from + at / s.stride * s.Wo;
+        for (int64_t x = 0; x < s.Wo; ++x) to[f.shift.line.index(x * s.stride)] = to_acc(row[x]);
+      }
+    }
+  }
+}
+
 // Adds the shift branch's gradient to the planes' and writes the sum: rows [first, last) of grad_qkv of head
 // g.
 template <typename T, typename A = Acc<T>>
 [[gnu::noinline]] void write_input_grad(const AcmixSizes& s, const InputGradScratch<A>& f, const T* grad_y,
                                         const A* composite, A rate2, int64_t g, int64_t top, int64_t first,
                                         int64_t last, T* grad_qkv) {
-  constexpr int V = kLanes<A>;
-  const LineShape& line = f.window.line;
-  const int64_t n = f.shift.n, reach = s.kernel_conv / 2;
+  const int64_t n = f.shift.n;
   for (int64_t d = 0; d < s.D; ++d) {
     for (int64_t y = first; y < last; y += kBand) {
-      const int64_t rows = smaller(kBand, last - y);
-      for (int64_t o = 0; o < s.G; ++o) {
-        const T* from = grad_y + (d * s.G + o) * s.Ho * s.Wo;
-        A* to = f.shift.lines + o * f.shift.rows * f.shift.line.pitch;
-        for (int64_t i = 0; i < rows + 2 * reach; ++i, to += f.shift.line.pitch) {
-          const int64_t at = y + i - reach;
-          if (at < 0 || at >= s.H || at % s.stride != 0) {
-            memset(to, 0, f.shift.line.pitch * sizeof(A));
-          } else if (s.stride == 1) {
-            fill_line(to, f.shift.line, from + at * s.Wo, s.Wo);
-          } else {
-            const T* row = from + at / s.stride * s.Wo;
-            for (int64_t x = 0; x < s.Wo; ++x) to[f.shift.line.index(x * s.stride)] = to_acc(row[x]);
-          }
-        }
-      }
       Convolution<A> c;
+      c.rows = smaller(kBand, last - y);
+      fill_grad_lines(s, f, grad_y, d, y, c.rows);
       c.lines = f.shift.lines;
       c.row_step = f.shift.line.pitch;
-      c.rows = rows;
       c.width = s.W;
       c.offset = f.shift.offset;
       c.n = n;
       convolve(c, composite + (d * s.G + g) * 3 * n, 3, [&](int64_t m, int64_t r, int64_t x, Vec<A> sum) {
-        const A* attended = f.planes[m] + (y + r - top) * f.window.row_pitch + d * line.pitch;
-        T* out = grad_qkv + ((m * s.C + g * s.D + d) * s.H + y + r) * s.W + x;
-        const int lanes = int(smaller(V, s.W - x));
-        Vec<A> both = sum * rate2;
-        if (s.stride == 1) {
-          both += load(attended + line.pad + x);
-        } else {
-          for (int i = 0; i < lanes; ++i) both[i] += attended[line.index(x + i)];
-        }
-        if (lanes == V) {
-          store(out, both);
-        } else {
-          store(out, both, lanes);
-        }
+        write_pixels(s, f, m, g, d, top, y + r, x, sum * rate2, grad_qkv);
       });
+    }
+  }
+}
+
+// The same without the shift branch: the planes as they are.
+template <typename T, typename A = Acc<T>>
+void write_planes(const AcmixSizes& s, const InputGradScratch<A>& f, int64_t g, int64_t top, int64_t first,
+                  int64_t last, T* grad_qkv) {
+  for (int64_t m = 0; m < 3; ++m) {
+    for (int64_t d = 0; d < s.D; ++d) {
+      for (int64_t y = first; y < last; ++y) {
+        for (int64_t x = 0; x < s.W; x += kLanes<A>)
+          write_pixels(s, f, m, g, d, top, y, x, Vec<A>{}, grad_qkv);
+      }
     }
   }
 }
@@ -366,20 +315,24 @@ void input_grad(const AcmixSizes& s, const AcmixWeights& weights, const AcmixInp
   constexpr int V = kLanes<A>;
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
   const InputGradScratch<A> f = lay_out<A>(s, arena);
-  const A rate1 = to_acc(*static_cast<const T*>(weights.rate1)),
-          rate2 = to_acc(*static_cast<const T*>(weights.rate2));
-  convert_row(f.conv_p, static_cast<const T*>(weights.conv_p), 2 * s.D);
+  const A rate1 = rate_of<T>(weights.rate1), rate2 = rate_of<T>(weights.rate2);
+  if (s.kernel_att) convert_row(f.conv_p, static_cast<const T*>(weights.conv_p), 2 * s.D);
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t b = unit / s.G, g = unit % s.G, map = s.H * s.W, out_map = s.Ho * s.Wo;
     const T* grad_y = static_cast<const T*>(io.grad_y) + b * s.C * out_map;
-    memset(f.conv_p_sums, 0, 2 * s.D * V * sizeof(A));
     T* grad_qkv = static_cast<T*>(io.grad_qkv) + b * 3 * s.C * map;
-    const Vec<A> rate1_sum = head_grad(
-        s, f, static_cast<const T*>(io.qkv) + (b * 3 * s.C + g * s.D) * map, grad_y + g * s.D * out_map,
-        static_cast<const A*>(io.lse) + unit * out_map, rate1, [&](int64_t top, int64_t y0, int64_t y1) {
-          write_input_grad(s, f, grad_y, static_cast<const A*>(io.composite), rate2, g, top, y0, y1,
-                           grad_qkv);
-        });
+    const auto write = [&](int64_t top, int64_t y0, int64_t y1) {
+      if (!s.kernel_conv) return write_planes(s, f, g, top, y0, y1, grad_qkv);
+      write_input_grad(s, f, grad_y, static_cast<const A*>(io.composite), rate2, g, top, y0, y1, grad_qkv);
+    };
+    if (!s.kernel_att) {
+      write(0, 0, s.H);
+      continue;
+    }
+    memset(f.conv_p_sums, 0, 2 * s.D * V * sizeof(A));
+    const Vec<A> rate1_sum =
+        head_grad(s, f, static_cast<const T*>(io.qkv) + (b * 3 * s.C + g * s.D) * map,
+                  grad_y + g * s.D * out_map, static_cast<const A*>(io.lse) + unit * out_map, rate1, write);
     static_cast<A*>(io.rate1_parts)[unit] = lane_sum<A>(rate1_sum);
     for (int64_t i = 0; i < 2 * s.D; ++i) {
       static_cast<A*>(io.conv_p_parts)[unit * 2 * s.D + i] = lane_sum<A>(load(f.conv_p_sums + i * V));

@@ -6,6 +6,12 @@
 
 namespace lska_ops::LSKA_OPS_ISA {
 
+// A half that is absent has no rate.
+template <typename T>
+inline Acc<T> rate_of(const void* rate) {
+  return rate ? to_acc(*static_cast<const T*>(rate)) : Acc<T>(0);
+}
+
 // Blocks that fit 16 registers, or the 32 of AVX-512.
 constexpr bool kManyRegisters = kVectorBytes == 64;
 constexpr int kRows = 3;                         // query rows that share a row of keys

@@ -29,22 +29,6 @@ Isa forward_isa(const LskaShape& shape, int64_t accumulate) {
   return narrow ? std::min(current_isa(), Isa::avx2) : current_isa();
 }
 
-Dtype dtype_of(const char* op, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    case ScalarType::Half:
-      return Dtype::f16;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    default:
-      STD_TORCH_CHECK(false, op, ": x has dtype ", torch::headeronly::toString(x.scalar_type()),
-                      "; expected float32, float64, float16 or bfloat16");
-  }
-}
-
 // Maps between two stages. Few bytes outlive the call: mapped anew, they would cost as much as a stage.
 class Maps {
  public:
@@ -79,7 +63,7 @@ struct Problem {
       : op(name), x(given) {
     STD_TORCH_CHECK(x.is_cpu(), op, ": x is not on the CPU; expected a CPU tensor");
     STD_TORCH_CHECK(x.dim() == 4, op, ": x has shape ", in_words(x.sizes()), "; expected [B, C, H, W]");
-    dtype = dtype_of(op, x);
+    dtype = dtype_of(op, "x", x);
     type = x.scalar_type();
     accumulate_type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
     const bool channels_last = !x.is_contiguous() && is_channels_last(x);

@@ -2,23 +2,13 @@
 // product.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <memory>
-#include <new>
-#include <optional>
 #include <vector>
 
-#include "csrc/common/check.h"
+#include "csrc/common/cpu_host.h"
 #include "csrc/common/isa.h"
 #include "csrc/lska/cpu_kernels.h"
 
 namespace lska_ops {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
 
 // The depthwise weights as the ops receive them.
 struct LskaWeights {
@@ -43,24 +33,16 @@ inline Tensor in_order(const Tensor& t, bool channels_last) {
   return torch::stable::copy_(copy, t);
 }
 
-inline Tensor empty_of(std::initializer_list<int64_t> shape, ScalarType dtype) {
-  return torch::stable::empty({shape.begin(), shape.size()}, dtype, std::nullopt,
-                              torch::stable::Device(torch::headeronly::DeviceType::CPU));
-}
-
 // Memory of one thread that outlives the call: mapping it anew costs as much as a small cascade. One for each
 // Slot, for the calling thread holds s while it computes like the others.
 template <int Slot = 0>
 inline void* workspace(size_t bytes) {
-  struct Free {
-    void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  thread_local std::unique_ptr<char, Free> memory;
+  thread_local Scratch memory;
   thread_local size_t size = 0;
   if (bytes > size) {
     memory.reset();
     size = 0;
-    memory.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(64))));
+    memory = new_scratch(int64_t(bytes));
     size = bytes;
   }
   return memory.get();

@@ -19,10 +19,12 @@ def too_much(*, head=4, kernel_att=7, kernel_conv=3, dilation=1):
             f"the window reaches {reach} pixels and the CUDA kernels {MOST_REACH}; "
             "use a smaller kernel_att or dilation"
         )
-    if head > MOST_HEADS or head * kernel_conv**2 > MOST_SHIFT:
+    if head > MOST_HEADS:
+        return f"{head} heads are more than the CUDA kernels hold, {MOST_HEADS}; use fewer heads"
+    if (weights := head * kernel_conv**2) > MOST_SHIFT:
         return (
-            f"{head} heads with {kernel_conv} x {kernel_conv} taps are more than the CUDA kernels hold, "
-            f"{MOST_HEADS} heads and {MOST_SHIFT} weights of a map; use fewer heads"
+            f"{head} heads with {kernel_conv} x {kernel_conv} taps are {weights} weights of a map and the "
+            f"CUDA kernels hold {MOST_SHIFT}; use fewer heads"
         )
     return None
 
@@ -39,16 +41,16 @@ def _core_fwd(qkv, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride,
     B, C3, H, W = qkv.shape
     side = [-(-H // stride), -(-W // stride)]
     lse_dtype = torch.promote_types(qkv.dtype, torch.float32)
-    return qkv.new_empty(B, C3 // 3, *side), qkv.new_empty(B, head, *side, dtype=lse_dtype)
+    lse_shape = [0] if rate1 is None else [B, head, *side]
+    return qkv.new_empty(B, C3 // 3, *side), qkv.new_empty(lse_shape, dtype=lse_dtype)
 
 
 def _core_bwd(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, *options):
     like = (qkv, conv_p, fc, dep_conv, rate1, rate2)
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
+    return tuple(qkv.new_empty([0] if t is None else t.shape) for t in like)
 
 
 if _compiled.problem is None:
-    torch.library.register_fake("lska_ops::acmix_core_fwd_cuda", _core_fwd)
-    torch.library.register_fake("lska_ops::acmix_core_bwd_cuda", _core_bwd)
-    torch.library.register_fake("lska_ops::acmix_core_fwd_cpu", _core_fwd)
-    torch.library.register_fake("lska_ops::acmix_core_bwd_cpu", _core_bwd)
+    for _backend in ("cpu", "cuda"):
+        torch.library.register_fake(f"lska_ops::acmix_core_fwd_{_backend}", _core_fwd)
+        torch.library.register_fake(f"lska_ops::acmix_core_bwd_{_backend}", _core_bwd)

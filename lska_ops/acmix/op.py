@@ -1,4 +1,4 @@
-"""The public function :func:`acmix`: checks, autocast, choice of the backend."""
+"""The public function :func:`acmix`: checks, autocast, choice of the backend; and what the halves share."""
 
 from functools import partial
 
@@ -98,14 +98,14 @@ def acmix(
             y = reference.acmix(x, *_convolutions(pairs, head, stride), rate1, rate2, **options)
         else:
             y = _fused(name, x, pairs, rate1, rate2, options)
-    return y.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else y
+    return in_format_of(x, y)
 
 
-def _is_channels_last(x):
-    """Where PyTorch's convolutions would answer in channels_last; an exported graph keeps no layouts."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-        return False
-    return not _backends.exporting()
+def in_format_of(x, y):
+    """y in channels_last where PyTorch's convolutions of x would be; an exported graph keeps no layouts."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last) or _backends.exporting():
+        return y
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def _fused(backend, x, pairs, rate1, rate2, options):
@@ -162,7 +162,8 @@ def _sum_of_products(a, b):
 def core(*tensors, backend, **options):
     """ACmix from q, k, v on: ``qkv [B, 3 C_out, H, W]``, q first, in place of x and its projections.
 
-    Takes (qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2) and acmix's options, unchecked.
+    Takes (qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2) and acmix's options, unchecked. Without
+    rate1 (None, and conv_p too) there is no attention, without rate2 (fc and dep_conv too) no shift.
     """
     if backend == "reference":
         return _reference_core(*tensors, **options)
@@ -173,12 +174,14 @@ def core(*tensors, backend, **options):
 
 
 def _reference_core(qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2, **options):
-    q, k, v = qkv.chunk(3, 1)
-    position, mix, shift = _core_convolutions(
-        conv_p, conv_p_bias, fc, dep_conv, options["head"], options["stride"]
-    )
-    attended = reference.attention(q, k, v, position, **options)
-    return rate1 * attended + rate2 * reference.shift_aggregate(q, k, v, mix, shift, head=options["head"])
+    (q, k, v), head, halves = qkv.chunk(3, 1), options["head"], []
+    if rate1 is not None:
+        position = position_of(conv_p, conv_p_bias)
+        halves.append(rate1 * reference.attention(q, k, v, position, **options))
+    if rate2 is not None:
+        mix, shift = shift_of(fc, dep_conv, head, options["stride"])
+        halves.append(rate2 * reference.shift_aggregate(q, k, v, mix, shift, head=head))
+    return sum(halves[1:], halves[0])
 
 
 def _one_bias(projections):
@@ -215,7 +218,7 @@ class _AcmixCore(torch.autograd.Function):
         qkv, conv_p, conv_p_bias, *shift = tensors
         grads = _op("bwd", ctx.backend)(grad_y, qkv, lse, conv_p, *shift, *options.values())
         zero = None if conv_p_bias is None else torch.zeros_like(conv_p_bias)
-        grads = (*grads[:2], zero, *grads[2:])
+        grads = (*grads[:2], zero, *grads[2:])  # those of an absent half are empty, and not needed
         return (
             None,
             None,
@@ -236,41 +239,62 @@ def _convolutions(pairs, head, stride):
     projections = [
         partial(F.conv2d, weight=weight, bias=bias) for weight, bias in (pairs[n] for n in NAMES[:3])
     ]
-    return *projections, *_core_convolutions(
-        *pairs["conv_p"], pairs["fc"][0], pairs["dep_conv"][0], head, stride
-    )
+    fc, dep_conv = pairs["fc"][0], pairs["dep_conv"][0]
+    return *projections, position_of(*pairs["conv_p"]), *shift_of(fc, dep_conv, head, stride)
 
 
-def _core_convolutions(conv_p, conv_p_bias, fc, dep_conv, head, stride):
+def position_of(weight, bias):
+    """conv_p as the reference calls it."""
+
     def position(loc):
-        return F.conv2d(loc, conv_p.to(loc.dtype), None if conv_p_bias is None else conv_p_bias.to(loc.dtype))
+        return F.conv2d(loc, weight.to(loc.dtype), None if bias is None else bias.to(loc.dtype))
 
+    return position
+
+
+def shift_of(fc, dep_conv, head, stride):
+    """fc and dep_conv as the reference calls them."""
     groups = dep_conv.shape[0] // head
     shift = partial(F.conv2d, weight=dep_conv, padding=dep_conv.shape[2] // 2, stride=stride, groups=groups)
-    return position, partial(F.conv2d, weight=fc), shift
+    return partial(F.conv2d, weight=fc), shift
 
 
 def _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation):
     check_map("acmix", x)
-    check_number("acmix", "head", head)
-    check_number("acmix", "kernel_att", kernel_att, odd=True)
-    check_number("acmix", "stride", stride)
-    check_number("acmix", "dilation", dilation)
     C_in, C_out = x.shape[1], (shape_of(pairs["conv1"][0]) or (0,))[0]
-    if C_out % head:
-        raise ValueError(f"acmix: head is {head}; expected a divisor of C_out = {C_out}")
-    D, K_c = C_out // head, (shape_of(pairs["dep_conv"][0]) or (0,))[-1]
-    if K_c % 2 == 0:
-        raise ValueError(f"acmix: dep_conv weight has kernel side {K_c}; expected an odd one")
-    for name in ("fc", "dep_conv"):
-        if pairs[name][1] is not None:
-            raise ValueError(f"acmix: {name} bias is given; expected None, it has no bias")
+    check_options("acmix", C_out, "C_out", head, kernel_att, stride, dilation)
     projection, bias = (C_out, C_in, 1, 1), (C_out,)
     shapes = (
-        *(projection, bias) * 3, (D, 2, 1, 1), (D,), (K_c * K_c, 3 * head, 1, 1), None,
-        (C_out, K_c * K_c, K_c, K_c), None, (1,), None, (1,), None,
+        *(projection, bias) * 3, *position_shapes(C_out, head),
+        *shift_shapes("acmix", pairs["fc"], pairs["dep_conv"], C_out, head), (1,), None, (1,), None,
     )  # fmt: skip
     weights = [*(t for pair in pairs.values() for t in pair), rate1, None, rate2, None]
     if (i := first_misfit(x, weights, shapes)) is not None:
         names = [*(f"{name} {part}" for name in NAMES for part in ("weight", "bias")), "rate1", "", "rate2"]
         misfit("acmix", names[i], weights[i], shapes[i], x)
+
+
+def check_options(op, C, what, head, kernel_att, stride, dilation):
+    """The four options are such numbers, and head divides the C channels, called `what`."""
+    check_number(op, "head", head)
+    check_number(op, "kernel_att", kernel_att, odd=True)
+    check_number(op, "stride", stride)
+    check_number(op, "dilation", dilation)
+    if C % head:
+        raise ValueError(f"{op}: head is {head}; expected a divisor of {what} = {C}")
+
+
+def position_shapes(C, head):
+    """Of conv_p's weight and bias."""
+    return (C // head, 2, 1, 1), (C // head,)
+
+
+def shift_shapes(op, fc, dep_conv, C, head):
+    """Of fc's weight and bias and dep_conv's, which have no bias and an odd kernel."""
+    K_c = (shape_of(dep_conv[0]) or (0,))[-1]
+    if K_c % 2 == 0:
+        raise ValueError(f"{op}: dep_conv weight has kernel side {K_c}; expected an odd one")
+    for name, (_, bias) in (("fc", fc), ("dep_conv", dep_conv)):
+        if bias is not None:
+            raise ValueError(f"{op}: {name} bias is given; expected None, it has no bias")
+    return (K_c * K_c, 3 * head, 1, 1), None, (C, K_c * K_c, K_c, K_c), None

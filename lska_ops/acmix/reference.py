@@ -58,14 +58,15 @@ def position_offsets(conv_p, H, W, window, dtype, device):
 def attention(q, k, v, conv_p, *, head, kernel_att, stride, dilation):
     """Softmax over the K*K window of ``D^-1/2 q_i . (k_j + p_i - p_j)``, head by head, as weights of v.
 
-    conv_p: callable that maps the coordinates ``[1, 2, H, W]`` to p ``[1, D, H, W]``.
+    conv_p: callable that maps the coordinates ``[1, 2, H, W]`` to p ``[1, D, H, W]``; None leaves p out.
     """
     B, C, H, W = q.shape
     D, window = int(C) // head, (kernel_att, stride, dilation)  # int: a tracer's C would make D**-0.5 float32
     q, k, v = (t.reshape(B * head, D, H, W) for t in (q, k, v))
-    offsets = position_offsets(conv_p, H, W, window, q.dtype, q.device)
-    q = q[:, :, None, ::stride, ::stride] * D**-0.5
-    weights = (q * (windows(k, *window) + offsets)).sum(1).softmax(1)
+    q, keys = q[:, :, None, ::stride, ::stride] * D**-0.5, windows(k, *window)
+    if conv_p is not None:
+        keys = keys + position_offsets(conv_p, H, W, window, q.dtype, q.device)
+    weights = (q * keys).sum(1).softmax(1)
     out = (weights[:, None] * windows(v, *window)).sum(2)
     return out.reshape(B, C, *out.shape[-2:])
 

@@ -44,12 +44,13 @@ def ratios(answers, exact, options, grad_y, backend):
     backend."""
     dtype = answers["y"].dtype
     exact = {n: None if t is None else t.detach() for n, t in exact.items()}
-    r = _solve(exact, options, grad_y)
+    r = solve(call, exact, options, grad_y)
     loss = Loss(exact, options, dtype, grad_y).of
     return {n: bound_ratio(out, r[n], loss[n]) for n, out in answers.items()}
 
 
-def _solve(exact, options, grad_y):
+def solve(call, exact, options, grad_y):
+    """The reference's answers to ``call``, this module's or another's that takes the same tensors."""
     inputs = {n: t.requires_grad_(grad_y is not None) for n, t in exact.items() if t is not None}
     y = call(exact, options, "reference")
     r = {"y": y.detach()}
@@ -84,7 +85,7 @@ def whole_call(tensors, options, dtype, grad_y=None, plain=False):
     absolute = {n: None if t is None else t.abs() for n, t in tensors.items()}
     lost = gamma(x.shape[1] + 1, unit) * core_tensors(absolute)["qkv"]
     lost += u * (qkv.abs() + lost)  # q, k, v are stored in the dtype of x
-    r = _solve(inputs, options, grad_y)
+    r = solve(call, inputs, options, grad_y)
     of = Loss(inputs, options, dtype, grad_y, lost, plain).of
     found = {"y": (r["y"], of["y"])}
     if grad_y is not None:

@@ -1,4 +1,4 @@
-"""Random problems of both ops, and how far a backend's answers are from the bound.
+"""Random problems of every op, and how far a backend's answers are from the bound.
 
 ``python -m lska_ops.testing.problems lska cpu 123`` solves one problem again and prints every ratio; at most
 1 passes.
@@ -10,10 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
-from . import acmix, lska
+from . import acmix, halves, lska
 
 DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
-OPS = {"lska": lska, "acmix": acmix}
+OPS = {
+    "lska": lska,
+    "acmix": acmix,
+    "local_attention": halves.LOCAL_ATTENTION,
+    "shift_aggregate": halves.SHIFT_AGGREGATE,
+}
 
 
 @dataclass

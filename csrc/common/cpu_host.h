@@ -1,0 +1,53 @@
+// What the CPU launchers of both ops stand on: a tensor's dtype for the kernels' tables, and memory. For
+// launchers only, as isa.h is.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <memory>
+#include <new>
+#include <optional>
+
+#include "csrc/common/check.h"
+#include "csrc/common/dtype.h"
+
+namespace lska_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+inline Dtype dtype_of(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    default:
+      STD_TORCH_CHECK(false, op, ": ", name, " has dtype ", torch::headeronly::toString(t.scalar_type()),
+                      "; expected float32, float64, float16 or bfloat16");
+  }
+}
+
+inline Tensor empty_of(std::initializer_list<int64_t> shape, ScalarType dtype) {
+  return torch::stable::empty({shape.begin(), shape.size()}, dtype, std::nullopt,
+                              torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
+
+// Kernels' own memory, from the start of a cache line.
+struct FreeScratch {
+  void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
+};
+using Scratch = std::unique_ptr<char, FreeScratch>;
+
+inline Scratch new_scratch(int64_t bytes) {
+  return Scratch(static_cast<char*>(::operator new(size_t(bytes), std::align_val_t(64))));
+}
+
+}  // namespace lska_ops
