@@ -4,6 +4,7 @@ All of it but NATTEN's is the same function and passes the gate like every other
 """
 
 import math
+from importlib.util import find_spec
 
 import torch
 
@@ -105,6 +106,8 @@ def flex_attention(problem):
 def _takes(problem, reach):
     """Declined where FlexAttention, or what is written here with it, does not compute the row."""
     m, x = problem.module, problem.x
+    if find_spec("torch.nn.attention.flex_attention") is None:
+        raise Declined(f"torch {torch.__version__} has no FlexAttention; upgrade torch")
     if (m.stride, m.dilation) != (1, 1):
         raise Declined("written for stride 1 and dilation 1, which the benchmark runs")
     if min(x.shape[2:]) <= reach + 1:

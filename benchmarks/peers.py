@@ -9,7 +9,7 @@ import contextlib
 import torch
 from acmix_peers import NATTEN, Declined, cached_position, flex_attention, natten
 from goals import FLEX
-from problems import AUTOTUNED_K
+from problems import AUTOTUNED_B, AUTOTUNED_K
 
 import lska_ops
 from lska_ops import _backends
@@ -36,8 +36,11 @@ def compiled(problem):
 
 def compiled_max(problem):
     """The same with its kernels chosen by measurement; a CUDA graph's replay of it is graph_ms."""
-    if problem.row.op == "lska" and problem.row.k != AUTOTUNED_K:
+    row = problem.row
+    if row.op == "lska" and row.k != AUTOTUNED_K:
         raise Declined(f"measured at k = {AUTOTUNED_K} alone, for its compile time")
+    if row.op == "acmix" and row.B != AUTOTUNED_B:
+        raise Declined(f"measured at B = {AUTOTUNED_B} alone, for its compile time")
     options = dict(fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
     return problem, torch.compile(problem.plain, **options)
 

@@ -29,7 +29,7 @@ from lska_ops.testing.problems import LAYOUTS, random_problem, ratios, solve
 REASON = compiled.why_not_cuda(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"cuda: {REASON}")
 
-FORWARD, BACKWARD = 90, 60  # problems for each dtype; the bound of one takes longer than LSKA's
+FORWARD, BACKWARD = 150, 80  # problems for each dtype
 
 
 def sizes(problem):

@@ -22,7 +22,7 @@ import suite
 import timing
 import torch
 from peers import NATTEN, Declined, autotuned, eager, ours
-from problems import AUTOTUNED_K, Problem, Row, rows_on_gpu
+from problems import AUTOTUNED_B, AUTOTUNED_K, Problem, Row, rows_on_gpu
 
 import lska_ops
 from build_backend.decide import Facts
@@ -337,10 +337,11 @@ def test_gpu_rows_status_is_that_of_our_kernels():
     assert status("declined: no GPU; buy one") == "failed: declined: no GPU; buy one"
 
 
-def test_gpu_rows_autotuned_at_one_k():
+def test_gpu_rows_autotuned_at_one_k_or_b():
     provider = autotuned()["torch.compile max-autotune"]
-    with pytest.raises(Declined, match=f"measured at k = {AUTOTUNED_K} alone"):
-        provider(Problem(Row("lska_fwd", Case("tiny", 4, 5, 6), 1, 7), torch.float32, torch.device("cpu")))
+    for kind, alone in (("lska_fwd", f"k = {AUTOTUNED_K}"), ("acmix_fwd", f"B = {AUTOTUNED_B}")):
+        with pytest.raises(Declined, match=f"measured at {alone} alone"):
+            provider(Problem(Row(kind, Case("tiny", 4, 5, 6), 1, 7), torch.float32, torch.device("cpu")))
 
 
 # What is known
@@ -396,7 +397,8 @@ def test_evidence_grows_old_with_the_kernels(tree):
 
 def test_evidence_hashes_what_nvcc_compiles():
     names = {file.relative_to(ROOT).as_posix() for file in evidence.cuda_sources()}
-    assert {"csrc/lska/cuda.cu", "csrc/lska/plan.h", "csrc/common/portable.cuh"} <= names
+    assert {"csrc/common/portable.cuh", "csrc/acmix/kernels_query.cuh"} <= names
+    assert {f"csrc/{op}/{name}" for op in ("lska", "acmix") for name in ("cuda.cu", "plan.h")} <= names
     assert not any(Path(name).name.startswith("cpu") for name in names)
 
 
