@@ -9,7 +9,7 @@ from pathlib import Path
 
 import report
 import torch
-from problems import OURS
+from peers import OURS
 from suite import PATIENCE, QUIET_LOAD, wait_for_quiet
 from timing import interleave, summary
 

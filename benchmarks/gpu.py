@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in one go and under nine minutes: `make gpu`.
 
 Environment, build for this GPU alone, tests, compute-sanitizer, benchmarks: results/<gpu>/gpu.json is written
-as each stage ends, lska.csv with each row. Makes no environment and downloads nothing. With --dry-run it goes
-as far as it can without a GPU.
+as each stage ends, lska.csv and acmix.csv with each row. Makes no environment and downloads nothing. With
+--dry-run it goes as far as it can without a GPU.
 """
 
 import argparse
@@ -22,10 +22,12 @@ sys.path.append(str(ROOT / "tests"))
 from rebuilt import package  # noqa: E402
 
 TOTAL = 525  # seconds for all, so that ten minutes do not cut it off
-LIMITS = {"environment": 60, "build": 200, "tests": 130, "memcheck": 50, "racecheck": 50, "benchmarks": TOTAL}
+LIMITS = {"environment": 60, "build": 200, "tests": 170, "memcheck": 50, "racecheck": 50, "benchmarks": TOTAL}
+TESTS = ("test_gpu_lska.py", "test_gpu_acmix.py")
+FILES = r"test_gpu_\w+\.py"
 DRY_ARCH = "90"
 DRY_LIMITS = {**LIMITS, "build": 1500, "tests": 300, "benchmarks": 300}  # a CI machine has few cores
-SEEDS = {"tests": "problem numbers in tests/test_gpu_lska.py", "benchmarks": 0}
+SEEDS = {"tests": "problem numbers in tests/test_gpu_lska.py and test_gpu_acmix.py", "benchmarks": 0}
 
 
 class Gpu:
@@ -75,7 +77,7 @@ class Gpu:
     def tests(self, seconds):
         code, said = self.pytest(["--collect-only", "-q"] if self.dry else ["-v"], seconds)
         if self.dry:
-            found = len(re.findall(r"(?m)^\S*test_gpu_lska\.py::", said))
+            found = len(re.findall(rf"(?m)^\S*{FILES}::", said))
             if code != 0 or not found:
                 raise Failed(_ended(code, seconds, said), output=tail(said))
             return {"collected": found}
@@ -94,7 +96,7 @@ class Gpu:
             "pytest",
             "-p",
             "no:cacheprovider",
-            "test_gpu_lska.py",
+            *TESTS,
             *words,
         ]
         return call(command, seconds, env={**self.env, **env}, cwd=ROOT / "tests")
@@ -108,7 +110,7 @@ class Gpu:
                 return {"status": "not run: compute-sanitizer was not found"}
             before = [found, "--tool", tool, "--error-exitcode", "99"]
             # PyTorch asks the driver for what it may not have; the launchers look at their own errors.
-            before += ["--report-api-errors", "no", "--kernel-regex", "kns=lska"]
+            before += ["--report-api-errors", "no", "--kernel-regex", "kns=lska_ops"]
             # Each tensor its own allocation: a step beyond it does not fall into another's memory.
             env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             code, said = self.pytest(["-v", "-m", "small_set"], seconds, before, **env)
@@ -127,7 +129,7 @@ class Gpu:
         if self.dry:
             command += ["--construct"]
         else:
-            command += ["--seconds", f"{seconds - 15:.0f}", "--csv", self.results / "lska.csv"]
+            command += ["--seconds", f"{seconds - 15:.0f}", "--out", self.results]
             command += ["--facts", self.folder / "facts.json"]
             (self.folder / "facts.json").write_text(json.dumps(self.facts["line"]))
         code, said = call(command, seconds, env=self.env, cwd=ROOT)
@@ -146,7 +148,7 @@ class Gpu:
 
 def outcomes(said):
     """How many tests ended how, from `pytest -v`: also of one that was stopped half way."""
-    ended = re.findall(r"(test_gpu_lska\.py::\S+) (PASSED|FAILED|ERROR|SKIPPED)\b", said)
+    ended = re.findall(rf"({FILES}::\S+) (PASSED|FAILED|ERROR|SKIPPED)\b", said)
     names = {kind: [name.split("::", 1)[1] for name, k in ended if k == kind] for _, kind in ended}
     return {
         "passed": len(names.get("PASSED", ())),

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from evidence import FILE  # noqa: E402
 from goals import print_gpu_goals  # noqa: E402
 from gpu_facts import nvidia_smi  # noqa: E402
-from problems import Problem, rows_on_gpu  # noqa: E402
+from problems import KINDS, Problem, rows_on_gpu  # noqa: E402
 
 from lska_ops.testing import Case  # noqa: E402
 
@@ -93,7 +93,7 @@ def main(arguments=None):
     parser.add_argument(
         "--construct", action="store_true", help="make each row's problem, small; needs no GPU"
     )
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of lska.csv and acmix.csv")
     parser.add_argument("--facts", type=Path, help="the columns that all lines share")
     parser.add_argument("--seconds", type=float)
     args = parser.parse_args(arguments)
@@ -118,13 +118,15 @@ def main(arguments=None):
             torch.cuda.empty_cache()
         lines = [{**line, **facts} for line in lines]
         report.print_row(lines)
-        report.write(args.csv, lines, order)
+        report.write(args.out / f"{row.op}.csv", lines, order)
         return status_of(lines)
 
-    rows = not_yet_first(rows, args.csv.with_name(FILE))
+    rows = not_yet_first(rows, args.out / FILE)
     measure_all(rows, args.seconds, measure, lambda s: write(args.state, s, clocks), start=START)
-    if args.csv.exists():
-        print_gpu_goals(report.read(args.csv), rows)
+    files = [args.out / f"{op}.csv" for op in KINDS]
+    lines = [line for file in files if file.exists() for line in report.read(file)]
+    if lines:
+        print_gpu_goals(lines, rows)
 
 
 if __name__ == "__main__":

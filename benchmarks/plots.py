@@ -45,7 +45,7 @@ def speedup(lines):
         if all(e and b for e, b in pairs):
             bars[label] = [geometric_mean(side) for side in zip(*pairs, strict=True)]
     figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.4 * len(bars)), layout="constrained")
-    for shift, side, name in ((-0.2, 0, "× eager NCHW"), (0.2, 1, "× best of three PyTorch providers")):
+    for shift, side, name in ((-0.2, 0, "× eager NCHW"), (0.2, 1, "× best PyTorch provider")):
         widths = [b[side] - 1 for b in bars.values()]  # from 1 on: a log axis has no zero to start at
         axes.barh([i + shift for i in range(len(bars))], widths, 0.4, left=1, label=name)
     axes.set_yticks(range(len(bars)), bars, fontsize=8)

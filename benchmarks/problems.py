@@ -1,13 +1,12 @@
-"""The rows of the benchmarks, and who computes them: our backends, plain PyTorch, and yardsticks."""
+"""The rows of the benchmarks, and their inputs; peers.py has who computes them."""
 
-import contextlib
 import copy
+import itertools
 from typing import NamedTuple
 
 import torch
 
 import lska_ops
-from lska_ops import _backends
 from lska_ops.acmix.reference import acmix as plain_acmix
 from lska_ops.lska.reference import cascade as plain_cascade
 from lska_ops.lska.reference import gate as plain_gate
@@ -39,7 +38,8 @@ _BY_ID = {case.id: case for case in CASES}
 YOLO11N = tuple(_BY_ID[f"yolo11n_p{level}"] for level in (3, 4, 5))
 X_P3 = _BY_ID["yolo11x_p3"]
 SIZES = (7, 23, 53)
-AUTOTUNED_K = 23  # torch.compile's max-autotune takes longer than everything else of a row
+# Max-autotune takes longer than all else of a row: LSKA's is measured at this k, ACmix's at this B.
+AUTOTUNED_K, AUTOTUNED_B = 23, 16
 
 ROWS = {
     "lska": tuple(
@@ -54,11 +54,16 @@ ROWS = {
     ),
 }
 YOLO11X = tuple(_BY_ID[f"yolo11x_p{level}"] for level in (3, 4, 5))
-KINDS = ("lska_cascade_fwd", "lska_fwd", "lska_fwd_bwd")
+KINDS = {"lska": ("lska_cascade_fwd", "lska_fwd", "lska_fwd_bwd"), "acmix": ("acmix_fwd", "acmix_fwd_bwd")}
+# Within a group the middle, then the ends.
+SIZES_ON_GPU = {"lska": (AUTOTUNED_K, 53, 7), "acmix": (7,)}
 
 
 def rows_on_gpu():
-    """LSKA's rows on a GPU with their dtypes, the most wanted first: what a time budget cuts is the tail."""
+    """The rows on a GPU with their dtypes, the most wanted first: what a time budget cuts is the tail.
+
+    In each group the two ops take turns, so that neither's rows stand behind all of the other's.
+    """
     wanted = [  # cases, B, dtype
         (YOLO11N, 16, "fp16"), (YOLO11N, 1, "fp16"), (YOLO11X, 16, "fp16"), (YOLO11N, 16, "bf16"),
         (YOLO11N, 16, "fp32"), (YOLO11N, 64, "fp16"), (YOLO11X, 1, "fp16"), (YOLO11X, 64, "fp16"),
@@ -67,12 +72,16 @@ def rows_on_gpu():
         (YOLO11X, 64, "bf16"), (YOLO11X, 64, "fp32"),
     ]  # fmt: skip
     return tuple(
-        (Row(kind, case, B, k), dtype)
+        (row, dtype)
         for cases, B, dtype in wanted
-        for k in (AUTOTUNED_K, 53, 7)  # within a group the middle, then the ends
-        for kind in KINDS
-        for case in cases
+        for turn in itertools.zip_longest(*(_group(op, cases, B) for op in KINDS))
+        for row in turn
+        if row
     )
+
+
+def _group(op, cases, B):
+    return [Row(kind, case, B, k) for k in SIZES_ON_GPU[op] for kind in KINDS[op] for case in cases]
 
 
 # One of each kind, none of the large ones: that the benchmark runs, not how fast anything is.
@@ -83,10 +92,6 @@ QUICK = (
     "acmix_fwd[yolo11n_p5-k7-B1]",
     "acmix_fwd_bwd[yolo11n_p5-k7-B2]",
 )
-
-
-class Declined(Exception):
-    """A provider does not run this row; the message says why."""
 
 
 class Problem:
@@ -113,6 +118,13 @@ class Problem:
         other.grad_y = self.grad_y.to(**to)
         return other
 
+    def last(self, images):
+        """Its last images alone, with the very same weights."""
+        other = copy.copy(self)
+        other.x = self.x.detach()[-images:].requires_grad_(self.row.backward)
+        other.grad_y = self.grad_y[-images:]
+        return other
+
     def absolute(self):
         other = self.like(dtype=self.x.dtype)
         for p in other.module.parameters():
@@ -129,6 +141,7 @@ class Problem:
         m = self.module
         if self.row.op == "acmix":
             convs = (m.conv1, m.conv2, m.conv3, m._position, m.fc, m.dep_conv)
+            # As published, which makes the position map anew in each call.
             return plain_acmix(x, *convs, m.rate1, m.rate2, **self.options())
         convs = (m.conv0h, m.conv0v, m.conv_spatial_h, m.conv_spatial_v)
         if self.row.kind == "lska_cascade_fwd":
@@ -148,7 +161,9 @@ class Problem:
 
         def run():
             y = function(self.x)
-            return (y, *torch.autograd.grad(y, inputs, self.grad_y))
+            # Whose positions are coordinates' differences has no use for conv_p's bias: its gradient is zero.
+            grads = torch.autograd.grad(y, inputs, self.grad_y, allow_unused=True, materialize_grads=True)
+            return (y, *grads)
 
         return run
 
@@ -177,102 +192,3 @@ class Problem:
             p for n, p in m.named_parameters() if "cascade" not in self.row.kind or not n.startswith("conv1.")
         ]
         return maps * self.x.nbytes + (1 + 2 * self.row.backward) * sum(p.nbytes for p in used)
-
-
-def eager(problem):
-    return problem, problem.plain
-
-
-def channels_last(problem):
-    other = problem.like(memory_format=torch.channels_last)
-    return other, other.plain
-
-
-def compiled(problem):
-    """torch.compile of the reference, NCHW, static shapes, whole graph; compiled by its first call."""
-    import torch._inductor.config
-
-    torch._dynamo.reset()
-    if problem.x.device.type == "cpu":
-        torch._inductor.config.compile_threads = 1  # no pool of workers beside the measurement
-    return problem, torch.compile(problem.plain, fullgraph=True, dynamic=False)
-
-
-def compiled_max(problem):
-    """The same with its kernels chosen by measurement; a CUDA graph's replay of it is graph_ms."""
-    if problem.row.k != AUTOTUNED_K:
-        raise Declined(f"measured at k = {AUTOTUNED_K} alone, for its compile time")
-    options = dict(fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
-    return problem, torch.compile(problem.plain, **options)
-
-
-def ours(name):
-    def provider(problem):
-        row, m, pairs = problem.row, problem.module, problem.pairs()
-        if row.op == "acmix":
-            options = problem.options()
-
-            def function(x):
-                return lska_ops.acmix(x, *pairs, m.rate1, m.rate2, **options, backend=name)
-        else:
-            dilation = m.conv_spatial_h.dilation[1]
-
-            def function(x):
-                return lska_ops.lska(x, *pairs, dilation=dilation, backend=name)
-
-        _ask(name, function, problem.x)
-        return problem, cascade_by(name, problem) if row.kind == "lska_cascade_fwd" else function
-
-    return provider
-
-
-def cascade_by(name, problem):
-    """The depthwise stages alone, which no public function offers: the backend's registered op."""
-    op = getattr(torch.ops.lska_ops, f"lska_cascade_fwd_{name}", None)
-    if op is None:
-        raise Declined(
-            f"torch.ops.lska_ops.lska_cascade_fwd_{name} is not registered; it times whole calls only"
-        )
-    flat = [t for pair in problem.pairs()[:4] for t in pair]
-    return lambda x: op(x, *flat, problem.module.conv_spatial_h.dilation[1])
-
-
-def _ask(name, function, x):
-    """Declined with the backend's own sentence, where it does not take this call."""
-    try:
-        with torch.inference_mode():
-            function(x)
-    except RuntimeError as error:
-        _, declined, reason = str(error).partition(f"backend {name!r} declined: ")
-        if declined:
-            raise Declined(reason) from None
-        raise
-
-
-OURS = tuple(name for name in _backends.ORDER if name != "reference")
-PYTORCH = {"eager": eager, "eager channels_last": channels_last, "torch.compile": compiled}
-
-
-def providers():
-    """{name: provider}; a provider takes a Problem, returns its own form of it and the function x -> y."""
-    return {**{name: ours(name) for name in OURS}, **PYTORCH}
-
-
-def autotuned():
-    """What is compared with on a GPU besides."""
-    return {"torch.compile max-autotune": compiled_max}
-
-
-def yardsticks(problem, backends):
-    """{name: run} of what else results are compared with; `backends` are those of ours that run here."""
-    row, x = problem.row, problem.x.detach()
-    target, source = torch.empty(2, problem.minimal_bytes() // 2, dtype=torch.int8, device=x.device).fill_(1)
-    runs = {"copy": lambda: target.copy_(source)}  # reads and writes the row's minimal bytes, half and half
-    if row.kind != "lska_fwd":
-        return runs
-    weight, flat = problem.module.conv1.weight.detach().flatten(1), x.flatten(2)
-    runs["1x1 product"] = lambda: torch.matmul(weight, flat)
-    for name in backends:
-        with contextlib.suppress(Declined):
-            runs[f"{name} cascade"] = problem.runner(cascade_by(name, problem))
-    return runs

@@ -96,15 +96,15 @@ def headline(facts):
 
 def print_row(lines):
     found, best = times(lines), line_of(lines, "pytorch")
-    print(f"  {'':<20} {'ms':>9} {'p20':>9} {'p80':>9} {'x eager':>8} {'x best':>7} {'% copy':>7} "
+    print(f"  {'':<28} {'ms':>9} {'p20':>9} {'p80':>9} {'x eager':>8} {'x best':>7} {'% copy':>7} "
           f"{'saved':>9} {'peak':>9} {'error':>8}")  # fmt: skip
     for line in lines:
         if line["provider"] not in found:
-            print(f"  {line['provider']:<20} {line['status']}")
+            print(f"  {line['provider']:<28} {line['status']}")
             continue
         ms = found[line["provider"]]
         ratios = [found["eager"] / ms if "eager" in found else None, float(best["ms"]) / ms if best else None]
-        if line["role"] == "yardstick":
+        if line["role"] not in ("ours", "pytorch"):
             ratios = [None, None]
         cells = [f"{line[name]:9.3f}" for name in ("ms", "ms_p20", "ms_p80")]
         cells += [
@@ -112,7 +112,7 @@ def print_row(lines):
             f"{ratios[1]:7.2f}" if ratios[1] else " " * 7,
         ]
         cells += [f"{100 * found['copy'] / ms:7.1f}", *(_mb(line[n]) for n in ("saved_bytes", "peak_bytes"))]
-        print(f"  {line['provider']:<20} {' '.join(cells)} {_number(line['error_ratio'])}", flush=True)
+        print(f"  {line['provider']:<28} {' '.join(cells)} {_number(line['error_ratio'])}", flush=True)
 
 
 def _mb(value):

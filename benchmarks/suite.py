@@ -17,7 +17,8 @@ import report
 import torch
 from gate import Gate
 from goals import print_goals
-from problems import OURS, QUICK, ROWS, Declined, Problem, autotuned, providers, rows_on_gpu, yardsticks
+from peers import OURS, Declined, autotuned, providers, role_of, yardsticks
+from problems import QUICK, ROWS, Problem, rows_on_gpu
 from timing import (
     GRAPH_CALLS,
     CudaTurn,
@@ -33,6 +34,7 @@ from timing import (
 QUIET_LOAD = 0.5  # one-minute load average above which no result is publishable
 PATIENCE = 240  # seconds; the load of a run before this one has left the average by then
 FULL, FAST = (15, 8), (3, 0.5)  # least rounds and least seconds of a row
+GRAPHED_MS = 10  # what takes longer waits for no launch, and its graph would hold all of its memory
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -72,8 +74,8 @@ def set_up_cuda():
 
 
 def all_rows(op, args):
-    if args.device == "cuda" and op == "lska":
-        return [row for row, dtype in rows_on_gpu() if dtype == args.dtype]
+    if args.device == "cuda":
+        return [row for row, dtype in rows_on_gpu() if dtype == args.dtype and row.op == op]
     return ROWS[op]
 
 
@@ -122,25 +124,28 @@ def measure(problem, rounds, seconds, turn):
     """The lines of one row: a dict for each provider and yardstick."""
     gate, cuda = Gate(problem), problem.x.device.type == "cuda"
     lines, runs, functions = {}, {}, {}
-    for name, provider in {**providers(), **(autotuned() if cuda else {})}.items():
-        lines[name] = line = blank(problem, name, "ours" if name in OURS else "pytorch")
+    for name, provider in {**providers(problem.row.op), **(autotuned() if cuda else {})}.items():
+        lines[name] = line = blank(problem, name, role_of(name))
         try:
             own, function = provider(problem)
             run = own.runner(function)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch.compile's advice
-                results = run()
+                results = gate.answers(own, run)
         except Declined as reason:
             line["status"] = f"declined: {reason}"
             continue
         except Exception as error:  # a provider that cannot run must not take the others' results with it
             line["status"] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
             continue
+        runs[name], functions[name] = run, (own, function)
+        if line["role"] == "another function":
+            line["status"] = "ok, another function"
+            continue
         worst, line["error_ratio"] = gate.worst(results, name if name in OURS else None)
         if not line["error_ratio"] <= 1:
             line["status"] = f"WRONG: {worst} has {line['error_ratio']:.3g} times the allowed error"
-            continue
-        runs[name], functions[name] = run, (own, function)
+            del runs[name], functions[name]
     del gate
     for name, run in yardsticks(problem, [name for name in runs if name in OURS]).items():
         lines[name], runs[name] = blank(problem, name, "yardstick"), run
@@ -167,10 +172,13 @@ def time_all(lines, runs, rounds, seconds, turn, cuda):
         replays, calls = {}, {}
         for name, run in runs.items():
             calls[name] = GRAPH_CALLS if lines[name]["ms"] < 1 else 1
+            if lines[name]["ms"] > GRAPHED_MS:
+                continue
             with contextlib.suppress(RuntimeError):  # what cannot be captured has no graph_ms
                 replays[name] = graphed(run, calls[name])
         for name, taken in interleave(replays, rounds, seconds, CudaTurn(cold=False)).items():
             lines[name]["graph_ms"] = 1000 * summary(taken)[0] / calls[name]
+        replays.clear()
         for name, taken in interleave(runs, rounds, seconds, call_turn).items():
             lines[name]["call_ms"] = 1000 * summary(taken)[0]
 

@@ -10,7 +10,8 @@ import timing
 import torch
 from gate import Gate
 from goals import GOALS, METRICS, reached
-from problems import PYTORCH, QUICK, ROWS, Declined, Problem, Row, eager, ours
+from peers import PYTORCH, Declined, eager, ours
+from problems import QUICK, ROWS, Problem, Row
 
 from lska_ops import _backends
 from lska_ops.lska.reference import gate
@@ -49,7 +50,7 @@ def declines(problem):
 
 def test_benchmarks_wrong_provider_has_no_time(monkeypatch, capsys):
     seeded = {"bad": forgets_dilation, "shy": declines, "absent": lambda problem: 1 / 0, "eager": eager}
-    monkeypatch.setattr(suite, "providers", lambda: seeded)
+    monkeypatch.setattr(suite, "providers", lambda op: seeded)
     lines = {line["provider"]: line for line in suite.measure(tiny("lska_fwd_bwd"), 1, 0, timing.cpu_turn)}
     assert lines["bad"]["status"].startswith("WRONG") and lines["bad"]["ms"] == ""
     assert lines["shy"]["status"] == "declined: x is on a Sunday; come back on Monday"
@@ -136,7 +137,7 @@ def test_benchmarks_subtly_wrong_acmix_is_told(judged_as, monkeypatch, capsys):
         "shift tap": off_by(1e-3, "dep_conv.weight", (1, 4, 1, 1), base),
         "nothing": off_by(0, "conv2.weight", (3, 2), base),
     }
-    monkeypatch.setattr(suite, "providers", lambda: seeded)
+    monkeypatch.setattr(suite, "providers", lambda op: seeded)
     monkeypatch.setattr(suite, "OURS", tuple(seeded) if judged_as == "ours" else ())
     monkeypatch.setattr(Gate, "_core", lambda gate, backend: {})  # none of them is a backend with a core
     lines = suite.measure(tiny("acmix_fwd_bwd"), 1, 0, timing.cpu_turn)

@@ -50,7 +50,8 @@ def on_gpu(problem, device=None):
     moved = {
         n: None if t is None else t.contiguous().to(device or DEVICE) for n, t in problem.tensors.items()
     }
-    moved["x"] = LAYOUTS[problem.layout](moved["x"])
+    first = next(iter(moved))  # the map
+    moved[first] = LAYOUTS[problem.layout](moved[first])
     return dataclasses.replace(problem, tensors=moved, grad_y=problem.grad_y.to(device or DEVICE))
 
 

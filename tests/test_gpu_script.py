@@ -1,6 +1,8 @@
 """`make gpu` on machines without a GPU: its dry run, its time limits, what it records. No test here measures speed."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +21,8 @@ import stages
 import suite
 import timing
 import torch
-from problems import AUTOTUNED_K, Declined, Problem, Row, autotuned, eager, ours, rows_on_gpu
+from peers import NATTEN, Declined, autotuned, eager, ours
+from problems import AUTOTUNED_B, AUTOTUNED_K, Problem, Row, rows_on_gpu
 
 import lska_ops
 from build_backend.decide import Facts
@@ -224,7 +227,7 @@ def test_gpu_script_ends_what_takes_too_long(tmp_path):
 def test_gpu_script_counts_tests_also_of_a_run_that_was_stopped():
     said = (
         "test_gpu_lska.py::test_a[f32-p4] PASSED   [ 10%]\ntest_gpu_lska.py::test_b FAILED [ 20%]\n"
-        "test_gpu_lska.py::test_c SKIPPED (cuda: x...) [ 30%]\ntest_gpu_lska.py::test_d "
+        "test_gpu_acmix.py::test_c SKIPPED (cuda: x...) [ 30%]\ntest_gpu_acmix.py::test_d "
     )
     assert gpu.outcomes(said) == {"passed": 1, "failed": ["test_b"], "skipped": 1, "skipped_because": []}
     said += "\nSKIPPED [2] test_gpu_lska.py:30: cuda: x is on cpu; move it\n"
@@ -269,16 +272,18 @@ def test_gpu_rows_one_that_fails_takes_no_other_along():
 
 def test_gpu_rows_are_those_promised_the_most_wanted_first():
     rows = rows_on_gpu()
-    assert len({gpu_rows.name_of(*item) for item in rows}) == len(rows) == 3 * 6 * 3 * 3 * 3
-    first = rows[:27]
+    lska, acmix = 3 * 6 * 3 * 3 * 3, 2 * 6 * 3 * 3  # kinds, cases, B, dtypes, LSKA's sizes
+    assert len({gpu_rows.name_of(*item) for item in rows}) == len(rows) == lska + acmix
+    first = rows[: 27 + 6]
     assert {(r.B, d) for r, d in first} == {(16, "fp16")} and {r.case.id for r, _ in first} == set(goals.N)
-    for goal in goals.GPU_GOALS:
-        for dtype in ("fp16", "bf16"):
+    assert [r.op for r, _ in first[:12]] == ["lska", "acmix"] * 6  # neither waits for the other
+    for these, dtypes in ((goals.GPU_GOALS, ("fp16", "bf16")), (goals.GPU_GOALS_FP32, ("fp32",))):
+        for goal, dtype in itertools.product(these, dtypes):
             for case in goal.cases:
                 found = [
                     r for r, d in rows if (r.kind, r.case.id, d) == (goal.kind, case, dtype) and r.B in goal.B
                 ]
-                assert len(found) == 3 * len(goal.B), goal.text
+                assert len(found) == (3 if goal.kind.startswith("lska") else 1) * len(goal.B), goal.text
 
 
 def test_gpu_rows_can_be_made(tmp_path):
@@ -291,7 +296,8 @@ def test_gpu_rows_leave_csv_and_state(tmp_path, monkeypatch, capsys):
     """The whole stage, on the CPU: where the cuda backend declines, which is a failure there."""
     cpu, tiny = torch.device("cpu"), Case("tiny", 4, 9, 7)
     rows = [
-        (Row(kind, tiny, 2, 7), dtype) for kind, dtype in (("lska_fwd", "fp16"), ("lska_fwd_bwd", "fp32"))
+        (Row(kind, tiny, 2, 7), dtype)
+        for kind, dtype in (("lska_fwd", "fp16"), ("acmix_fwd", "fp16"), ("lska_fwd_bwd", "fp32"))
     ]
     monkeypatch.setattr(gpu_rows, "DEVICE", cpu)
     monkeypatch.setattr(gpu_rows, "rows_on_gpu", lambda: rows)
@@ -299,22 +305,25 @@ def test_gpu_rows_leave_csv_and_state(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_rows, "nvidia_smi", lambda fields: dict.fromkeys(fields, "1980 MHz"))
     monkeypatch.setattr(suite, "CudaTurn", lambda: timing.cpu_turn)
     monkeypatch.setattr(suite, "set_up_cuda", lambda: None)
-    monkeypatch.setattr(suite, "providers", lambda: {"cuda": ours("cuda"), "eager": eager})
-    facts, state, csv = tmp_path / "facts.json", tmp_path / "rows.json", tmp_path / "lska.csv"
+    monkeypatch.setattr(suite, "providers", lambda op: {"cuda": ours("cuda"), "eager": eager})
+    facts, state, out = tmp_path / "facts.json", tmp_path / "rows.json", tmp_path / "out"
     facts.write_text(json.dumps(FACTS))
-    words = ["--state", str(state), "--csv", str(csv), "--facts", str(facts), "--seconds"]
+    words = ["--state", str(state), "--out", str(out), "--facts", str(facts), "--seconds"]
     gpu_rows.main([*words, str(time.monotonic() - gpu_rows.START + 100)])
     names = [gpu_rows.name_of(*item) for item in rows]
     data = json.loads(state.read_text())
     assert data["rows"] == dict.fromkeys(names, "failed: declined: x is on cpu; move it to a CUDA device")
     assert list(data["clocks"]) == names
-    lines = report.read(csv)
-    assert {line["row"] for line in lines} == {row.id for row, _ in rows}
+    found = {op: report.read(out / f"{op}.csv") for op in ("lska", "acmix")}
+    for op, lines in found.items():
+        assert {line["row"] for line in lines} == {row.id for row, _ in rows if row.op == op}
+    lines = [line for lines in found.values() for line in lines]
     assert all(float(line["ms"]) > 0 for line in lines if line["provider"] in ("eager", "copy"))
     assert all(line["date"] == FACTS["date"] for line in lines) and "Goals, fp16" in capsys.readouterr().out
     gpu_rows.main([*words, "0"])
     assert json.loads(state.read_text())["rows"] == dict.fromkeys(names, gpu_rows.OUT_OF_TIME)
-    assert report.read(csv) == lines  # what is not measured again stays
+    # What is not measured again stays.
+    assert all(report.read(out / f"{op}.csv") == lines for op, lines in found.items())
 
 
 def test_gpu_rows_status_is_that_of_our_kernels():
@@ -328,10 +337,11 @@ def test_gpu_rows_status_is_that_of_our_kernels():
     assert status("declined: no GPU; buy one") == "failed: declined: no GPU; buy one"
 
 
-def test_gpu_rows_autotuned_at_one_k():
+def test_gpu_rows_autotuned_at_one_k_or_b():
     provider = autotuned()["torch.compile max-autotune"]
-    with pytest.raises(Declined, match=f"measured at k = {AUTOTUNED_K} alone"):
-        provider(Problem(Row("lska_fwd", Case("tiny", 4, 5, 6), 1, 7), torch.float32, torch.device("cpu")))
+    for kind, alone in (("lska_fwd", f"k = {AUTOTUNED_K}"), ("acmix_fwd", f"B = {AUTOTUNED_B}")):
+        with pytest.raises(Declined, match=f"measured at {alone} alone"):
+            provider(Problem(Row(kind, Case("tiny", 4, 5, 6), 1, 7), torch.float32, torch.device("cpu")))
 
 
 # What is known
@@ -387,7 +397,8 @@ def test_evidence_grows_old_with_the_kernels(tree):
 
 def test_evidence_hashes_what_nvcc_compiles():
     names = {file.relative_to(ROOT).as_posix() for file in evidence.cuda_sources()}
-    assert {"csrc/lska/cuda.cu", "csrc/lska/plan.h", "csrc/common/portable.cuh"} <= names
+    assert {"csrc/common/portable.cuh", "csrc/acmix/kernels_query.cuh"} <= names
+    assert {f"csrc/{op}/{name}" for op in ("lska", "acmix") for name in ("cuda.cu", "plan.h")} <= names
     assert not any(Path(name).name.startswith("cpu") for name in names)
 
 
@@ -395,32 +406,50 @@ def gpu_lines(row, dtype, ours_ms):
     times = (("cuda", "ours", ours_ms), ("eager", "pytorch", 12.0), ("torch.compile", "pytorch", 8.0),
              ("torch.compile max-autotune", "pytorch", 6.0), ("copy", "yardstick", 0.5))  # fmt: skip
     c = row.case
+    if row.op == "acmix":
+        times += ((goals.FLEX, "pytorch", 2.5), (NATTEN, "another function", 0.001))
     shape = dict(row=row.id, kind=row.kind, case=c.id, B=row.B, C=c.C, H=c.H, W=c.W, k=row.k, dtype=dtype)
     return [
         dict.fromkeys(report.COLUMNS, "") | shape | FACTS
-        | dict(provider=name, role=role, status="ok", ms=ms, graph_ms=ms / 100, peak_bytes=1000000)
+        | dict(provider=name, role=role, status="ok", ms=ms, graph_ms=ms / 100, peak_bytes=(31 if name == "eager" else 1) * 1000000)
         for name, role, ms in times
     ]  # fmt: skip
 
 
+def said_of(goals_printed):
+    """{(goal, metric): its line}."""
+    found = re.findall(r"(?m)^  (\S.*?)  +(\S.*?) +[<>]= .*$", goals_printed)
+    lines = [line for line in goals_printed.splitlines() if ">=" in line or "<=" in line]
+    return dict(zip(found, lines, strict=True))
+
+
 def test_gpu_goals(capsys):
-    rows = [item for item in rows_on_gpu() if item[1] in ("fp16", "bf16")]
+    names, times = {"fp16": "float16", "bf16": "bfloat16"}, {7: 0.5, 23: 0.6, 53: 0.71}
     lines = [
         line
-        for row, dtype in rows
-        for line in gpu_lines(
-            row, {"fp16": "float16", "bf16": "bfloat16"}[dtype], {7: 0.5, 23: 0.6, 53: 0.71}[row.k]
-        )
-        if dtype == "fp16" or row.B == 16
+        for row, dtype in rows_on_gpu()
+        if dtype == "fp16" or (dtype == "bf16" and row.B == 16)
+        for line in gpu_lines(row, names[dtype], times[row.k])
     ]
-    goals.print_gpu_goals(lines, rows)
-    fp16, bf16 = capsys.readouterr().out.split("Goals, bf16")
-    said = {line.split("  ")[1]: line for line in fp16.splitlines() if ">=" in line or "<=" in line}
-    assert all(line.endswith("reached") or "NOT REACHED" in line for line in said.values())
-    assert "1.420  NOT REACHED" in said["LSKA cascade, time at k=53 / at k=7, B=16"]  # the worst shape's
-    assert "70.423  reached" in said["LSKA cascade, percent of a copy, B=64"]
-    assert "7.100  NOT REACHED" in said["LSKA forward, B=1 in a graph, microseconds"]
-    assert sum("not measured (0 of" in line for line in bf16.splitlines()) == 8  # all of B = 64 and of B = 1
+    goals.print_gpu_goals(lines, rows_on_gpu())
+    fp16, bf16, fp32 = map(said_of, re.split("Goals, [bf].*", capsys.readouterr().out)[1:])
+    assert len(fp16) == len(bf16) == len(goals.GPU_GOALS) and len(fp32) == len(goals.GPU_GOALS_FP32)
+    assert all(line.endswith("reached") or "NOT REACHED" in line for line in fp16.values())
+    # The worst shape's.
+    assert "1.420  NOT REACHED" in fp16["LSKA cascade, time at k=53 / at k=7, B=16", "k53/k7"]
+    assert "70.423  reached" in fp16["LSKA cascade, percent of a copy, B=64", "% copy"]
+    assert "7.100  NOT REACHED" in fp16["LSKA forward, B=1 in a graph, microseconds", "graph us"]
+    # What computes another function, in a thousandth of the time, counts nowhere.
+    for metric, value in (
+        ("x eager", "24.000  NOT"),
+        ("x compile", "12.000  reached"),
+        ("x flex", "5.000  reached"),
+    ):
+        assert value in fp16["ACmix forward, n shapes, B=16", metric]
+    assert "31.000  reached" in fp16["ACmix forward+backward, peak of eager / ours, B=64", "peak ratio"]
+    not_measured = [line for line in bf16.values() if "not measured (0 of" in line]
+    assert len(not_measured) == 7 + 5 + 1  # all of B = 64 and of B = 1
+    assert all("not measured (0 of 3 rows)" in line for line in fp32.values())
 
 
 def test_gpu_rows_in_the_readme_carry_their_date(tmp_path):
