@@ -7,6 +7,7 @@ import contextlib
 import operator
 
 import torch
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -75,7 +76,12 @@ def check_pair(op, name, pair):
 
 
 def needs_grad(tensors):
-    """Whether autograd has to record a call with these tensors, None among them."""
+    """Whether autograd has to record a call with these tensors, None among them.
+
+    Forward-mode differentiation says so too: autograd.Function then refuses, where a bare op would answer 0.
+    """
+    if forward_ad._current_level >= 0:
+        return True
     if torch.is_grad_enabled():
         for t in tensors:
             if t is not None and t.requires_grad:

@@ -280,6 +280,20 @@ def available_memory():
 
 
 @pytest.mark.skipif(bool(_compiled.problem), reason=f"cpu: {_compiled.problem}")
+@every_backend
+def test_kernels_refuse_forward_mode_differentiation(op, backend):
+    """Without a formula for it the op would answer with a derivative of zero."""
+    problem = random_problem(op, 5)
+    first = next(iter(problem.tensors))
+
+    def function(x):
+        return OPS[op].call({**problem.tensors, first: x}, problem.options, backend)
+
+    x = problem.tensors[first]
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(function, (x,), (torch.ones_like(x),))
+
+
 def test_kernels_offsets_beyond_two_to_the_31():
     C, side = 2100, 1024
     if available_memory() < 12e9:
