@@ -45,6 +45,15 @@ py::dict acmix_plan(const std::string& pass, bool attention, bool shift, const l
                   "cost"_a = l.cost, "window_rows"_a = l.window.rows, "window_pitch"_a = l.window.pitch);
 }
 
+py::dict acmix_shift_grad_plan(const lska_ops::AcmixSize& size, int64_t shared_bytes,
+                               int64_t multiprocessors) {
+  const lska_ops::AcmixShiftGradPlan p = acmix_plan_shift_grad(size, {shared_bytes, multiprocessors, 0});
+  using py::literals::operator""_a;
+  return py::dict("fits"_a = p.fits, "grid"_a = py::make_tuple(size.D(), p.groups, p.blocks_z),
+                  "shared_bytes"_a = p.shared_bytes, "rows"_a = p.rows, "cols"_a = p.cols,
+                  "parts"_a = p.parts, "tasks"_a = p.tasks, "splits"_a = p.splits, "units"_a = p.units);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_plan, m) {
@@ -74,6 +83,16 @@ PYBIND11_MODULE(_plan, m) {
       "How a pass of ACmix, \"forward\", \"query\" or \"key\", is spread over a GPU with these limits, for "
       "numbers of `element` bytes; csrc/acmix/plan.h.",
       py::arg("pass"), py::arg("attention"), py::arg("shift"), py::arg("B"), py::arg("C"), py::arg("H"),
+      py::arg("W"), py::arg("head"), py::arg("kernel_att"), py::arg("kernel_conv"), py::arg("stride"),
+      py::arg("dilation"), py::arg("element"), py::arg("shared_bytes"), py::arg("multiprocessors"));
+  m.def(
+      "acmix_shift_grad",
+      [](int64_t B, int64_t C, int64_t H, int64_t W, int64_t head, int64_t kernel_att, int64_t kernel_conv,
+         int64_t stride, int64_t dilation, int64_t element, int64_t shared_bytes, int64_t multiprocessors) {
+        return acmix_shift_grad_plan({B, C, H, W, head, kernel_att, kernel_conv, stride, dilation, element},
+                                     shared_bytes, multiprocessors);
+      },
+      "The same for the sums of the shift's weight gradients.", py::arg("B"), py::arg("C"), py::arg("H"),
       py::arg("W"), py::arg("head"), py::arg("kernel_att"), py::arg("kernel_conv"), py::arg("stride"),
       py::arg("dilation"), py::arg("element"), py::arg("shared_bytes"), py::arg("multiprocessors"));
 }

@@ -76,8 +76,8 @@ def explain(op, x, **options):
     Args:
         op: ``"lska"``, ``"acmix"``, ``"local_attention"`` or ``"shift_aggregate"``.
         x: the input map ``[B, C, H, W]``.
-        options: numbers on which the backends of acmix and its halves may decline, as the call has them:
-            head, kernel_att, kernel_conv, dilation. Without them, the published ones.
+        options: numbers on which acmix's backends may decline, as the call has them: head, dims (of a head),
+            kernel_att, kernel_conv, stride, dilation. Without them, the published ones.
 
     Returns:
         str: for example ``"reference: yes (chosen)"``.

@@ -115,11 +115,14 @@ def test_cuda_declines_acmix_of_other_sizes(gpu):
     )
     says(why_not(ON_GPU, head=65), "65 heads are more than", "hold, 64", "fewer heads")
     says(why_not(ON_GPU, head=64, kernel_conv=7), "64 heads with 7 x 7 taps", "hold 2048;")
+    says(why_not(ON_GPU, dims=1025), "a head has 1025 dims", "hold 1024;")
+    says(why_not(ON_GPU, stride=9), "stride is 9", "take 8 at most;")
+    assert why_not(ON_GPU, head=100, kernel_conv=None) is None  # attention alone
 
 
 def test_cuda_limits_of_acmix_are_the_kernels():
     plan = (Path(__file__).parent.parent / "csrc" / "acmix" / "plan.h").read_text()
-    for name in ("MostReach", "MostShift", "MostHeads"):
+    for name in ("MostReach", "MostShift", "MostHeads", "MostDims", "MostStride"):
         number = int(re.search(rf"constexpr int kAcmix{name} = (\d+);", plan)[1])
         assert getattr(acmix_compiled, re.sub("(?<=t)(?=[A-Z])", "_", name).upper()) == number
 

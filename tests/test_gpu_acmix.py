@@ -24,6 +24,7 @@ import lska_ops
 from lska_ops import ACmix, _compiled
 from lska_ops.acmix import compiled
 from lska_ops.testing import CASES, Case
+from lska_ops.testing.acmix import sizes
 from lska_ops.testing.problems import LAYOUTS, random_problem, ratios, solve
 
 REASON = compiled.why_not_cuda(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
@@ -32,15 +33,9 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=f"cuda: {REASON}")
 FORWARD, BACKWARD = 150, 80  # problems for each dtype
 
 
-def sizes(problem):
-    """What CUDA may decline."""
-    options = {name: problem.options[name] for name in ("head", "kernel_att", "dilation")}
-    return options | {"kernel_conv": problem.tensors["dep_conv"].shape[-1]}
-
-
-def problems(dtype, count, first):
+def problems(dtype, count, first, op="acmix"):
     """The first `count` problems from this number on that are of this dtype and of sizes that CUDA takes."""
-    every = (random_problem("acmix", seed) for seed in numbers(dtype, 10 * count, first))
+    every = (random_problem(op, seed) for seed in numbers(dtype, 10 * count, first))
     return itertools.islice((p for p in every if not compiled.too_much(**sizes(p))), count)
 
 
@@ -87,6 +82,13 @@ def test_gpu_acmix_forward_within_bound(dtype, part):
 @pytest.mark.parametrize("part", range(2))
 def test_gpu_acmix_gradients_within_bound(dtype, part):
     for problem in problems(dtype, BACKWARD // 2, 550_000 + part * 10_000):
+        check(problem)
+
+
+@every_dtype
+@pytest.mark.parametrize("op", ["local_attention", "shift_aggregate"])
+def test_gpu_acmix_halves_as_functions_within_bound(op, dtype):
+    for problem in problems(dtype, BACKWARD // 2, 590_000, op):
         check(problem)
 
 

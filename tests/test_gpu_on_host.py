@@ -20,9 +20,10 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 @pytest.fixture
 def on_host(library, monkeypatch):  # noqa: F811
     """The host's library in the place of the CUDA backend, for tensors on the CPU."""
-    for op, module, prefix in (("lska", lska_op, "lska"), ("acmix", acmix_op, "acmix_core")):
-        monkeypatch.setitem(_backends.WHY_NOT[op], "cuda", lambda *_, **__: None)
+    for module, prefix in ((lska_op, "lska"), (acmix_op, "acmix_core")):
         monkeypatch.setattr(module, "_op", lambda pass_, _, p=prefix: getattr(library, f"{p}_{pass_}_cuda"))
+    for op in _backends.WHY_NOT:
+        monkeypatch.setitem(_backends.WHY_NOT[op], "cuda", lambda *_, **__: None)
     for tests in (test_gpu_lska, test_gpu_acmix):
         monkeypatch.setattr(tests, "DEVICE", torch.device("cpu"))
     for name, few in (("FORWARD", 9), ("BACKWARD", 6)):
@@ -49,6 +50,8 @@ def test_gpu_on_host_acmix(on_host, dtype):
     test_gpu_acmix.judge(test_gpu_acmix.Row("acmix_fwd_bwd", Case("odd", 8, 17, 21), 2, 7), dtype)
     for attention in (True, False):
         test_gpu_acmix.test_gpu_acmix_halves_within_bound(dtype, attention)
+    for op in ("local_attention", "shift_aggregate"):
+        test_gpu_acmix.test_gpu_acmix_halves_as_functions_within_bound(op, dtype)
     for shape in ((1, 1, 1), (3, 4, 4), (0, 5, 5)):
         test_gpu_acmix.test_gpu_acmix_edges(shape, dtype)
     for layout in test_gpu_acmix.LAYOUTS:

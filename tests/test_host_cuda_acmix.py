@@ -10,6 +10,7 @@ from test_host_cuda import CACHE, library, reserved  # noqa: F401
 
 from lska_ops.acmix import compiled
 from lska_ops.acmix import op as acmix_op
+from lska_ops.testing.acmix import sizes
 from lska_ops.testing.problems import LAYOUTS, random_problem, ratios, solve
 
 FORWARD, BACKWARD = 240, 120
@@ -36,16 +37,6 @@ def host(library, monkeypatch):  # noqa: F811
 def on(library, device="h100", schedule=0):  # noqa: F811
     library.configure(schedule, *DEVICES[device], CACHE)
     library.take_counters()
-
-
-def sizes(problem):
-    o, t = problem.options, problem.tensors
-    return dict(
-        head=o["head"],
-        kernel_att=o.get("kernel_att", 1),
-        kernel_conv=t["dep_conv"].shape[-1] if "dep_conv" in t else 1,
-        dilation=o.get("dilation", 1),
-    )
 
 
 def problem_of(seed, op="acmix"):
@@ -88,9 +79,9 @@ def larger(seed):
     """A problem on a map of several tiles, with a published window."""
     problem = problem_of(seed)
     choice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    G, D = choice.choice((1, 2, 4, 8)), choice.choice((2, 4, 7, 16, 24))
+    G, D = choice.choice(((1, 24), (2, 7), (4, 4), (4, 16), (8, 2), (1, 64), (2, 32), (1, 192), (1, 96)))
     K, Kc = choice.choice((3, 5, 7, 7, 7, 9)), choice.choice((1, 3, 3, 3, 5))
-    H, W = choice.randint(20, 50), choice.randint(20, 50)
+    H, W = (choice.randint(20, 50) if D < 32 else choice.randint(9, 20) for _ in range(2))
     stride, dilation = choice.choice(((1, 1), (1, 1), (1, 1), (2, 1), (1, 2)))
 
     def normal(*shape, scale=1.0):
@@ -202,6 +193,7 @@ def test_host_cuda_acmix_writes_every_element_and_leaves_inputs_alone(host, devi
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_host_cuda_acmix_passes_nan_and_infinity_on_like_pytorch(host, device):
+    judged = 0
     for seed, value in itertools.product(range(560_000, 560_010), (torch.nan, torch.inf)):
         problem = problem_of(seed)
         if problem.dtype != torch.float32 or problem.layout == "expanded":
@@ -213,6 +205,8 @@ def test_host_cuda_acmix_passes_nan_and_infinity_on_like_pytorch(host, device):
         # fc multiplies every map of a dim, and PyTorch multiplies NaN with the zeros that pad its convolution.
         assert (ours.isfinite() | ~theirs.isfinite()).all(), problem.repro("cuda")
         assert not ours.isfinite().all() or theirs.isfinite().all(), problem.repro("cuda")
+        judged += not theirs.isfinite().all()
+    assert judged >= 3
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -247,12 +241,25 @@ def test_host_cuda_acmix_edges(host, device, shape):
         assert [g.shape for g in grads] == [qkv.shape, *(t.shape for t in given)]
         if B == 0:
             assert all(not g.any() for g in grads)
+            continue
+        problem = random_problem("acmix", 0)
+        problem.dtype, problem.grad_y = torch.float32, grad
+        names = ("conv_p", "fc", "dep_conv", "rate1", "rate2")
+        problem.tensors = {"qkv": qkv, "conv_p_bias": None, **dict(zip(names, given, strict=True))}
+        problem.options = dict(zip(("head", "kernel_att", "stride", "dilation"), (G, *options), strict=True))
+        answers = {"y": y, "grad_qkv": grads[0]}
+        answers |= {f"grad_{n}": g for n, g in zip(names, grads[1:], strict=True)}
+        found = ratios(problem, answers, "cuda")
+        assert max(found.values()) <= 1, found
 
 
-def bytes_per_image(host, C, side, dtype, G=4):
-    """({forward, backward}: bytes of maps that an image adds, the same of weights)."""
+def bytes_per_image(host, C, side, dtype, multiprocessors, G=4):
+    """What an image adds, weights apart, as parts of the maps that have to move: forward, backward.
+
+    Counted as the difference of three images and one, on a GPU with as many multiprocessors for each."""
     found = []
-    for B in (1, 3):
+    for B, count in zip((1, 3), multiprocessors, strict=True):
+        host.configure(0, 227 << 10, count, CACHE)
         generator = torch.Generator().manual_seed(B)
         qkv, grad_y = (torch.randn(B, n * C, side, side, generator=generator).to(dtype) for n in (3, 1))
         given = weights(C, G, dtype)
@@ -260,29 +267,34 @@ def bytes_per_image(host, C, side, dtype, G=4):
         y, lse = host.acmix_core_fwd_cuda(qkv, *given, G, 7, 1, 1)
         counts = [host.weight_bytes(), *host.take_counters()]
         host.acmix_core_bwd_cuda(grad_y, qkv, lse, *given, G, 7, 1, 1)
-        counts += [host.weight_bytes(), *host.take_counters()]
-        found.append(counts)
+        found.append(counts + [host.weight_bytes(), *host.take_counters()])
     each = [(b - a) / 2 for a, b in zip(*found, strict=True)]
-    maps = [each[i + 1] + each[i + 2] - each[i] for i in (0, 5)]
+    forward, backward = (each[i + 1] + each[i + 2] - each[i] for i in (0, 5))
     N = C * side * side * torch.empty(0, dtype=dtype).element_size()
-    return maps[0] / (4 * N), maps[1] / (7 * N), each[0] / (4 * N)
+    return forward / (4 * N), backward / (7 * N)
 
 
-# Backward's least is q, k, v and grad_y in, three gradients out. What it takes here is stated, not hoped for.
+# The most that an image may add, as parts of what has to move: forward q, k, v in and y out; backward q, k, v and
+# grad_y in, three gradients out. 1.6 and 2.5 were wanted; where it is more, it is stated here and in CONTRIBUTING.md.
+# "B16": few tiles of 20 x 20 fill no GPU, so they are cut smaller.
 TRAFFIC = {
-    (64, 80): {torch.float16: 2.65, torch.float32: 2.9},
-    (128, 40): {torch.float16: 2.8, torch.float32: 3.8},
-    (256, 20): {torch.float16: 4.5, torch.float32: 3.8},
+    (64, 80, "busy"): (1.6, 2.9),
+    (64, 80, "B16"): (1.6, 2.9),
+    (128, 40, "busy"): (1.6, 3.5),
+    (128, 40, "B16"): (1.6, 3.55),
+    (256, 20, "busy"): (1.6, 3.75),
+    (256, 20, "B16"): (2.5, 4.45),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
-@pytest.mark.parametrize("C, side", TRAFFIC)
-def test_host_cuda_acmix_reads_maps_once_but_for_halos(library, C, side, dtype):  # noqa: F811
-    library.configure(0, 227 << 10, 1, CACHE)  # a device that any one image keeps busy
-    forward, backward, _ = bytes_per_image(library, C, side, dtype)
-    assert forward <= 1.6
-    assert backward <= TRAFFIC[C, side][dtype]
+@pytest.mark.parametrize("C, side, load", TRAFFIC)
+def test_host_cuda_acmix_reads_maps_once_but_for_halos(library, C, side, load, dtype):  # noqa: F811
+    """On a GPU that any image keeps busy, and with a multiprocessor's share of 16 images on 132 of them."""
+    shares = [1, 1] if load == "busy" else [132 // 16, 3 * 132 // 16]
+    found = bytes_per_image(library, C, side, dtype, shares)
+    for counted, most in zip(found, TRAFFIC[C, side, load], strict=True):
+        assert counted <= most, found
 
 
 def test_host_cuda_acmix_allocates_no_windows(host):

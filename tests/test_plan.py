@@ -143,18 +143,16 @@ ACMIX_PASSES = (
 
 
 def draw_acmix(choice):
-    """Sizes that compiled.too_much accepts; a head may have any number of dims."""
+    """Sizes that compiled.too_much accepts."""
     head, kernel_conv = choice.choice((1, 2, 3, 4, 8, 16, 64)), choice.choice((1, 3, 3, 5, 7))
     kernel_att, dilation = choice.choice((1, 3, 5, 7, 7, 9, 11, 25)), choice.choice((1, 1, 1, 2, 3))
-    if too_much(head=head, kernel_att=kernel_att, kernel_conv=kernel_conv, dilation=dilation):
+    D, stride = choice.choice((1, 2, 7, 16, 32, 64, 96, 192, 500, 1024)), choice.choice((1, 1, 2, 3, 8))
+    sizes = dict(head=head, kernel_att=kernel_att, kernel_conv=kernel_conv, stride=stride, dilation=dilation)
+    if too_much(dims=D, **sizes):
         return draw_acmix(choice)
-    D = choice.choice((1, 2, 7, 16, 32, 64, 96, 192, 500))
     H, W = (choice.randint(1, choice.choice((4, 20, 90, 400, 3000))) for _ in range(2))
-    return dict(
-        B=choice.choice((1, 2, 16, 64, 5000)), C=head * D, H=H, W=W, head=head, kernel_att=kernel_att,
-        kernel_conv=kernel_conv, stride=choice.choice((1, 1, 2, 3)), dilation=dilation,
-        element=choice.choice((2, 4)),
-    )  # fmt: skip
+    shape = dict(B=choice.choice((1, 2, 16, 64, 5000)), C=head * D, H=H, W=W, element=choice.choice((2, 4)))
+    return sizes | shape
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -164,6 +162,14 @@ def test_plan_acmix_covers_every_pixel_once_within_limits(part):
         size = draw_acmix(choice)
         shared_bytes, multiprocessors = DEVICES[choice.choice(list(DEVICES))]
         limits = dict(shared_bytes=shared_bytes, multiprocessors=multiprocessors)
+        weights = _plan.acmix_shift_grad(**size, **limits)
+        assert weights["fits"] and weights["shared_bytes"] <= shared_bytes, (size, limits, weights)
+        x, y, z = weights["grid"]
+        assert 1 <= x < 2**31 and 1 <= y < 2**16 and 1 <= z < 2**16 and y <= weights["units"]
+        assert 1 <= weights["tasks"] * weights["splits"] <= 256
+        maps, quads, taps = weights["parts"] * size["head"], -(-size["head"] // 4), size["kernel_conv"] ** 2
+        of_map = quads * (size["kernel_conv"] if size["stride"] == 1 and taps == 9 else taps)
+        assert split(maps * of_map, weights["tasks"], z * weights["parts"] // 3), (size, limits, weights)
         for which, attention, shift in ACMIX_PASSES:
             plan = _plan.acmix(which, attention, shift, **size, **limits)
             said = f"_plan.acmix({which!r}, {attention}, {shift}, **{size}, **{limits}) = {plan}"

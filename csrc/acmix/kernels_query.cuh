@@ -176,15 +176,18 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
             store_query<T>(a, (t.image * 3 * a.C + h * a.D + dim + first + d) * plane, run, count, sum[d]);
           }
         });
-        for (int i = thread_index(); i < 2 * dims; i += thread_count()) {
-          float sum = sums[2 * dim + i];
-          for (int n = 0; n < min(l.band, t.rows - band_row) * of_row; ++n) {
+        // A warp owns one of the sums.
+        const int lane = thread_index() % kWarp, pixels_here = min(l.band, t.rows - band_row) * of_row;
+        for (int i = thread_index() / kWarp; i < 2 * dims; i += thread_count() / kWarp) {
+          float sum = 0.f;
+          for (int n = lane; n < pixels_here; n += kWarp) {
             const int row = n / of_row, x = n - row * of_row;
             if (x < t.cols)
               sum = multiply_add(to_float(*q.at(i / 2, t.row + band_row + row, t.col + x)),
                                  pixels[(2 + i % 2) * band + n], sum);
           }
-          sums[2 * dim + i] = sum;
+          sum = warp_sum(sum);
+          if (lane == 0) sums[2 * dim + i] += sum;
         }
       }
       barrier();

@@ -133,7 +133,7 @@ struct AcmixShiftGradArguments {
   float* parts;  // [groups, D, G, 3 G, taps]
   AcmixRegion maps, grads;
   int64_t units;  // tiles of all images; a group takes every `groups`-th
-  int C, G, D, H, W, Ho, Wo, kernel_conv, stride, rows, cols, runs, tasks, splits, groups;
+  int C, G, D, H, W, Ho, Wo, kernel_conv, stride, rows, cols, runs, parts_at_once, tasks, splits, groups;
   bool fast;
   int grads_at, sums_at;  // in shared memory, in bytes
 };
@@ -147,8 +147,12 @@ acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
   const int64_t dim = block_x(), pixels = int64_t(a.H) * a.W, out_pixels = int64_t(a.Ho) * a.Wo;
   const int k = a.kernel_conv, c = k / 2, G = a.G, taps = k * k, t = thread_index();
   const int quads = (G + 3) / 4, of_map = quads * (a.fast ? k : taps);
-  const int split = t / a.tasks, task = block_z() * a.tasks + t - split * a.tasks;
-  const bool active = split < a.splits && task < 3 * G * of_map;
+  const int shares =
+      (a.parts_at_once * G * of_map + a.tasks - 1) / a.tasks;  // blocks that share a part's sums
+  const int first_task = block_z() % shares * a.tasks, split = t / a.tasks,
+            task = first_task + t - split * a.tasks;
+  const int all = a.parts_at_once * G * of_map, first_part = block_z() / shares * a.parts_at_once;
+  const bool active = split < a.splits && task < all;
   const int m = task / of_map, g0 = (task - m * of_map) % quads * 4, tap = (task - m * of_map) / quads;
   T *maps = shared_at<T>(0), *grads = shared_at<T>(a.grads_at);
   float* sums = shared_at<float>(a.sums_at);
@@ -161,9 +165,9 @@ acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
               col = nth % across * a.cols;
     const int top = row * a.stride - a.maps.ahead_y, left = col * a.stride - a.maps.ahead_x;
     barrier();
-    for (int part = 0; part < 3; ++part)
-      stage(static_cast<const T*>(a.qkv) + ((image * 3 + part) * a.C + dim) * pixels, a.D * pixels, a.W, G, 1,
-            a.H, a.W, top, left, a.maps, maps + part * G * a.maps.elements);
+    for (int part = 0; part < a.parts_at_once; ++part)
+      stage(static_cast<const T*>(a.qkv) + ((image * 3 + first_part + part) * a.C + dim) * pixels,
+            a.D * pixels, a.W, G, 1, a.H, a.W, top, left, a.maps, maps + part * G * a.maps.elements);
     stage(static_cast<const T*>(a.grad_y) + (image * a.C + dim * G) * out_pixels, out_pixels, a.Wo, G, 1,
           a.Ho, a.Wo, row, col, a.grads, grads);
     barrier();
@@ -210,14 +214,14 @@ acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
   barrier();
   const int wide = a.fast ? 3 : 1;
   for (int i = t; i < a.tasks * 12; i += thread_count()) {
-    const int nth = i / 12, g = i % 12 / 3, dx = i % 3, of = block_z() * a.tasks + nth;
+    const int nth = i / 12, g = i % 12 / 3, dx = i % 3, of = first_task + nth;
     const int map = of / of_map, output = (of - map * of_map) % quads * 4 + g,
               at = (of - map * of_map) / quads * wide + dx;
-    if (of >= 3 * G * of_map || output >= G || dx >= wide) continue;
+    if (of >= all || output >= G || dx >= wide) continue;
     float total = 0.f;
     for (int s = 0; s < a.splits; ++s) total += sums[(s * a.tasks + nth) * 12 + g * 3 + dx];
-    write_global(a.parts + (((int64_t(block_y()) * a.D + dim) * G + output) * 3 * G + map) * taps + at,
-                 total);
+    const int64_t in = (((int64_t(block_y()) * a.D + dim) * G + output) * 3 + first_part) * G + map;
+    write_global(a.parts + in * taps + at, total);
   }
 }
 
@@ -228,7 +232,6 @@ struct AcmixSumArguments {
 };
 
 // A thread owns one of n sums and adds its parts in their order.
-template <class T>
 LSKA_KERNEL(256)
 acmix_sum_kernel(const AcmixSumArguments a) {
   const int64_t i = block_x() * thread_count() + thread_index();
@@ -240,7 +243,7 @@ acmix_sum_kernel(const AcmixSumArguments a) {
 
 struct AcmixShiftEndArguments {
   const float *total, *composite;              // [D, G, 3 G, taps]; as above
-  const void *fc, *dep_conv, *rate2;           // of T; rate2 null for 1
+  const void *fc, *dep_conv, *rate2;           // of T
   void *grad_fc, *grad_dep_conv, *grad_rate2;  // like them
   int G, D, taps;
 };
@@ -248,25 +251,26 @@ struct AcmixShiftEndArguments {
 // From the composite weights' gradients to those of fc, dep_conv and rate2. The first taps * 3 G + 1 blocks
 // own one sum each, fc's and the rate's; a thread of the others owns one weight of dep_conv.
 template <class T>
-LSKA_KERNEL_ALONE(256)
+LSKA_KERNEL(256)
 acmix_shift_end_kernel(const AcmixShiftEndArguments a) {
-  const int maps = 3 * a.G;
-  const int64_t outputs = int64_t(a.D) * a.G, sums = int64_t(a.taps) * maps, block = block_x();
+  const int maps = 3 * a.G, outputs = a.D * a.G,
+            sums = a.taps * maps;  // plan.h's limits keep these and n int
+  const int64_t block = block_x();
   const T *fc = static_cast<const T*>(a.fc), *dep_conv = static_cast<const T*>(a.dep_conv);
   const float rate2 = rate_of<T>(a.rate2);
   if (block <= sums) {
-    const int64_t p = block / maps, m = block % maps;
+    const int p = int(block) / maps, m = int(block) % maps;
     float sum = 0.f;
-    const int64_t n = block < sums ? outputs * a.taps : outputs * maps * a.taps;
-    for (int64_t i = thread_index(); i < n; i += thread_count()) {
-      const int64_t tap = i % a.taps;
+    const int n = block < sums ? outputs * a.taps : outputs * maps * a.taps;
+    for (int i = thread_index(); i < n; i += thread_count()) {
+      const int tap = i % a.taps;
       if (block < sums) {
         const int64_t output = i / a.taps;
         sum = multiply_add(read_global(a.total + (output * maps + m) * a.taps + tap),
                            load(dep_conv + (output * a.taps + p) * a.taps + tap), sum);
       } else {
-        const int64_t map = i / a.taps % maps, output = i / a.taps / maps;
-        const int64_t at = ((map % a.G * 3 + map / a.G) * outputs + output) * a.taps + tap;
+        const int map = i / a.taps % maps, output = i / a.taps / maps;
+        const int at = ((map % a.G * 3 + map / a.G) * outputs + output) * a.taps + tap;
         sum = multiply_add(read_global(a.total + i), read_global(a.composite + at), sum);
       }
     }
@@ -279,7 +283,7 @@ acmix_shift_end_kernel(const AcmixShiftEndArguments a) {
     return;
   }
   const int64_t i = (block - sums - 1) * thread_count() + thread_index();
-  if (i >= outputs * a.taps * a.taps) return;
+  if (i >= int64_t(outputs) * a.taps * a.taps) return;
   const int64_t output = i / a.taps / a.taps, p = i / a.taps % a.taps, tap = i % a.taps;
   float sum = 0.f;
   for (int m = 0; m < maps; ++m)
@@ -291,7 +295,7 @@ acmix_shift_end_kernel(const AcmixShiftEndArguments a) {
 struct AcmixQueryEndArguments {
   const float* parts;  // [blocks, 2 D + 1]
   int64_t count;
-  void *grad_conv_p, *grad_rate1;  // [D, 2], [1] of T; the latter may be null
+  void *grad_conv_p, *grad_rate1;  // [D, 2], [1] of T
   int D;
 };
 
@@ -307,7 +311,7 @@ acmix_query_end_kernel(const AcmixQueryEndArguments a) {
   if (thread_index() != 0) return;
   if (i < 2 * a.D)
     store(static_cast<T*>(a.grad_conv_p) + i, sum);
-  else if (a.grad_rate1)
+  else
     store(static_cast<T*>(a.grad_rate1), sum);
 }
 

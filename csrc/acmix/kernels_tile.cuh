@@ -15,7 +15,7 @@ struct AcmixArguments {
   const void* qkv;            // [B, 3, C, H, W] of T: q, k, v
   const void* grad_y;         // [B, C, Ho, Wo] of T (backward)
   const void* conv_p;         // [D, 2] of T
-  const void *rate1, *rate2;  // [1] of T, or null for 1
+  const void *rate1, *rate2;  // [1] of T; null where its half is not computed
   const float* composite;     // [G, 3, D, G, kernel_conv^2]: what head's part goes to which dim's output
   float *lse, *delta;         // [B, G, Ho, Wo]
   const float* initial;       // like out: what another kernel has computed; null for nothing
@@ -170,8 +170,7 @@ LSKA_DEVICE void fill_table(const AcmixArguments& a, int first, int owned, int l
   }
 }
 
-// A map in shared memory as tasks see it: `at` is its pixel (0, 0) of the tile's own first pixel, or of the
-// first tap of that pixel's window.
+// A region of some maps in shared memory, addressed by the maps' own rows and columns.
 template <class T>
 struct Staged {
   const T* data;

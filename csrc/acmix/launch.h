@@ -94,6 +94,9 @@ struct Call {
                     ": qkv has shape ", in_words(qkv.sizes()), "; expected sides and stride below 2^24");
     STD_TORCH_CHECK(s.reach() <= kAcmixMostReach, op, ": the window reaches ", s.reach(),
                     " pixels; expected at most ", kAcmixMostReach);
+    STD_TORCH_CHECK(s.D() <= kAcmixMostDims && s.stride <= kAcmixMostStride, op, ": a head has ", s.D(),
+                    " dims and stride is ", s.stride, "; expected at most ", kAcmixMostDims, " and ",
+                    kAcmixMostStride);
     STD_TORCH_CHECK(s.G * s.conv_taps() <= kAcmixMostShift && (!shift || s.G <= kAcmixMostHeads), op,
                     ": head = ", s.G, " with ", k, " x ", k, " taps; expected head <= ", kAcmixMostHeads,
                     ", head taps <= ", kAcmixMostShift);
@@ -149,7 +152,7 @@ struct Call {
     gpu::start(op, device, kernel, grid, kAcmixThreads, shared, a);
   }
 
-  // The layout of one pass; an error where none fits, which the limits above leave to very small GPUs.
+  // The layout of one pass. The limits above fit 64 KiB, the least that a GPU of 7.5 or newer has.
   AcmixLayout layout(AcmixPass pass, bool with_attention, bool with_shift) const {
     const AcmixLayout l = plan_of(s, pass, with_attention, with_shift, device.limits);
     STD_TORCH_CHECK(l.fits, op, ": qkv has shape ", in_words(qkv.sizes()), " and the window reaches ",
@@ -157,19 +160,24 @@ struct Call {
                     " bytes of shared memory");
     return l;
   }
-  // Both at once, if that fits and moves less than one after the other with floats between them.
-  bool fuses(std::initializer_list<AcmixPass> passes) const {
+  // Both at once, if that fits and moves less than one after the other with floats between them: what the
+  // shift writes is then wider than its plan counted, and is read once more.
+  bool fuses_forward() const {
     if (!attention || !shift) return false;
-    double together = 0., apart = 8. / double(s.element);
-    for (const AcmixPass pass : passes) {
-      const AcmixLayout l = plan_of(s, pass, true, true, device.limits);
-      if (!l.fits) return false;
-      together += l.cost;
-      apart += layout(pass, true, false).cost;
-    }
-    const AcmixPass alone = *passes.begin() == AcmixPass::forward ? AcmixPass::forward : AcmixPass::key;
-    if (alone == AcmixPass::key) apart += 16. / double(s.element);  // three maps there
-    return together <= apart + layout(alone, false, true).cost;
+    const AcmixLayout both = plan_of(s, AcmixPass::forward, true, true, device.limits);
+    const double between = double(8 - s.element) / double(s.element) * double(s.Ho() * s.Wo());
+    return both.fits && both.cost <= layout(AcmixPass::forward, true, false).cost +
+                                         layout(AcmixPass::forward, false, true).cost + between;
+  }
+  bool fuses_backward() const {
+    if (!attention || !shift || s.stride > 1) return false;
+    const AcmixLayout query = plan_of(s, AcmixPass::query, true, true, device.limits);
+    const AcmixLayout key = plan_of(s, AcmixPass::key, true, true, device.limits);
+    const double between = 3 * double(8 - s.element) / double(s.element) * double(s.H * s.W);
+    return query.fits && key.fits &&
+           query.cost + key.cost <= layout(AcmixPass::query, true, false).cost +
+                                        layout(AcmixPass::key, true, false).cost +
+                                        layout(AcmixPass::key, false, true).cost + between;
   }
 
   void compose() {
@@ -205,7 +213,7 @@ inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, cons
       call.start(acmix_fwd_kernel<typename decltype(t)::type>, grid_of(a.layout), a.layout.shared_bytes, a);
     });
   };
-  const bool once = !call.attention || !call.shift || call.fuses({AcmixPass::forward});
+  const bool once = !call.attention || !call.shift || call.fuses_forward();
   if (once) {
     run(call.attention, call.shift, y.mutable_data_ptr(), false, nullptr);
   } else {

@@ -24,7 +24,8 @@ inline void shift_weights_bwd(const Call& call, const Tensor& grad_y, Tensor& gr
   a.C = int(s.C), a.G = int(s.G), a.D = int(s.D()), a.H = int(s.H), a.W = int(s.W), a.Ho = int(s.Ho());
   a.Wo = int(s.Wo()), a.kernel_conv = int(s.kernel_conv), a.stride = int(s.stride);
   a.rows = p.rows, a.cols = p.cols, a.runs = p.runs, a.tasks = p.tasks, a.splits = p.splits;
-  a.groups = int(p.groups), a.fast = p.fast, a.grads_at = p.grads_at, a.sums_at = p.sums_at;
+  a.parts_at_once = p.parts, a.groups = int(p.groups), a.fast = p.fast, a.grads_at = p.grads_at,
+  a.sums_at = p.sums_at;
   const AcmixSumArguments sum{a.parts, p.groups, n, static_cast<float*>(total.data_ptr())};
   const AcmixShiftEndArguments end{sum.out,
                                    call.arguments.composite,
@@ -41,7 +42,7 @@ inline void shift_weights_bwd(const Call& call, const Tensor& grad_y, Tensor& gr
   call.with_type([&](auto t) {
     using T = typename decltype(t)::type;
     call.start(acmix_shift_grad_kernel<T>, {s.D(), p.groups, p.blocks_z}, p.shared_bytes, a);
-    call.start(acmix_sum_kernel<T>, {ceil_div(n, kAcmixThreads), 1, 1}, 0, sum);
+    call.start(acmix_sum_kernel, {ceil_div(n, kAcmixThreads), 1, 1}, 0, sum);
     call.start(acmix_shift_end_kernel<T>, {sums + weights, 1, 1}, kAcmixThreads / kWarp * 4, end);
   });
 }
@@ -63,7 +64,7 @@ inline void maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse, 
   base.out = grad_qkv.mutable_data_ptr();
   if (!call.attention) return key(base, false, true);
 
-  const bool fused = s.stride == 1 && call.fuses({AcmixPass::query, AcmixPass::key});
+  const bool fused = call.fuses_backward();
   const Tensor delta = call.floats({s.B, s.G, s.Ho(), s.Wo()});
   Tensor shifted = call.floats({call.shift && !fused ? s.B * 3 * s.C * s.H * s.W : 0});
   if (call.shift && !fused) {

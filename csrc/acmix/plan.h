@@ -21,6 +21,8 @@ constexpr int kAcmixAhead = 4;  // columns around a tile of regular windows: who
 constexpr int kAcmixMostReach = 12;    // pixels, of a window
 constexpr int kAcmixMostShift = 2048;  // head * kernel_conv^2
 constexpr int kAcmixMostHeads = 64;    // of the shift
+constexpr int kAcmixMostDims = 1024;   // of a head
+constexpr int kAcmixMostStride = 8;
 
 enum class AcmixPass { forward, query, key };
 
@@ -226,8 +228,9 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
 struct AcmixShiftGradPlan {
   AcmixRegion maps, grads;
   int rows, cols, runs;             // of a tile of outputs
+  int parts;                        // of q, k, v in a block: all where they fit, else one
   int tasks, splits;                // sums of a block; threads that share one
-  int64_t groups, units, blocks_z;  // blocks that share the tiles; tiles; blocks that share the sums
+  int64_t groups, units, blocks_z;  // blocks that share the tiles; tiles; blocks that share the parts' sums
   int grads_at, sums_at;
   int64_t shared_bytes;
   bool fast, fits;
@@ -237,10 +240,6 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
   AcmixShiftGradPlan p{};
   const int64_t c = s.conv_reach(), taps = s.conv_taps();
   p.fast = s.stride == 1 && s.kernel_conv == 3;
-  const int64_t all = 3 * s.G * ceil_div(s.G, 4) * (p.fast ? s.kernel_conv : taps);
-  p.tasks = int(std::min<int64_t>(all, kAcmixThreads));
-  p.splits = kAcmixThreads / p.tasks;
-  p.blocks_z = ceil_div(all, p.tasks);
   const auto fits = [&](int64_t rows, int64_t cols, int64_t limit) {
     p.rows = int(rows);
     p.cols = int(cols);
@@ -249,7 +248,7 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
     const int64_t span = p.fast ? width : (width - 1) * s.stride + 1;
     p.maps = acmix_plan::region((rows - 1) * s.stride + 1 + 2 * c, span + 2 * ahead, c, ahead, ahead - c);
     p.grads = acmix_plan::region(rows, width, 0, 0);
-    const int64_t maps = round_up(3 * s.G * p.maps.elements * s.element, 16);
+    const int64_t maps = round_up(p.parts * s.G * p.maps.elements * s.element, 16);
     const int64_t grads = round_up(s.G * p.grads.elements * s.element, 16);
     p.shared_bytes = maps + grads + kAcmixThreads * 12 * 4;
     if (p.shared_bytes > limit) return false;
@@ -258,14 +257,20 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
     return p.fits = true;
   };
   // Half of the memory, so that two blocks share a multiprocessor, if that holds sixteen rows.
+  p.parts = 3;
   for (int64_t cols = std::min<int64_t>(s.Wo(), 320); !p.fits; cols = ceil_div(cols, 2)) {
     for (int64_t rows = std::min<int64_t>(s.Ho(), 64); rows >= std::min<int64_t>(s.Ho(), 16) && !p.fits;
          --rows)
       fits(rows, cols, device.shared_bytes / 2);
     for (int64_t rows = std::min<int64_t>(s.Ho(), 64); rows >= 1 && !p.fits; --rows)
       fits(rows, cols, device.shared_bytes);
-    if (cols == 1) break;
+    if (cols == 1 && p.parts == 1) break;
+    if (cols == 1 && !p.fits) p.parts = 1, cols = std::min<int64_t>(s.Wo(), 320);
   }
+  const int64_t all = p.parts * s.G * ceil_div(s.G, 4) * (p.fast ? s.kernel_conv : taps);
+  p.tasks = int(std::min<int64_t>(all, kAcmixThreads));
+  p.splits = kAcmixThreads / p.tasks;
+  p.blocks_z = 3 / p.parts * ceil_div(all, p.tasks);
   p.units = s.B * ceil_div(s.Ho(), p.rows) * ceil_div(s.Wo(), p.cols);
   p.groups = std::clamp<int64_t>(ceil_div(2 * device.multiprocessors, s.D() * p.blocks_z), 1,
                                  std::min<int64_t>(p.units, kMaxGridYZ));

@@ -35,7 +35,7 @@ struct OnGpu {
   Device device;
 
   static int32_t checked(const char* op, const Tensor& x) {
-    STD_TORCH_CHECK(x.is_cuda(), op, ": x is not on a GPU; expected a CUDA tensor");
+    STD_TORCH_CHECK(x.is_cuda(), op, ": its first map is not on a GPU; expected a CUDA tensor");
     return x.get_device_index();
   }
   OnGpu(const char* op, const Tensor& x) : guard(checked(op, x)) {

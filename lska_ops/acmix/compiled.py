@@ -5,20 +5,29 @@ import torch
 from .. import _compiled
 
 # What fits the shared memory of every GPU: csrc/acmix/plan.h has the same numbers.
-MOST_REACH, MOST_SHIFT, MOST_HEADS = 12, 2048, 64
+MOST_REACH, MOST_SHIFT, MOST_HEADS, MOST_DIMS, MOST_STRIDE = 12, 2048, 64, 1024, 8
 
 
 def why_not_cuda(x, **sizes):
     return _compiled.why_not_gpu(x) or too_much(**sizes)
 
 
-def too_much(*, head=4, kernel_att=7, kernel_conv=3, dilation=1):
-    """Why the CUDA kernels do not hold windows or heads of these sizes; None where they do."""
+def too_much(*, head=4, dims=16, kernel_att=7, kernel_conv=3, stride=1, dilation=1):
+    """Why the CUDA kernels do not hold windows or heads of these sizes; None where they do.
+
+    dims: of a head. kernel_conv is None where the shift is not computed.
+    """
     if (reach := kernel_att // 2 * dilation) > MOST_REACH:
         return (
             f"the window reaches {reach} pixels and the CUDA kernels {MOST_REACH}; "
             "use a smaller kernel_att or dilation"
         )
+    if dims > MOST_DIMS:
+        return f"a head has {dims} dims and the CUDA kernels hold {MOST_DIMS}; use more heads"
+    if stride > MOST_STRIDE:
+        return f"stride is {stride} and the CUDA kernels take {MOST_STRIDE} at most; use a smaller stride"
+    if kernel_conv is None:
+        return None
     if head > MOST_HEADS:
         return f"{head} heads are more than the CUDA kernels hold, {MOST_HEADS}; use fewer heads"
     if (weights := head * kernel_conv**2) > MOST_SHIFT:

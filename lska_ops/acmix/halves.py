@@ -65,7 +65,10 @@ def local_attention(q, k, v, conv_p, *, head, kernel_att=7, stride=1, dilation=1
         check_options("local_attention", C, "C", **options)
         shapes = position_shapes(C, head) if conv_p is not None else (None, None)
         _check("local_attention", q, k, v, {"conv_p": (weight, bias)}, shapes)
-    sizes = dict(head=head, kernel_att=kernel_att, kernel_conv=1, dilation=dilation)
+    sizes = dict(
+        head=head, dims=q.shape[1] // head, kernel_att=kernel_att, kernel_conv=None, stride=stride,
+        dilation=dilation,
+    )  # fmt: skip
     name = _backends.choose("local_attention", backend, q, **sizes)
     with without_autocast(q.device.type):
         if name == "reference":
@@ -123,7 +126,8 @@ def shift_aggregate(q, k, v, fc, dep_conv, *, head, stride=1, backend="auto"):
         check_options("shift_aggregate", C, "C", head, 1, stride, 1)
         shapes = shift_shapes("shift_aggregate", fc, dep_conv, C, head)
         _check("shift_aggregate", q, k, v, {"fc": fc, "dep_conv": dep_conv}, shapes)
-    sizes = dict(head=head, kernel_att=1, kernel_conv=dep_conv[0].shape[-1], dilation=1)
+    kernel_conv = dep_conv[0].shape[-1]
+    sizes = dict(head=head, dims=q.shape[1] // head, kernel_att=1, kernel_conv=kernel_conv, stride=stride)
     name = _backends.choose("shift_aggregate", backend, q, **sizes)
     with without_autocast(q.device.type):
         if name == "reference":

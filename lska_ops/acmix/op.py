@@ -90,7 +90,10 @@ def acmix(
     pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(NAMES)}
     if not _backends.exporting():
         _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation)
-    sizes = dict(head=head, kernel_att=kernel_att, kernel_conv=dep_conv[0].shape[-1], dilation=dilation)
+    sizes = dict(
+        head=head, dims=conv_p[0].shape[0], kernel_att=kernel_att, kernel_conv=dep_conv[0].shape[-1],
+        stride=stride, dilation=dilation,
+    )  # fmt: skip
     name = _backends.choose("acmix", backend, x, **sizes)
     options = dict(head=head, kernel_att=kernel_att, stride=stride, dilation=dilation)
     with without_autocast(x.device.type):

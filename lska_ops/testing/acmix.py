@@ -35,6 +35,16 @@ def draw(choice, generator):
     return tensors, options, normal(B, C, -(-H // stride), -(-W // stride))
 
 
+def sizes(problem):
+    """The numbers of a problem, of the core or of a half, on which a backend may decline."""
+    o, t = problem.options, problem.tensors
+    return dict(
+        head=o["head"], dims=t["qkv"].shape[1] // 3 // o["head"], kernel_att=o.get("kernel_att", 1),
+        kernel_conv=t["dep_conv"].shape[-1] if "dep_conv" in t else None, stride=o["stride"],
+        dilation=o.get("dilation", 1),
+    )  # fmt: skip
+
+
 def call(tensors, options, backend):
     return core(*(tensors[n] for n in NAMES), backend=backend, **options)
 

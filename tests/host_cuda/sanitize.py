@@ -87,6 +87,7 @@ def solve_all(library, count):
     from lska_ops.acmix import op as acmix
     from lska_ops.acmix.compiled import too_much
     from lska_ops.lska import op as lska
+    from lska_ops.testing.acmix import sizes
     from lska_ops.testing.problems import random_problem, ratios, solve
 
     torch.set_num_threads(1)
@@ -104,9 +105,7 @@ def solve_all(library, count):
         if problem.dtype == torch.float64 or next(iter(problem.tensors.values())).numel() > 20_000:
             continue
         if op == "acmix":
-            kernel_conv, sizes = problem.tensors["dep_conv"].shape[-1], dict(problem.options)
-            del sizes["stride"]
-            if too_much(kernel_conv=kernel_conv, **sizes):
+            if too_much(**sizes(problem)):
                 continue
         host.configure(seed % 7, *devices[op][seed % 4], 1 << 20)
         if max(ratios(problem, solve(problem, "cpu"), "cuda").values()) > 1:
