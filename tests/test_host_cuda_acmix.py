@@ -315,7 +315,7 @@ def test_host_cuda_acmix_offsets_beyond_two_to_the_31(library):  # noqa: F811
     """q, k and v of 2^32 elements: only the last block runs."""
     from lska_ops import _plan
 
-    C, side, G, shared = 1 << 18, 104, 64, 227 << 10
+    C, side, G, shared = 1 << 16, 192, 64, 227 << 10
     assert (C - C // G) * side * side > 2**31  # where the last head begins
     size = dict(
         B=1, C=C, H=side, W=side, head=G, kernel_att=1, kernel_conv=1, stride=1, dilation=1, element=2
