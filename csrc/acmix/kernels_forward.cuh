@@ -67,7 +67,7 @@ LSKA_DEVICE void slopes(const AcmixLayout& l, const AcmixTile& t, int band_row, 
 // head (attention). Head by head it reads q, k and v, k and v with the halo of their windows, and adds up in
 // shared memory; writes y once, and lse. It is reference.attention and reference.shift_aggregate.
 template <class T>
-LSKA_KERNEL_ALONE(kAcmixThreads)
+LSKA_KERNEL_FEW_BLOCKS(kAcmixThreads)
 acmix_fwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.Ho, a.Wo);

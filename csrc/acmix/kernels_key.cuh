@@ -61,7 +61,7 @@ LSKA_DEVICE void key_pairs(const AcmixWindow<true>& w, const AcmixTile& t, int b
 // shift alone, and then of q too). Reads k and v, q and grad_y with the halo of the windows, lse and delta;
 // writes each gradient once.
 template <class T>
-LSKA_KERNEL_ALONE(kAcmixThreads)
+LSKA_KERNEL_FEW_BLOCKS(kAcmixThreads)
 acmix_key_bwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.H, a.W);

@@ -88,7 +88,7 @@ LSKA_DEVICE void store_query(const AcmixArguments& a, int64_t plane_at, const Ac
 // grad_y, k and v with the halo of the windows, lse; writes the gradient of q and delta once, and its part of
 // the gradients of conv_p and rate1. It is the backward of reference.attention with respect to q and conv_p.
 template <class T>
-LSKA_KERNEL_ALONE(kAcmixThreads)
+LSKA_KERNEL_FEW_BLOCKS(kAcmixThreads)
 acmix_query_bwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.Ho, a.Wo);

@@ -142,7 +142,7 @@ struct AcmixShiftGradArguments {
 // times what each tap read. A task is a map, four outputs and a row of taps (or one tap); several threads
 // share its runs, and add theirs up in the order of their numbers.
 template <class T>
-LSKA_KERNEL(256)
+LSKA_KERNEL_FEW_BLOCKS(256)
 acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
   const int64_t dim = block_x(), pixels = int64_t(a.H) * a.W, out_pixels = int64_t(a.Ho) * a.Wo;
   const int k = a.kernel_conv, c = k / 2, G = a.G, taps = k * k, t = thread_index();

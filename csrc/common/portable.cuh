@@ -12,8 +12,8 @@
 #define LSKA_DEVICE __device__ __forceinline__
 #define LSKA_BOTH __host__ __device__ __forceinline__
 #define LSKA_KERNEL(threads) __global__ void __launch_bounds__(threads)
-// For kernels of which a multiprocessor runs one block: no register is saved for a second.
-#define LSKA_KERNEL_ALONE(threads) __global__ void __launch_bounds__(threads, 1)
+// For kernels whose shared memory leaves room for few blocks: no register is saved for more.
+#define LSKA_KERNEL_FEW_BLOCKS(threads) __global__ void __launch_bounds__(threads, 1)
 // For lambdas, which a call would send to the stack with what they hold.
 #define LSKA_INLINE __attribute__((always_inline))
 #else
@@ -24,7 +24,7 @@
 #define LSKA_DEVICE inline
 #define LSKA_BOTH inline
 #define LSKA_KERNEL(threads) inline void
-#define LSKA_KERNEL_ALONE(threads) inline void
+#define LSKA_KERNEL_FEW_BLOCKS(threads) inline void
 #define LSKA_INLINE
 #endif
 
