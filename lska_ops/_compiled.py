@@ -29,7 +29,8 @@ def load(folder: Path = _FOLDER, torch_version: str = torch.__version__) -> str 
         return f"{folder / '_build_info.json'} cannot be read ({error}); reinstall lska_ops"
     if info is None:
         return (
-            f"{folder} was never built; install it with `pip install .` or, to work on it, `pip install -e .`"
+            f"{folder} was never built; leave this folder if lska_ops is installed, or else install it with "
+            "`pip install .` or, to work on it, `pip install -e .`"
         )
     if "cpu" not in info["parts"]:
         return info["reasons"]["cpu"]

@@ -440,3 +440,8 @@ def test_checkpoints_load_safely(tmp_path, name, fork):
     assert done.stdout.strip().splitlines()[-1:] == [getattr(lska_ops, name).__module__], (
         done.stdout + done.stderr
     )
+
+
+def test_swap_refuses_what_is_no_module():
+    with pytest.raises(TypeError, match="swap: model is dict; expected a torch.nn.Module"):
+        lska_ops.swap({})

@@ -398,8 +398,8 @@ def test_halves_ask_the_backends_with_their_sizes(half, monkeypatch):
     monkeypatch.setitem(WHY_NOT, half, {"reference": lambda x, **sizes: asked.append(sizes)})
     window = dict(kernel_att=5, dilation=2) if half == "local_attention" else {}
     call(half, *maps(1, C, 5, 5), weights(half, kernel_conv=5), **window)
-    own = dict(kernel_att=5, kernel_conv=1, dilation=2)
-    assert asked == [{"head": G, **(own if window else dict(kernel_att=1, kernel_conv=5, dilation=1))}]
+    own = dict(kernel_att=5, kernel_conv=None, dilation=2) if window else dict(kernel_att=1, kernel_conv=5)
+    assert asked == [dict(head=G, dims=D, stride=1, **own)]
 
 
 @pytest.mark.skipif(

@@ -165,6 +165,12 @@ def test_insert_sppf_keeps_pooling_and_shortcut():
     assert plan.new.rows[9].args == [5, 7, 3, True] and plan.new_layers[9].add and plan.new_layers[9].n == 3
 
 
+def test_insert_into_a_checkpoint_names_what_it_is(tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="net.pt: is no YAML; expected a model's .yaml"):
+        insert(str(tmp_path / "net.pt"), "LSKA", "P3")
+
+
 def changed(text, old, new):
     assert old in text
     return text.replace(old, new)

@@ -53,7 +53,10 @@ def swap(model):
 
     Raises:
         CheckpointError: a class only shares the name. Nothing is changed then. It is a ValueError.
+        TypeError: model is no module.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"swap: model is {type(model).__name__}; expected a torch.nn.Module")
     found = {}
     for name, module in model.named_modules():
         cls = modules_of_ours().get(type(module).__name__)
@@ -88,7 +91,10 @@ def convert(source, out):
         if path.suffix != ".pt":
             raise CheckpointError(f"convert: {name} is {path}; expected a file that ends in .pt")
     if out.exists() or not out.absolute().parent.is_dir():
-        raise CheckpointError(f"convert: out is {out}; expected a new file in a folder that exists")
+        raise CheckpointError(
+            f"convert: out is {out}, {'which exists' if out.exists() else 'whose folder does not exist'}; "
+            "expected a new file in a folder that exists"
+        )
     names = foreign_names(source)
     register()
     if not names:

@@ -227,6 +227,8 @@ def _find(source):
             # Only a bare name is searched for: ultralytics would look for a path in the network as well.
             if candidate == Path(candidate.name) and (found := tasks.check_yaml(str(candidate), hard=False)):
                 return Path(found)
+    if path.is_file():
+        raise InsertError(f"{source}: is no YAML; expected a model's .yaml, as a checkpoint is made from one")
     raise InsertError(
         f"{source}: does not exist; expected the path of a model YAML, or a name that ultralytics has"
     )
