@@ -1,8 +1,10 @@
-"""LSKA's compiled backends: what they accept, and what torch.compile has to know of their ops."""
+"""LSKA's fused backends: what they accept, and what torch.compile has to know of their ops."""
 
 import torch
 
-from .. import _compiled
+from .. import _compiled, _triton
+
+MOST_PIXELS = 2**31
 
 
 def why_not_cpu(x, **options):
@@ -15,6 +17,12 @@ def why_not_cpu(x, **options):
 
 def why_not_cuda(x, **options):
     return _compiled.why_not_gpu(x)
+
+
+def why_not_triton(x, **options):
+    if x.shape[2] * x.shape[3] >= MOST_PIXELS:
+        return f"x has planes of {x.shape[2]} x {x.shape[3]} and the Triton kernels count pixels below 2^31; use smaller maps"
+    return _triton.why_not(x, "lska")
 
 
 def _map_like(x):
@@ -45,6 +53,38 @@ def _bwd(grad_y, x, product, *rest):
     if weights[4] is None:  # LSKA-trivial: the gradients of the pair that is not there are empty
         grads[4:8] = [x.new_empty(shape) for shape in ((0, 1, 1, 0), (0,), (0, 1, 0, 1), (0,))]
     return _map_like(x), *grads
+
+
+DEPTHWISE = (
+    "Tensor conv0h, Tensor? conv0h_bias, Tensor conv0v, Tensor? conv0v_bias, Tensor? conv_spatial_h, "
+    "Tensor? conv_spatial_h_bias, Tensor? conv_spatial_v, Tensor? conv_spatial_v_bias, "
+)
+
+
+def register_triton():
+    """The ops of csrc/lska/schema.h by Triton; imports it."""
+    from . import triton_launch
+
+    _triton.register(
+        "lska_cascade_fwd",
+        f"(Tensor x, {DEPTHWISE}int dilation) -> Tensor",
+        triton_launch.cascade_fwd,
+        _cascade_fwd,
+    )
+    _triton.register(
+        "lska_fwd",
+        f"(Tensor x, {DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation, bool keep_product) "
+        "-> (Tensor y, Tensor product)",
+        triton_launch.fwd,
+        _fwd_cuda,
+    )
+    _triton.register(
+        "lska_bwd",
+        f"(Tensor grad_y, Tensor x, Tensor product, {DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation) "
+        f"-> ({', '.join(['Tensor'] * 11)})",
+        triton_launch.bwd,
+        _bwd,
+    )
 
 
 if _compiled.problem is None:
