@@ -4,7 +4,8 @@ import torch
 
 from .. import _compiled, _triton
 
-MOST_PIXELS = 2**31
+MOST_SIDE = 1 << 14  # whose square, and a band of it, the Triton kernels count in 32 bits
+
 
 
 def why_not_cpu(x, **options):
@@ -20,9 +21,11 @@ def why_not_cuda(x, **options):
 
 
 def why_not_triton(x, **options):
-    if x.shape[2] * x.shape[3] >= MOST_PIXELS:
-        return f"x has planes of {x.shape[2]} x {x.shape[3]} and the Triton kernels count pixels below 2^31; use smaller maps"
-    return _triton.why_not(x, "lska")
+    if reason := _triton.why_not(x, "lska"):
+        return reason
+    if (side := max(x.shape[2:])) > MOST_SIDE:
+        return f"x has a side of {side} and the Triton kernels take {MOST_SIDE} at most; use smaller maps"
+    return None
 
 
 def _map_like(x):
@@ -65,26 +68,14 @@ def register_triton():
     """The ops of csrc/lska/schema.h by Triton; imports it."""
     from . import triton_launch
 
-    _triton.register(
-        "lska_cascade_fwd",
-        f"(Tensor x, {DEPTHWISE}int dilation) -> Tensor",
-        triton_launch.cascade_fwd,
-        _cascade_fwd,
-    )
-    _triton.register(
-        "lska_fwd",
-        f"(Tensor x, {DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation, bool keep_product) "
-        "-> (Tensor y, Tensor product)",
-        triton_launch.fwd,
-        _fwd_cuda,
-    )
-    _triton.register(
-        "lska_bwd",
-        f"(Tensor grad_y, Tensor x, Tensor product, {DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation) "
-        f"-> ({', '.join(['Tensor'] * 11)})",
-        triton_launch.bwd,
-        _bwd,
-    )
+    weights = f"{DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation"
+    grads = ", ".join(["Tensor"] * 11)
+    for name, arguments, returns, function, fake in (
+        ("cascade_fwd", f"Tensor x, {DEPTHWISE}int dilation", "Tensor", triton_launch.cascade_fwd, _cascade_fwd),
+        ("fwd", f"Tensor x, {weights}, bool keep_product", "(Tensor y, Tensor product)", triton_launch.fwd, _fwd_cuda),
+        ("bwd", f"Tensor grad_y, Tensor x, Tensor product, {weights}", f"({grads})", triton_launch.bwd, _bwd),
+    ):  # fmt: skip
+        _triton.register(f"lska_{name}", f"({arguments}) -> {returns}", function, fake)
 
 
 if _compiled.problem is None:

@@ -1,5 +1,4 @@
-"""LSKA's Triton kernels: the cascade as one band of composite taps a direction, the gate as a product with its
-epilogue.
+"""LSKA's Triton kernels: the cascade by a band of composite taps for each direction, the gate as a product.
 
 Rows and columns commute: s = V (X H^T) with banded H = H1 H0 and V = V1 V0, exact at the borders, and the
 biases pass through the same bands. `lska_bands_kernel` makes a channel's band, `lska_pair_kernel` applies it.
@@ -86,13 +85,20 @@ def _product(a, b, acc):
 
 @triton.jit
 def _by_loads(
-    source, band, pos, other, L, M, stride, other_stride, N, r, d, e,
-    TURNED: tl.constexpr, BL: tl.constexpr, BO: tl.constexpr,
+    source, band, first, other, L, M, stride, other_stride, N, r, d, e,
+    TURNED: tl.constexpr, DENSE: tl.constexpr, BL: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """The band times a tile of the map, one shifted load for each diagonal."""
+    """The band times a tile of the map, one shifted load for each diagonal that meets it."""
+    pos = first + tl.arange(0, BL)
     acc = tl.zeros([BL, BO], tl.float32)
-    for q in range(N):
-        delta = q // e * d + q % e - r
+    begin = 0
+    end = N
+    if DENSE:
+        begin = tl.maximum(r - (L - 1 - first if TURNED else first + BL - 1), 0)
+        end = tl.minimum(r + (first + BL if TURNED else L - first), N)
+    band += begin * L
+    for q in range(begin, end):
+        delta = (q if DENSE else q // e * d + q % e) - r
         at = pos - delta if TURNED else pos + delta
         row = at if TURNED else pos
         on_map = (pos < L) & (at >= 0) & (at < L)
@@ -109,18 +115,22 @@ def _by_loads(
 
 @triton.jit
 def _by_products(
-    source, band, pos, other, first, last, L, M, stride, other_stride, r, d, e,
-    TURNED: tl.constexpr, BL: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
+    source, band, first, other, L, M, stride, other_stride, r, d, e,
+    TURNED: tl.constexpr, DENSE: tl.constexpr, BL: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The same as products of tiles, of those that the band touches: at a cost that hardly depends on it."""
+    pos = first + tl.arange(0, BL)
     acc = tl.zeros([BL, BO], tl.float32)
-    for start in range(first, last, BK):
+    for start in range(tl.maximum(first - r, 0), tl.minimum(first + BL + r, L), BK):
         k = start + tl.arange(0, BK)
         delta = pos[:, None] - k[None, :] if TURNED else k[None, :] - pos[:, None]
         z = delta + r
         row = k[None, :] if TURNED else pos[:, None]
-        taken = (pos < L)[:, None] & (k < L)[None, :] & (z >= 0) & (z <= 2 * r) & (z % d < e)
-        weight = tl.load(band + (z // d * e + z % d).to(tl.int64) * L + row, mask=taken, other=0)
+        taken = (pos < L)[:, None] & (k < L)[None, :] & (z >= 0) & (z <= 2 * r)
+        if not DENSE:
+            taken &= z % d < e
+            z = z // d * e + z % d
+        weight = tl.load(band + z * L + row, mask=taken, other=0)
         value = tl.load(
             source + k[:, None] * stride + other[None, :] * other_stride,
             mask=(k < L)[:, None] & (other < M)[None, :], other=0,
@@ -133,15 +143,16 @@ def _by_products(
 def lska_pair_kernel(
     source, band, edge, out, other_edge, bias0, bias1, bias2, grad_y, product,
     C, L, M, stride, other_stride, N, r, d, e,
-    END: tl.constexpr, TURNED: tl.constexpr, HAS0: tl.constexpr, HAS1: tl.constexpr, HAS2: tl.constexpr,
+    END: tl.constexpr, TURNED: tl.constexpr, DENSE: tl.constexpr,
+    HAS0: tl.constexpr, HAS1: tl.constexpr, HAS2: tl.constexpr,
     DOT: tl.constexpr, BL: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Owns a tile of a plane: BL positions along the band's axis, of L, times BO of the M across it.
 
     Reads source [B, C, H, W] and band [C, N, L], turned for the transposed band; writes out [B, C, H, W].
-    END says what is added, as reference.py's convolutions do one after the other:
-    rows     bias0 of conv0h through conv_spatial_h
-    columns  bias0 of conv0v through both of the dilated pair, bias1 of conv_spatial_h, bias2 of conv_spatial_v
+    DENSE: the band has no gaps between taps. DOT: by products on tensor cores. END says what is added:
+    rows     bias0 of conv0h, through conv_spatial_h
+    columns  bias0 of conv0v through the dilated pair, bias1 of conv_spatial_h through conv_spatial_v, bias2
     gate     grad_y (product + bias0), the gate's part of grad_x
     """
     tiles_o = tl.cdiv(M, BO)
@@ -152,20 +163,23 @@ def lska_pair_kernel(
     first = tile // tiles_o * BL
     pos = first + tl.arange(0, BL)
     other = tile % tiles_o * BO + tl.arange(0, BO)
-    size = L.to(tl.int64) * M
-    source += plane * size
+    plane *= L * M
+    source += plane
     band += channel * N * L
     if DOT:
         acc = _by_products(
-            source, band, pos, other, tl.maximum(first - r, 0), tl.minimum(first + BL + r, L),
-            L, M, stride, other_stride, r, d, e, TURNED, BL, BO, BK,
-        )  # fmt: skip
+            source, band, first, other, L, M, stride, other_stride, r, d, e, TURNED, DENSE, BL, BO, BK
+        )
         # 0 times NaN or infinity: only what is finite may be multiplied with what the band does not hold.
         if tl.max((tl.abs(acc) < float("inf")).to(tl.int32) ^ 1) > 0:
-            acc = _by_loads(source, band, pos, other, L, M, stride, other_stride, N, r, d, e, TURNED, BL, BO)
+            acc = _by_loads(
+                source, band, first, other, L, M, stride, other_stride, N, r, d, e, TURNED, DENSE, BL, BO
+            )
     else:
-        acc = _by_loads(source, band, pos, other, L, M, stride, other_stride, N, r, d, e, TURNED, BL, BO)
-    at = plane * size + pos[:, None] * stride + other[None, :] * other_stride
+        acc = _by_loads(
+            source, band, first, other, L, M, stride, other_stride, N, r, d, e, TURNED, DENSE, BL, BO
+        )
+    at = pos[:, None] * stride + other[None, :] * other_stride
     on_map = (pos < L)[:, None] & (other < M)[None, :]
     if END == "rows":
         if HAS0:
@@ -183,11 +197,11 @@ def lska_pair_kernel(
         if HAS2:
             acc += tl.load(bias2 + channel).to(tl.float32)
     if END == "gate":
-        a = tl.load(product + at, mask=on_map, other=0).to(tl.float32)
+        a = tl.load(product + plane + at, mask=on_map, other=0).to(tl.float32)
         if HAS0:
             a += tl.load(bias0 + channel).to(tl.float32)
-        acc += tl.load(grad_y + at, mask=on_map, other=0).to(tl.float32) * a
-    tl.store(out + at, acc.to(out.dtype.element_ty), mask=on_map)
+        acc += tl.load(grad_y + plane + at, mask=on_map, other=0).to(tl.float32) * a
+    tl.store(out + plane + at, acc.to(out.dtype.element_ty), mask=on_map)
 
 
 @triton.jit

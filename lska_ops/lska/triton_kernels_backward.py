@@ -77,7 +77,7 @@ def lska_sum_kernel(parts, out, size, splits, BLOCK: tl.constexpr):
     """Owns BLOCK of out's `size` numbers: the sum of parts [splits, size] in their order."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for split in range(splits):
+    for _ in range(splits):
         total += tl.load(parts + at, mask=at < size, other=0)
         parts += size
     tl.store(out + at, total.to(out.dtype.element_ty), mask=at < size)
@@ -101,20 +101,19 @@ def lska_gram_bwd_kernel(
     rest = tl.program_id(0) // (2 * back + 1) // tiles
     channel = (rest % C).to(tl.int64)
     split = rest // C
+    part = split.to(tl.int64) * C + channel
+    o = tile * BT + tl.arange(0, BT)
+    i = (tile + step) * BT + tl.arange(0, BT)
     if (tile + step >= 0) & (tile + step < tiles):
-        o = tile * BT + tl.arange(0, BT)
-        i = (tile + step) * BT + tl.arange(0, BT)
-        size = L.to(tl.int64) * M
         acc = tl.zeros([BT, BT], tl.float32)
-        total = tl.zeros([BT], tl.float32)
-        weighed = tl.zeros([BT], tl.float32)
         for image in range(split, B, splits):
-            plane = (channel + tl.cast(image, tl.int64) * C) * size
+            plane = (channel + tl.cast(image, tl.int64) * C) * (L * M)
             for start in range(0, M, BK):
                 k = start + tl.arange(0, BK)
-                at = plane + o[:, None] * stride + k[None, :] * other_stride
-                on_map = (o < L)[:, None] & (k < M)[None, :]
-                g = tl.load(grad + at, mask=on_map, other=0)
+                g = tl.load(
+                    grad + plane + o[:, None] * stride + k[None, :] * other_stride,
+                    mask=(o < L)[:, None] & (k < M)[None, :], other=0,
+                )  # fmt: skip
                 values = tl.load(
                     source + plane + i[None, :] * stride + k[:, None] * other_stride,
                     mask=(i < L)[None, :] & (k < M)[:, None], other=0,
@@ -123,17 +122,24 @@ def lska_gram_bwd_kernel(
                     acc = _product(g, values, acc)
                 else:
                     acc = _dot(g.to(tl.float32), values.to(tl.float32), acc)
-                if step == 0:
-                    total += tl.sum(g.to(tl.float32), 1)
-                    w = tl.load(weights + channel * M + k, mask=k < M, other=0)
-                    weighed += tl.sum(tl.load(ds + at, mask=on_map, other=0).to(tl.float32) * w[None, :], 1)
         z = i[None, :] - o[:, None] + r
-        part = split.to(tl.int64) * C + channel
         taken = (o < L)[:, None] & (i < L)[None, :] & (z >= 0) & (z <= 2 * r)
-        tl.store(gram + (part * (2 * r + 1) + z) * L + o[:, None], acc, mask=taken)
-        if step == 0:
-            tl.store(sums + part * L + o, total, mask=o < L)
-            tl.store(weighted + part * L + o, weighed, mask=o < L)
+        tl.store(gram + part * (2 * r + 1) * L + z * L + o[:, None], acc, mask=taken)
+    if step == 0:
+        total = tl.zeros([BT], tl.float32)
+        weighed = tl.zeros([BT], tl.float32)
+        for image in range(split, B, splits):
+            plane = (channel + tl.cast(image, tl.int64) * C) * (L * M)
+            for start in range(0, M, BK):
+                k = start + tl.arange(0, BK)
+                at = o[:, None] * stride + k[None, :] * other_stride
+                on_map = (o < L)[:, None] & (k < M)[None, :]
+                total += tl.sum(tl.load(grad + plane + at, mask=on_map, other=0).to(tl.float32), 1)
+                w = tl.load(weights + channel * M + k, mask=k < M, other=0)
+                gradient = tl.load(ds + plane + at, mask=on_map, other=0).to(tl.float32)
+                weighed += tl.sum(gradient * w[None, :], 1)
+        tl.store(sums + part * L + o, total, mask=o < L)
+        tl.store(weighted + part * L + o, weighed, mask=o < L)
 
 
 @triton.jit

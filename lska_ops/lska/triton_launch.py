@@ -17,7 +17,7 @@ PAIR_TILES = {
 GATE_TILE = (64, 64, 32, 4, 3)  # channels, pixels, channels summed
 EXACT_GATE_TILE = (32, 32, 16, 4, 2)  # float32 is summed without tensor cores, in registers
 MIX_TILE = (32, 32, 32, 4, 2)  # channels, channels, pixels summed
-GRAM_TILE = (32, 32, 4, 2)  # positions a side, pixels summed
+GRAM_TILE = (32, 16, 4, 2)  # positions a side, pixels summed
 PIECE = 1024  # pixels of an image that are summed in one go
 MOST_PARTS = 16  # of a sum; each is a matrix in memory
 BLOCK = 256  # of what is computed number by number
@@ -112,7 +112,7 @@ class Call:
             kernels.lska_pair_kernel, self.B * self.C * -(-a.L // along) * -(-a.M // across),
             source, band, edge, out, self.row_edge, *filled,
             self.C, a.L, a.M, a.stride, a.other_stride, a.N, a.r, a.d, a.e,
-            END=end, TURNED=turned, HAS0=biases[0] is not None, HAS1=biases[1] is not None,
+            END=end, TURNED=turned, DENSE=a.e == a.d or a.n1 == 1, HAS0=biases[0] is not None, HAS1=biases[1] is not None,
             HAS2=biases[2] is not None, DOT=self.dot, BL=along, BO=across, BK=summed, warps=warps, stages=stages,
         )  # fmt: skip
         return out
