@@ -66,7 +66,11 @@ def test_triton_declines_float64(gpu):
 
 def test_triton_declines_an_older_torch(gpu, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
-    says(compiled.why_not_triton(ON_GPU), "torch is 2.5.1+cu121 and the Triton kernels need 2.6", "upgrade torch")
+    says(
+        compiled.why_not_triton(ON_GPU),
+        "torch is 2.5.1+cu121 and the Triton kernels need 2.6",
+        "upgrade torch",
+    )
 
 
 def test_triton_declines_without_triton(gpu):
@@ -120,7 +124,11 @@ def test_triton_is_not_imported_before_it_is_used():
 
 
 def child(script, *words):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(lska_ops.__file__).parent.parent)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(lska_ops.__file__).parent.parent),
+    }
     command = [sys.executable, TESTS / script, *map(str, words)]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -35,7 +35,9 @@ def lska_calls(dtype):
     for C, H, W, k0, k1 in (*((c.C, c.H, c.W, 5, 7) for c in CASES[2:3]), (6, 9, 7, 3, 0)):
         x = torch.empty(1, C, H, W, dtype=dtype)
         shapes = [(C, 1, 1, k0), (C, 1, k0, 1), (C, 1, 1, k1), (C, 1, k1, 1)]
-        parts = [t for s in shapes for t in ((x.new_empty(s), x.new_empty(C)) if s[2] * s[3] else (None, None))]
+        parts = [
+            t for s in shapes for t in ((x.new_empty(s), x.new_empty(C)) if s[2] * s[3] else (None, None))
+        ]
         mix = (x.new_empty(C, C, 1, 1), x.new_empty(C))
         triton_launch.fwd(x, *parts, *mix, 3, True)
         triton_launch.bwd(x, x, x, *parts, *mix, 3)
@@ -83,7 +85,13 @@ class Variant:
         registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", said).groups())
         facts = dict(registers=registers, shared=made.metadata.shared, local=local, stack=stack)
         constants = {n: v for n, v in self.constants.items() if n.isupper()}
-        return {"kernel": self.kernel.fn.__name__, "arch": arch, "dtypes": self.dtypes, **facts, "constants": constants}
+        return {
+            "kernel": self.kernel.fn.__name__,
+            "arch": arch,
+            "dtypes": self.dtypes,
+            **facts,
+            "constants": constants,
+        }
 
 
 def variants(op, tensor_cores):

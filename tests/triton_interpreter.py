@@ -59,7 +59,9 @@ def same(ours, theirs):
 
 
 def takes_any_layout(op):
-    problem = next(p for p in small(op, 720_000) if p.layout == "contiguous" and p.tensors[first_of(p)].shape[1] > 1)
+    problem = next(
+        p for p in small(op, 720_000) if p.layout == "contiguous" and p.tensors[first_of(p)].shape[1] > 1
+    )
     first, given = first_of(problem), problem.grad_y
     problem.tensors[first] = LAYOUTS["expanded"](problem.tensors[first]).contiguous()
     expected = solve(problem, "triton")

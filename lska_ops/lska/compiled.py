@@ -7,7 +7,6 @@ from .. import _compiled, _triton
 MOST_SIDE = 1 << 14  # whose square, and a band of it, the Triton kernels count in 32 bits
 
 
-
 def why_not_cpu(x, **options):
     if x.device.type != "cpu":
         return f"x is on {x.device.type}; move it to the CPU"
