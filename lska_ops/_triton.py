@@ -1,4 +1,4 @@
-"""What both ops' Triton kernels need: whether they may run, how their ops are registered, how a kernel starts.
+"""What both ops' Triton kernels need: whether they may run, how ops are registered, how a kernel starts.
 
 Imports Triton when a call on a GPU first asks for it, never before.
 """

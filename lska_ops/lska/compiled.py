@@ -69,12 +69,12 @@ def register_triton():
 
     weights = f"{DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation"
     grads = ", ".join(["Tensor"] * 11)
-    for name, arguments, returns, function, fake in (
-        ("cascade_fwd", f"Tensor x, {DEPTHWISE}int dilation", "Tensor", triton_launch.cascade_fwd, _cascade_fwd),
-        ("fwd", f"Tensor x, {weights}, bool keep_product", "(Tensor y, Tensor product)", triton_launch.fwd, _fwd_cuda),
-        ("bwd", f"Tensor grad_y, Tensor x, Tensor product, {weights}", f"({grads})", triton_launch.bwd, _bwd),
-    ):  # fmt: skip
-        _triton.register(f"lska_{name}", f"({arguments}) -> {returns}", function, fake)
+    schema = f"(Tensor x, {DEPTHWISE}int dilation) -> Tensor"
+    _triton.register("lska_cascade_fwd", schema, triton_launch.cascade_fwd, _cascade_fwd)
+    schema = f"(Tensor x, {weights}, bool keep_product) -> (Tensor y, Tensor product)"
+    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_cuda)
+    schema = f"(Tensor grad_y, Tensor x, Tensor product, {weights}) -> ({grads})"
+    _triton.register("lska_bwd", schema, triton_launch.bwd, _bwd)
 
 
 if _compiled.problem is None:

@@ -1,7 +1,7 @@
 """LSKA's Triton kernels of the backward pass; ds is the gradient of the cascade's output s.
 
-A band's gradient is a Gram matrix of the map's lines near its diagonal, so no stage's output is kept: the taps'
-gradients are sums along the matrix's diagonals. All sums are taken in a fixed order, parts one after the other.
+A band's gradient is a Gram matrix of the map's lines near its diagonal, so no stage's output is kept: the
+taps' gradients are sums along the matrix's diagonals. Sums have a fixed order, parts one after the other.
 """
 
 import triton
@@ -12,7 +12,7 @@ from .triton_kernels import _dot, _product
 
 @triton.jit
 def lska_gate_bwd_kernel(grad_y, x, weight, ds, C, P, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Owns BM channels times BN pixels of an image: ds = weight^T (grad_y x), all of [B, C, P], weight [C, C]."""
+    """Owns BM channels times BN pixels of an image: ds = weight^T (grad_y x), maps [B, C, P], weight [C, C]."""
     tiles_m = tl.cdiv(C, BM)
     tiles = tiles_m * tl.cdiv(P, BN)
     image = (tl.program_id(0) // tiles).to(tl.int64)
@@ -149,7 +149,7 @@ def lska_taps_bwd_kernel(
     PAIR: tl.constexpr, COLUMNS: tl.constexpr, HAS: tl.constexpr, HAS_WEIGHTED: tl.constexpr,
     K0P: tl.constexpr, K1P: tl.constexpr, BX: tl.constexpr,
 ):  # fmt: skip
-    """Owns a channel's taps along one axis: from gram's diagonals grad0 [C, K0] and grad1 [C, K1], each from the
+    """Owns a channel's taps along one axis: from gram's diagonals grad0 [C, K0] and grad1 [C, K1], each by the
     other's taps, plus what the biases in front of taps1 pass through them; then the biases' gradients, [C].
     """
     channel = tl.program_id(0).to(tl.int64)

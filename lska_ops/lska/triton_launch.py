@@ -79,7 +79,7 @@ class Call:
         self.column_band, self.column_edge = self._band(self.column, 2)
 
     def _band(self, a, first):
-        """Of the pair whose first weight is parts[first]: the band [C, N, L] and its sums at the edge [C, L]."""
+        """Of the pair whose first weight is parts[first]: band [C, N, L] and the sums at the edge [C, L]."""
         taps0, taps1 = self.parts[first], self.parts[first + 4]
         band, edge = self.floats(self.C, a.N, a.L), self.floats(self.C, a.L)
         size = a.N * a.L
@@ -112,8 +112,9 @@ class Call:
             kernels.lska_pair_kernel, self.B * self.C * -(-a.L // along) * -(-a.M // across),
             source, band, edge, out, self.row_edge, *filled,
             self.C, a.L, a.M, a.stride, a.other_stride, a.N, a.r, a.d, a.e,
-            END=end, TURNED=turned, DENSE=a.e == a.d or a.n1 == 1, HAS0=biases[0] is not None, HAS1=biases[1] is not None,
-            HAS2=biases[2] is not None, DOT=self.dot, BL=along, BO=across, BK=summed, warps=warps, stages=stages,
+            END=end, TURNED=turned, DENSE=a.e == a.d or a.n1 == 1, DOT=self.dot,
+            HAS0=biases[0] is not None, HAS1=biases[1] is not None, HAS2=biases[2] is not None,
+            BL=along, BO=across, BK=summed, warps=warps, stages=stages,
         )  # fmt: skip
         return out
 
@@ -169,8 +170,8 @@ class Call:
         return out
 
     def taps_bwd(self, a, grad, source, ds):
-        """Gradients along one axis, of its input `source` and its output's `grad`: of the taps, then of the bias
-        that passes through taps1, of the one that passes through both dilated bands, and of the last."""
+        """Gradients along one axis, by its input `source` and its output's `grad`: of the taps, of the bias
+        that passes through taps1, of the one that passes through both dilated ones, and of the last."""
         edge, weights = self.row_edge, self.column_edge
         first, bias, weighted_bias = 0, self.parts[1], self.parts[3]
         if a.vertical:
@@ -193,7 +194,8 @@ class Call:
             gram, sums, weighted, edge, taps0, taps0 if taps1 is None else taps1,
             gram if bias is None else bias, gram if weighted_bias is None else weighted_bias,
             grad0, grad1, one, two, three, self.C, a.L, r, a.K0, a.K1, a.d, splits,
-            PAIR=self.paired, COLUMNS=a.vertical, HAS=bias is not None, HAS_WEIGHTED=weighted_bias is not None,
+            PAIR=self.paired, COLUMNS=a.vertical,
+            HAS=bias is not None, HAS_WEIGHTED=weighted_bias is not None,
             K0P=power_of_two(a.K0), K1P=power_of_two(a.K1), BX=64,
         )  # fmt: skip
         return grad0, grad1, one, two, three
