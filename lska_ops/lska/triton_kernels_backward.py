@@ -12,7 +12,7 @@ from .triton_kernels import _dot, _product
 
 @triton.jit
 def lska_gate_bwd_kernel(grad_y, x, weight, ds, C, P, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Owns BM channels times BN pixels of an image: ds = weight^T (grad_y x), maps [B, C, P], weight [C, C]."""
+    """Owns BM channels times BN pixels of an image: ds = weight^T (grad_y x), maps [B, C, P]."""
     tiles_m = tl.cdiv(C, BM)
     tiles = tiles_m * tl.cdiv(P, BN)
     image = (tl.program_id(0) // tiles).to(tl.int64)
@@ -85,14 +85,13 @@ def lska_sum_kernel(parts, out, size, splits, BLOCK: tl.constexpr):
 
 @triton.jit
 def lska_gram_bwd_kernel(
-    grad, source, ds, weights, gram, sums, weighted, B, C, L, M, stride, other_stride, r, splits,
+    grad, source, gram, B, C, L, M, stride, other_stride, r, splits,
     DOT: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Owns BT x BT products of a channel's lines, of those that the band touches, in every splits-th image.
 
     gram [splits, C, 2 r + 1, L] at (i - o + r, o) is the sum of grad(o) source(i) over the images and what is
-    across the axis: the gradient of a band's entries. The tile on the diagonal also writes sums [splits, C,
-    L] of grad and weighted [splits, C, L], of ds times weights [C, M]. grad, source, ds [B, C, H, W].
+    across the axis: the gradient of a band's entries. grad, source [B, C, H, W].
     """
     back = tl.cdiv(r, BT)
     tiles = tl.cdiv(L, BT)
@@ -101,10 +100,9 @@ def lska_gram_bwd_kernel(
     rest = tl.program_id(0) // (2 * back + 1) // tiles
     channel = (rest % C).to(tl.int64)
     split = rest // C
-    part = split.to(tl.int64) * C + channel
-    o = tile * BT + tl.arange(0, BT)
-    i = (tile + step) * BT + tl.arange(0, BT)
     if (tile + step >= 0) & (tile + step < tiles):
+        o = tile * BT + tl.arange(0, BT)
+        i = (tile + step) * BT + tl.arange(0, BT)
         acc = tl.zeros([BT, BT], tl.float32)
         for image in range(split, B, splits):
             plane = (channel + tl.cast(image, tl.int64) * C) * (L * M)
@@ -124,22 +122,38 @@ def lska_gram_bwd_kernel(
                     acc = _dot(g.to(tl.float32), values.to(tl.float32), acc)
         z = i[None, :] - o[:, None] + r
         taken = (o < L)[:, None] & (i < L)[None, :] & (z >= 0) & (z <= 2 * r)
-        tl.store(gram + part * (2 * r + 1) * L + z * L + o[:, None], acc, mask=taken)
-    if step == 0:
-        total = tl.zeros([BT], tl.float32)
-        weighed = tl.zeros([BT], tl.float32)
-        for image in range(split, B, splits):
-            plane = (channel + tl.cast(image, tl.int64) * C) * (L * M)
-            for start in range(0, M, BK):
-                k = start + tl.arange(0, BK)
-                at = o[:, None] * stride + k[None, :] * other_stride
-                on_map = (o < L)[:, None] & (k < M)[None, :]
-                total += tl.sum(tl.load(grad + plane + at, mask=on_map, other=0).to(tl.float32), 1)
-                w = tl.load(weights + channel * M + k, mask=k < M, other=0)
-                gradient = tl.load(ds + plane + at, mask=on_map, other=0).to(tl.float32)
-                weighed += tl.sum(gradient * w[None, :], 1)
-        tl.store(sums + part * L + o, total, mask=o < L)
-        tl.store(weighted + part * L + o, weighed, mask=o < L)
+        part = (split.to(tl.int64) * C + channel) * (2 * r + 1) * L
+        tl.store(gram + part + z * L + o[:, None], acc, mask=taken)
+
+
+@triton.jit
+def lska_lines_bwd_kernel(
+    grad, ds, weights, sums, weighted, B, C, L, M, stride, other_stride, splits,
+    BT: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Owns BT lines of a channel across an axis, in every splits-th image: sums [splits, C, L] of grad, and
+    weighted [splits, C, L] of ds times weights [C, M]; grad, ds [B, C, H, W]. The biases' gradients.
+    """
+    tiles = tl.cdiv(L, BT)
+    tile = tl.program_id(0) % tiles
+    channel = (tl.program_id(0) // tiles % C).to(tl.int64)
+    split = tl.program_id(0) // tiles // C
+    o = tile * BT + tl.arange(0, BT)
+    total = tl.zeros([BT], tl.float32)
+    weighed = tl.zeros([BT], tl.float32)
+    for image in range(split, B, splits):
+        plane = (channel + tl.cast(image, tl.int64) * C) * (L * M)
+        for start in range(0, M, BK):
+            k = start + tl.arange(0, BK)
+            at = o[:, None] * stride + k[None, :] * other_stride
+            on_map = (o < L)[:, None] & (k < M)[None, :]
+            total += tl.sum(tl.load(grad + plane + at, mask=on_map, other=0).to(tl.float32), 1)
+            w = tl.load(weights + channel * M + k, mask=k < M, other=0)
+            gradient = tl.load(ds + plane + at, mask=on_map, other=0).to(tl.float32)
+            weighed += tl.sum(gradient * w[None, :], 1)
+    at = (split.to(tl.int64) * C + channel) * L + o
+    tl.store(sums + at, total, mask=o < L)
+    tl.store(weighted + at, weighed, mask=o < L)
 
 
 @triton.jit
@@ -149,8 +163,8 @@ def lska_taps_bwd_kernel(
     PAIR: tl.constexpr, COLUMNS: tl.constexpr, HAS: tl.constexpr, HAS_WEIGHTED: tl.constexpr,
     K0P: tl.constexpr, K1P: tl.constexpr, BX: tl.constexpr,
 ):  # fmt: skip
-    """Owns a channel's taps along one axis: from gram's diagonals grad0 [C, K0] and grad1 [C, K1], each by the
-    other's taps, plus what the biases in front of taps1 pass through them; then the biases' gradients, [C].
+    """Owns a channel's taps along one axis: from gram's diagonals grad0 [C, K0] and grad1 [C, K1], each by
+    the other's taps, plus what the biases in front of taps1 pass through them; then the biases' gradients, [C].
     """
     channel = tl.program_id(0).to(tl.int64)
     t0 = tl.arange(0, K0P)

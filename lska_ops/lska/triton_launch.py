@@ -181,10 +181,14 @@ class Call:
         r, splits = min(a.r, a.L - 1), min(self.B, MOST_PARTS)
         gram = self.floats(splits, self.C, 2 * r + 1, a.L)
         sums, weighted = self.floats(splits, self.C, a.L), self.floats(splits, self.C, a.L)
+        tiles, size = splits * self.C * -(-a.L // side), (self.B, self.C, a.L, a.M, a.stride, a.other_stride)
+        options = dict(BT=side, BK=summed, warps=warps, stages=stages)
         _triton.launch(
-            backward.lska_gram_bwd_kernel, splits * self.C * -(-a.L // side) * (2 * -(-r // side) + 1),
-            grad, source, ds, weights, gram, sums, weighted, self.B, self.C, a.L, a.M, a.stride,
-            a.other_stride, r, splits, DOT=self.dot, BT=side, BK=summed, warps=warps, stages=stages,
+            backward.lska_gram_bwd_kernel, tiles * (2 * -(-r // side) + 1),
+            grad, source, gram, *size, r, splits, DOT=self.dot, **options,
+        )  # fmt: skip
+        _triton.launch(
+            backward.lska_lines_bwd_kernel, tiles, grad, ds, weights, sums, weighted, *size, splits, **options
         )  # fmt: skip
         taps0, taps1 = self.parts[first], self.parts[first + 4]
         grad0, one, two, three = torch.empty_like(taps0), *(self.x.new_empty(self.C) for _ in range(3))
