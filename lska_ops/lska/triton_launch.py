@@ -14,6 +14,7 @@ PAIR_TILES = {
     "loads": (16, 64, 16, 4, 2),
     "products": (32, 32, 32, 4, 2),
 }  # along the axis, across it, summed
+NARROW = 32  # pixels of a row for which the longest tile would be mostly empty
 GATE_TILE = (64, 64, 32, 4, 3)  # channels, pixels, channels summed
 EXACT_GATE_TILE = (32, 32, 16, 4, 2)  # without tensor cores: in float32, and below sm_80
 MIX_TILE = (32, 32, 32, 4, 2)  # channels, channels, pixels summed
@@ -105,7 +106,9 @@ class Call:
             else (self.column, self.column_band, self.column_edge)
         )
         along, across, summed, warps, stages = PAIR_TILES["products" if self.dot else "loads"]
-        if not a.vertical and not self.dot:
+        if not self.dot and self.row.L <= NARROW:
+            across = NARROW
+        if not self.dot and not a.vertical:
             along, across = across, along  # the long side is the contiguous one
         filled = [source if t is None else t for t in (*biases, grad_y, product)]
         _triton.launch(
