@@ -234,7 +234,12 @@ def test_triton_is_seen_through_by_torch_compile(monkeypatch, dynamic):
     """Traced on a CPU, where the kernels cannot run: the graphs hold the kernels, not an opaque op."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
 
+    monkeypatch.setattr(
+        driver, "_active", SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
+    )
     monkeypatch.setitem(_backends.WHY_NOT["lska"], "triton", lambda x, **_: None)
     if not hasattr(torch.ops.lska_ops, "lska_fwd_triton"):
         compiled.register_triton()

@@ -12,6 +12,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 import dataclasses  # noqa: E402
+import importlib  # noqa: E402
 import itertools  # noqa: E402
 import sys  # noqa: E402
 
@@ -24,6 +25,19 @@ from lska_ops.testing.problems import LAYOUTS, OPS, random_problem, ratios, solv
 
 MOST_PLANES, MOST_PIXELS, FEW_PIXELS = 4, 100, 35  # a program takes 20 ms and more here
 REPEATED = 5  # every so many are solved twice
+
+
+def round_as_a_gpu_does(interpreter):
+    """Triton's interpreter cuts float32 to bfloat16; every GPU rounds it to the nearest."""
+    theirs = interpreter._convert_float
+
+    def convert(values, given, wanted, mode):
+        if given.is_fp32() and wanted.is_bf16():
+            bits = torch.from_numpy(values.copy()).bfloat16().view(torch.int16)
+            return bits.numpy().view("uint16").reshape(values.shape)
+        return theirs(values, given, wanted, mode)
+
+    interpreter._convert_float = convert
 
 
 def small(op, first, most_pixels=FEW_PIXELS):
@@ -148,6 +162,7 @@ def first_of(problem):
 def main(op, what, first=0, count=0):
     torch.use_deterministic_algorithms(True)  # with it torch.empty is filled with NaN
     _triton.launch = triton_guard.guarding(_triton.launch)
+    round_as_a_gpu_does(importlib.import_module("triton.runtime.interpreter"))
     if what == "edges":
         for edge in EDGES:
             print(edge.__name__, flush=True)
