@@ -167,10 +167,12 @@ class Call:
         none = self.x.new_empty(0)
         y, product = self.map() if gated else none, self.map() if keep else none
         m, n, k, warps, stages = GATE_TILE if self.dot else EXACT_GATE_TILE
+        bias = s if self.conv1_bias is None else self.conv1_bias
         _triton.launch(
             kernels.lska_gate_fwd_kernel, self.B * -(-self.C // m) * -(-self.P // n),
-            s, self.conv1, s if self.conv1_bias is None else self.conv1_bias, self.x, y, product, self.C, self.P,
-            GATE=gated, KEEP=keep, HAS_BIAS=self.conv1_bias is not None, BM=m, BN=n, BK=k, warps=warps, stages=stages,
+            s, self.conv1, bias, self.x, y, product, self.C, self.P,
+            GATE=gated, KEEP=keep, HAS_BIAS=self.conv1_bias is not None,
+            BM=m, BN=n, BK=k, warps=warps, stages=stages,
         )  # fmt: skip
         return y, product
 
