@@ -172,7 +172,7 @@ def main(op, what, first=0, count=0):
     for i in range(int(count)):
         problem = next(problems)
         print(problem.repro("triton"), flush=True)
-        if said := wrong(problem, what == "backward", i % REPEATED == 0):
+        if said := wrong(problem, what == "backward", i % REPEATED == REPEATED - 1):
             print(said)
             return 1
     print(f"{count} problems within the bound")

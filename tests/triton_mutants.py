@@ -7,7 +7,6 @@ Works on a copy of the package in a temporary folder.
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -57,19 +56,29 @@ LSKA = [
 GROUPS = (("lska", LSKA),)
 
 
-def caught(op, folder):
-    """How the problems catch what is in the folder, or None."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, TESTS / "triton_interpreter.py", op, "backward", str(FIRST), str(PROBLEMS)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if run.returncode == 0:
-        return None
-    if run.returncode < 0:
-        return f"signal {-run.returncode}"
-    said = (run.stdout + run.stderr).strip().splitlines()
-    if "times the bound" not in said[-1] and "another result" not in said[-1]:
-        sys.exit(f"the problems did not run:\n{run.stderr}")
-    return said[-1]
+def caught(op, problems, said):
+    """How the problems catch the kernels as the files are now, or None.
+
+    In a process of its own: Triton's files are imported when a call first asks for them, so that all else is
+    imported once.
+    """
+    if (child := os.fork()) == 0:
+        with open(said, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        code = 2
+        try:
+            code = problems(op, "backward", FIRST, PROBLEMS)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return f"signal {os.WTERMSIG(status)}"
+    last = said.read_text().strip().splitlines()[-1]
+    if os.WEXITSTATUS(status) == 2:
+        sys.exit(f"the problems did not run:\n{said.read_text()}")
+    return last if os.WEXITSTATUS(status) else None
 
 
 def main(part=""):
@@ -78,8 +87,18 @@ def main(part=""):
         folder = Path(name)
         ignore = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(TESTS.parent / "lska_ops", folder / "lska_ops", ignore=ignore)
+        sys.path.insert(0, name)
+        sys.dont_write_bytecode = True  # which would outlive the bug
+        import triton_interpreter
+
+        # Small ones, and each solved once.
+        triton_interpreter.MOST_PIXELS, triton_interpreter.REPEATED = (
+            triton_interpreter.FEW_PIXELS,
+            PROBLEMS + 1,
+        )
+        problems = triton_interpreter.main
         for op, mutants in GROUPS:
-            if how := caught(op, folder):
+            if how := caught(op, problems, folder / "said"):
                 sys.exit(f"{op}: the unchanged kernels are wrong: {how}")
             for mutant in mutants:
                 if part not in mutant.name:
@@ -90,7 +109,7 @@ def main(part=""):
                     found = text.count(mutant.right)
                     sys.exit(f"{op}, {mutant.name}: occurs {found} times in {mutant.file}; expected once")
                 file.write_text(text.replace(mutant.right, mutant.wrong))
-                how = caught(op, folder)
+                how = caught(op, problems, folder / "said")
                 file.write_text(text)
                 survivors += how is None
                 print(f"{op:6} {mutant.name:40} {f'killed by {how}' if how else 'SURVIVED'}", flush=True)
