@@ -35,7 +35,12 @@ LSKA = [
     ),
     Mutant("band not turned", KERNELS, "at = pos - delta if TURNED", "at = pos + delta if TURNED"),
     Mutant("low half left out", KERNELS, "_dot(a_high, b_low, _dot(a_low, b_high, acc))", "acc"),
-    Mutant("gate without bias", KERNELS, "    if GATE:\n        if HAS_BIAS:", "    if GATE:\n        if KEEP and HAS_BIAS:"),
+    Mutant(
+        "gate without bias",
+        KERNELS,
+        "acc += tl.load(bias + m, mask=m < C, other=0).to(tl.float32)[:, None]",
+        "acc += 0.0",
+    ),
     Mutant(
         "mix transposed",
         BACKWARD,
