@@ -99,8 +99,8 @@ def ratios(problem, answers, backend="cpu"):
 def main(*words):
     if len(words) != 3 or words[0] not in OPS or words[1] not in ORDER or not words[2].isdecimal():
         got = " ".join(words) or "nothing"
-        expected = f"an op ({', '.join(OPS)}), a backend ({', '.join(ORDER)}) and a number, as in lska cpu 123"
-        print(f"problems: arguments are {got}; expected {expected}", file=sys.stderr)
+        expected = f"an op ({', '.join(OPS)}), a backend ({', '.join(ORDER)}) and a number"
+        print(f"problems: arguments are {got}; expected {expected}, as in lska cpu 123", file=sys.stderr)
         return 2
     op, backend, seed = words
     problem = random_problem(op, int(seed))

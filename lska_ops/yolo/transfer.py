@@ -135,10 +135,10 @@ class Match:
 def _does_not_fit(match, problems):
     """ "yolo11s.pt does not fit: its row 0 has ...; it is of scale s, this model of scale n"."""
     text = f"{_name(match.source)} does not fit: {_few(problems)}"
-    for what, of in (("scale", lambda value: f"of scale {value}"), ("yaml_file", lambda file: f"made from {Path(file).name}")):
-        there, here = (m.yaml.get(what) for m in (match.source, match.model))
+    for key, its, ours in (("scale", "of scale", "of scale"), ("yaml_file", "made from", "from")):
+        there, here = (Path(str(m.yaml.get(key) or "")).name for m in (match.source, match.model))
         if there and here and there != here:
-            return f"{text}; it is {of(there)}, this model {of(here)}"
+            return f"{text}; it is {its} {there}, this model {ours} {here}"
     return text
 
 
