@@ -103,6 +103,7 @@ def small(*ours, at=6, **changes):
     return d
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("module", ["LSKA", "ACmix"])
 @pytest.mark.parametrize("scale, tensors", [("n", 499), ("m", 649), ("l", 1015)])
 def test_transfer_every_tensor_and_no_pixel(tmp_path, said, scale, tensors, module):

@@ -61,6 +61,7 @@ def parse(d):
     return tasks.parse_model(copy.deepcopy(d), 3, verbose=False)[0]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("module", PARAMETERS)
 def test_yolo_seed_models_by_bare_name(module, scale):
@@ -221,6 +222,7 @@ def patched():
     )
 
 
+@pytest.mark.versions
 def test_yolo_register_twice_and_unregister():
     inside = patched()
     lska_ops.register()
