@@ -5,7 +5,7 @@ Where our modules are the identity, all of it has to give what the same network 
 """
 
 import copy
-import os
+import importlib
 import shlex
 import subprocess
 import sys
@@ -119,7 +119,7 @@ def test_training_half_on_a_cpu(pair):
 
 def test_training_average_of_the_weights_and_its_checkpoint(pair, tmp_path, module):
     model = at_random(pair[1].model)
-    ema = ModelEMA(model)
+    ema = ModelEMA(model, updates=3000)  # the average of a long training, neither side near zero
     before = {name: value.double() for name, value in ema.ema.state_dict().items()}
     with torch.no_grad():
         for p in model.parameters():
@@ -128,8 +128,9 @@ def test_training_average_of_the_weights_and_its_checkpoint(pair, tmp_path, modu
     d, now, average = ema.decay(ema.updates), model.state_dict(), ema.ema.state_dict()
     for layer in layers(ema.ema):
         for name in (f"model.{layer.i}.{key}" for key in layer.state_dict()):
-            a, b = d * before[name], (1 - d) * now[name].double()
-            assert error_ratio(average[name], a + b, a.abs() + b.abs(), 4) <= 1, name
+            old, new = before[name], now[name].double()
+            exact, absolute = old + (1 - d) * (new - old), old.abs() + new.abs()
+            assert error_ratio(average[name], exact, absolute, 4) <= 1, name
             assert average[name].data_ptr() != now[name].data_ptr() and not average[name].requires_grad
     file = tmp_path / "last.pt"
     torch.save({"model": None, "ema": copy.deepcopy(ema.ema).half(), "train_args": {}, "epoch": 3}, file)
@@ -229,7 +230,7 @@ def test_training_pictures_and_video(pair, tmp_path):
 
 
 def test_training_tune_starts_what_our_command_runs(tmp_path, digits, monkeypatch):
-    """One iteration; the command that it starts runs here, through `lska-ops yolo`, on the tiny model."""
+    """One iteration; where it starts a command, that runs here through `lska-ops yolo`."""
     commands, argv, run = [], list(sys.argv), subprocess.run
 
     def start(command, *args, **kwargs):
@@ -244,11 +245,13 @@ def test_training_tune_starts_what_our_command_runs(tmp_path, digits, monkeypatc
         return subprocess.CompletedProcess(command, code)
 
     path = write(tmp_path, "ACmix")
-    monkeypatch.setattr("ultralytics.engine.tuner.subprocess.run", start)
+    tuner = importlib.import_module("ultralytics.engine.tuner")
+    if hasattr(tuner, "subprocess"):  # later versions train in this process
+        monkeypatch.setattr(tuner.subprocess, "run", start)
     options = dict(
         data=str(digits), project=str(tmp_path / "runs"), iterations=1, epochs=1, save=True, val=True
     )
     ultralytics.YOLO(path).tune(**options, **OFFLINE)
-    assert len(commands) == 1 and any(os.path.basename(path) in word for word in commands[0])
-    (best,) = tmp_path.glob("runs/**/train*/weights/best.pt")
-    assert [type(layer).__name__ for layer in layers(ultralytics.YOLO(best).model)] == ["ACmix"] * 2
+    assert len(commands) == hasattr(tuner, "subprocess")
+    found = sorted(tmp_path.glob("runs/**/best.pt"))
+    assert found and [type(m).__name__ for m in layers(ultralytics.YOLO(found[0]).model)] == ["ACmix"] * 2
