@@ -4,6 +4,7 @@ PY := .venv/bin/python
 FLOOR := .venv-floor/bin
 FLOOR_PYTHON ?= $(PYTHON)
 ENVS ?= .venv-floor .venv-middle .venv
+VERSIONS := $(notdir $(shell grep -l mark.versions tests/test_*.py))
 ARGS ?=
 # To work here one architecture is enough: this machine's, or any; `pip install .` by itself compiles for all.
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sort -uV)
@@ -62,7 +63,7 @@ floor: .venv-floor/ready  ## the tests with the oldest supported versions
 
 matrix: $(ENVS:%=%/ready)  ## what has to hold in every version: oldest, middle and newest pair; ENVS=.venv-middle for one
 	for env in $(filter-out .venv,$(ENVS)); do $$env/bin/pip install --quiet --no-deps --force-reinstall . || exit; done
-	cd tests && for env in $(ENVS); do ../$$env/bin/python -m pytest -q -m versions $(ARGS) || exit; done
+	cd tests && for env in $(ENVS); do ../$$env/bin/python -m pytest -q -m versions $(VERSIONS) $(ARGS) || exit; done
 
 .venv-middle/ready: Makefile
 	$(FLOOR_PYTHON) -m venv .venv-middle
