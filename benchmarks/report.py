@@ -1,7 +1,7 @@
 """What becomes of the numbers: terminal table and CSV; from the CSVs alone, README block and plots.
 
-`python benchmarks/report.py` writes the block of README.md and its translation, and the plots; with --check it
-only says whether the block is current.
+`python benchmarks/report.py` writes the block of README.md and its translation, and the plots; with --check
+it only says whether the block is current.
 """
 
 import argparse
@@ -303,7 +303,9 @@ def main(arguments=None, readme=README, results=RESULTS):
     if args.check:
         if stale:
             names = " and ".join(stale)
-            print(f"the results in {names} are not those of benchmarks/results; run `make table`", file=sys.stderr)
+            print(
+                f"{names}: the results are not those of benchmarks/results; run `make table`", file=sys.stderr
+            )
         return int(bool(stale))
     import plots
 

@@ -1,4 +1,4 @@
-"""LSKA with a large kernel at P3 alone, the level of small objects: a model YAML of your own, and its training.
+"""LSKA with a large kernel at P3 alone, the level of small objects: a model YAML of your own, trained.
 
     python insert_p3.py --data your_data.yaml
 

@@ -2,8 +2,8 @@
 
     python several_gpus.py --data your_data.yaml
 
-This needs two NVIDIA GPUs or more and a PyTorch with NCCL. Where there is one it trains on that, where there is
-none on the CPU, and says so. Without data it learns handwritten digits; nothing is downloaded.
+This needs two NVIDIA GPUs or more and a PyTorch with NCCL. Where there is one it trains on that, where there
+is none on the CPU, and says so. Without data it learns handwritten digits; nothing is downloaded.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main():
         where = "it" if gpus else "the CPU"
         print(f"several_gpus: {gpus} GPUs are visible, two are needed; one process trains on {where}")
 
-    # ultralytics starts the other processes from the model's YAML; register() sees to it that they register too.
+    # ultralytics starts a process per GPU from the model's YAML; each of them registers by itself.
     lska_ops.register()
     model = YOLO("yolo11n-ACmix.yaml")
     data = args.data or str(write_digits("digits", train=args.pictures, val=max(args.pictures // 8, 1)))
