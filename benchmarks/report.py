@@ -303,9 +303,7 @@ def main(arguments=None, readme=README, results=RESULTS):
     if args.check:
         if stale:
             names = " and ".join(stale)
-            print(
-                f"{names}: the results are not those of benchmarks/results; run `make table`", file=sys.stderr
-            )
+            print(f"{names}: other results than in benchmarks/results; run `make table`", file=sys.stderr)
         return int(bool(stale))
     import plots
 
