@@ -2,7 +2,7 @@
 
     python insert_p3.py --data your_data.yaml
 
-Without data it learns handwritten digits, which are made here; nothing is downloaded.
+Without data it learns handwritten digits, which are made here.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python segment.py --data your_data.yaml
 
-Without data it learns discs and triangles, which are drawn here; nothing is downloaded.
+Without data it learns discs and triangles, which are drawn here.
 """
 
 import argparse

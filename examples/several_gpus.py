@@ -3,7 +3,7 @@
     python several_gpus.py --data your_data.yaml
 
 This needs two NVIDIA GPUs or more and a PyTorch with NCCL. Where there is one it trains on that, where there
-is none on the CPU, and says so. Without data it learns handwritten digits; nothing is downloaded.
+is none on the CPU, and says so. Without data it learns handwritten digits, made here.
 """
 
 import argparse

@@ -203,9 +203,9 @@ def test_readme_python_runs(folder, said):
 
 def commands():
     """README's command lines as words, comments left out, each once."""
-    lines = [shlex.split(line, comments=True) for block in blocks() for line in block.splitlines()]
-    starts = ("python", "lska-ops", "make", "pip")
-    return [list(words) for words in dict.fromkeys(tuple(w) for w in lines if w and w[0] in starts)]
+    lines = [line for block in blocks() for line in block.splitlines()]
+    lines = [line for line in lines if re.match(r"(python|lska-ops|make|pip) ", line)]
+    return [list(words) for words in dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)]
 
 
 def run(words):
@@ -228,7 +228,9 @@ def run(words):
 
 def test_readme_commands_run(folder, monkeypatch):
     saved("yolo11n-LSKA.yaml", "best.pt")
+    lska_ops.register()
     write_fork(folder / "old.pt", "ultralytics.nn.AddModules.LSKA", "LSKA", 23)
+    lska_ops.unregister()
     there = folder / "hook.pth", folder / "hook.py"
     monkeypatch.setattr(startup, "_files", lambda: there)
     assert len(commands()) > 10
