@@ -127,6 +127,24 @@ def test_readme_links_lead_somewhere(path):
             assert (ROOT / link).exists(), f"{path.name}: {link} does not exist"
 
 
+def test_readme_results_go_into_both(tmp_path, capsys):
+    import report
+
+    here = [tmp_path / path.name for path in (ENGLISH, CHINESE)]
+    for path in here:
+        path.write_text(f"{path.name}\n{BEGIN}\n{END}\n", encoding="utf-8")
+    arguments = here[0], tmp_path / "results"
+    assert report.main(["--check"], *arguments) == 1
+    assert capsys.readouterr().err.startswith("README.md and README.zh-CN.md: other results")
+    assert report.main([], *arguments) == 0 and report.main(["--check"], *arguments) == 0
+    assert read(here[0]).splitlines()[1:] == read(here[1]).splitlines()[1:] and "not measured" in read(
+        here[1]
+    )
+    here[1].write_text(read(here[1]).replace("not measured", "measured"), encoding="utf-8")
+    assert report.main(["--check"], *arguments) == 1
+    assert capsys.readouterr().err.startswith("README.zh-CN.md: other results")
+
+
 # What is run: the English file's, the other's being the same
 
 
