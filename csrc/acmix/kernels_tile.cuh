@@ -21,6 +21,7 @@ struct AcmixArguments {
   const float* initial;       // like out: what another kernel has computed; null for nothing
   void* out;                  // forward [B, C, Ho, Wo], backward [B, 3, C, H, W]; of T or float
   float* parts;               // query: [blocks, 2 D + 1], of conv_p's gradient and rate1's
+  float* shift_parts;  // query: [blocks, D, G, 3 G, kernel_conv^2], of the composite weights' gradients
   bool out_float;
   int64_t B;
   int C, G, D, H, W, Ho, Wo, kernel_att, kernel_conv, stride, dilation;

@@ -47,6 +47,7 @@ struct AcmixRegion {
 
 struct AcmixLayout {
   bool attention, shift;         // what the kernel computes
+  bool shift_grad;               // query: the sums of the shift's weight gradients, too
   bool regular, whole;           // whole: all dims of a head at once
   int rows, cols, runs;          // of a tile; runs in a row
   int band;                      // rows whose weights of the window are in shared memory at once
@@ -54,10 +55,11 @@ struct AcmixLayout {
   int dims, heads;               // dims in shared memory at once; heads of a block
   int taps;                      // of a line: as many pixels lie between the first and the last of a window
   int parts;                     // of q, k, v: those whose shift weights are in shared memory at once
+  int64_t images;                // from one image of a block to its next
   AcmixRegion own, window, grads;
   // Where each lies in shared memory, in bytes.
-  int table_y, table_x, position, sums, weights, products, pixels, total, composite, own_at, window_at,
-      grads_at;
+  int table_y, table_x, position, sums, weights, products, pixels, total, composite, shift_sums, own_at,
+      window_at, grads_at;
   int64_t shared_bytes, grid_x, grid_y, grid_z;
   double cost;  // what is moved for each channel and image, made dearer by idle threads
   bool fits;
@@ -118,6 +120,7 @@ inline void set_memory(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
   l.total = take(forward && l.shift ? (fused ? s.C : s.G * l.dims) * l.tile_pixels : 0, 4);
   l.parts = !l.shift ? 0 : !l.attention ? 3 : forward ? (l.whole ? 3 : 2) : key ? 2 : 1;
   l.composite = take(int64_t(l.parts) * l.dims * s.G * s.conv_taps(), 4);
+  l.shift_sums = take(l.shift_grad ? 3 * s.C * s.G * s.conv_taps() : 0, 4);
   const int64_t e = s.element, own = int64_t(l.dims) * l.own.elements,
                 window = int64_t(l.dims) * l.window.elements;
   const bool windows = l.attention || forward, owns = l.attention || forward;
@@ -149,23 +152,34 @@ inline double traffic(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass) 
   const double tiles = double(ceil_div(H, l.rows) * ceil_div(W, l.cols));
   const double composite =
       l.shift ? tiles * double(l.parts * s.G * s.conv_taps()) * 2. / double(s.element) : 0.;
+  // Written by each block, and read to be added up.
+  const double blocks = double(l.grid_x * l.grid_y * l.grid_z) / double(s.B);
+  const double sums = l.shift_grad ? blocks * double(6 * s.G * s.conv_taps()) * 4. / double(s.element) : 0.;
   if (forward) return maps(conv) + 2 * maps(most) + maps(0) + composite;
-  if (!key) return maps(0) * (2 + again) + maps(conv) + (2 + again) * maps(att) + composite;
+  if (!key) return maps(0) * (2 + again) + maps(conv) + (2 + again) * maps(att) + composite + sums;
   if (!l.attention) return maps(conv) + 3 * maps(0) + composite;
   return 4 * maps(0) + maps(most) * (2 + again * (l.shift ? 1 : 2)) + composite;
 }
 
-inline void set_grid(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
+inline void set_grid(AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const GpuLimits& device) {
   const bool key = pass == AcmixPass::key;
   l.heads = l.shift ? int(s.G) : 1;
   l.grid_x = s.B * (l.attention ? (l.shift ? 1 : s.G) : ceil_div(s.D(), l.dims));
   l.grid_y = ceil_div(key ? s.H : s.Ho(), l.rows);
   l.grid_z = ceil_div(key ? s.W : s.Wo(), l.cols);
+  l.images = s.B;
+  // Sums are many: a block adds up as many images as leave each multiprocessor a block.
+  if (l.shift_grad) {
+    const int64_t most =
+        std::max<int64_t>(1, std::min(s.B, ceil_div(l.grid_x * l.grid_y * l.grid_z, device.multiprocessors)));
+    l.grid_x = l.images = ceil_div(s.B, most);
+  }
 }
 
 // Less is better: what is moved, by a device that has work for all and by blocks whose threads have.
 inline double cost(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const GpuLimits& device) {
-  const double blocks = double(l.grid_x * l.grid_y * l.grid_z), wanted = double(device.multiprocessors);
+  const double blocks = double(l.shift_grad ? s.B : l.grid_x) * double(l.grid_y * l.grid_z);
+  const double wanted = double(device.multiprocessors);
   const double tasks = double(l.attention ? l.band * l.runs * l.taps : l.rows * l.runs * l.dims);
   const double busy = std::min(1., tasks / kAcmixThreads);
   return traffic(l, s, pass) * std::max(1., wanted / blocks) / (0.4 + 0.6 * busy);
@@ -175,7 +189,7 @@ inline double cost(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass, con
 
 // The cheapest layout that fits; fits is false where none does.
 inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attention, bool shift,
-                                 const GpuLimits& device) {
+                                 const GpuLimits& device, bool shift_grad = false) {
   const bool key = pass == AcmixPass::key;
   const int64_t H = key ? s.H : s.Ho(), W = key ? s.W : s.Wo();
   AcmixLayout best{};
@@ -183,6 +197,7 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
     AcmixLayout l{};
     l.attention = attention;
     l.shift = shift;
+    l.shift_grad = shift_grad;
     l.regular = s.regular();
     l.rows = int(rows);
     l.cols = int(cols);
@@ -194,7 +209,7 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
     l.whole = dims == s.D();
     acmix_plan::set_regions(l, s, pass);
     acmix_plan::set_memory(l, s, pass);
-    acmix_plan::set_grid(l, s, pass);
+    acmix_plan::set_grid(l, s, pass, device);
     l.fits = l.shared_bytes <= device.shared_bytes && l.grid_x <= kMaxGrid && l.grid_y <= kMaxGridYZ &&
              l.grid_z <= kMaxGridYZ;
     if (!l.fits) return false;
@@ -276,5 +291,16 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
                                  std::min<int64_t>(p.units, kMaxGridYZ));
   return p;
 }
+
+namespace acmix_plan {
+
+// As above: what crosses global memory for each channel and image.
+inline double traffic(const AcmixShiftGradPlan& p, const AcmixSize& s) {
+  const int64_t reach = s.conv_reach();
+  return 3 * with_halo(s.H, p.rows * s.stride, reach) * with_halo(s.W, p.cols * s.stride, reach) +
+         double(s.Ho() * s.Wo());
+}
+
+}  // namespace acmix_plan
 
 }  // namespace lska_ops
