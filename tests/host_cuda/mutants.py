@@ -26,6 +26,7 @@ class Mutant:
 
 
 GRADIENTS, TRAFFIC, STREAMS = "gradients_within_bound", "reads_and_writes", "streams_within_bound"
+SUMS = "weight_gradients_of"
 SECONDS = 300  # a test takes less than twenty, two at a time
 MUTANTS = [
     Mutant(
@@ -341,6 +342,41 @@ MUTANTS += [
         "for (int s = 0; s < a.splits; ++s) total",
         "for (int s = 0; s < max(1, a.splits - 1); ++s) total",
         GRADIENTS,
+    ),
+    Mutant(
+        "weights' gradient by the query pass: taps not turned around",
+        SHIFT,
+        "multiply_add(grad[kAcmixAhead + 1 + j - tap], v[j], sum[part][tap]);",
+        "multiply_add(grad[kAcmixAhead - 1 + j + tap], v[j], sum[part][tap]);",
+        SUMS,
+    ),
+    Mutant(
+        "weights' gradient by the query pass: a row of taps too many",
+        SHIFT,
+        "if (uint32_t(run.y - dy) >= uint32_t(a.Ho)) continue;",
+        "if (run.y - dy < 0) continue;",
+        SUMS,
+    ),
+    Mutant(
+        "weights' gradient by the query pass: every image begins anew",
+        SHIFT,
+        "if (fast || tap == 0) out[part * a.G * taps + tap] += sum[part][tap];",
+        "if (fast || tap == 0) out[part * a.G * taps + tap] = sum[part][tap];",
+        SUMS,
+    ),
+    Mutant(
+        "weights' gradient by the query pass: another head's place",
+        SHIFT,
+        "* 3 * a.G + head) * taps + line",
+        "* 3 * a.G + a.G - 1 - head) * taps + line",
+        SUMS,
+    ),
+    Mutant(
+        "query pass: the last image of a block left out",
+        QUERY,
+        "for (; t.image < a.B; t.image += l.images) {",
+        "for (; t.image < a.B - (a.B > 2); t.image += l.images) {",
+        SUMS,
     ),
     Mutant(
         "rate2's gradient with rate2",
