@@ -39,9 +39,10 @@ struct AcmixSize {
 };
 
 // Rows and columns of a map in shared memory, for each dim; `ahead` of them lie before the tile's first.
-// `spare` columns at either end are there for the alignment of what follows, and are not loaded.
+// `spare` columns at either end are there for the alignment of what follows, and are not loaded. Where they
+// leave room for a row's last columns, the next row begins a run earlier: the pitch is less than the columns.
 struct AcmixRegion {
-  int rows, pitch, ahead_y, ahead_x, spare;
+  int rows, cols, pitch, ahead_y, ahead_x, spare;
   int elements;  // of one dim
 };
 
@@ -69,9 +70,15 @@ namespace acmix_plan {
 
 inline int64_t ceil_div_any(int64_t a, int64_t b) { return a >= 0 ? ceil_div(a, b) : -(-a / b); }
 
-inline AcmixRegion region(int64_t rows, int64_t width, int64_t ahead_y, int64_t ahead_x, int64_t spare = 0) {
-  const int64_t pitch = round_up(width, kAcmixRun);
-  return {int(rows), int(pitch), int(ahead_y), int(ahead_x), int(spare), int(rows * pitch)};
+inline AcmixRegion region(int64_t rows, int64_t width, int64_t ahead_y, int64_t ahead_x, int64_t spare = 0,
+                          bool overlaps = false) {
+  const int64_t cols = round_up(width, kAcmixRun),
+                pitch = overlaps && 2 * spare >= kAcmixRun ? cols - kAcmixRun : cols;
+  return {int(rows), int(cols), int(pitch), int(ahead_y), int(ahead_x), int(spare), int(rows * pitch)};
+}
+// Of some dims, with the last row's columns beyond the pitch.
+inline int64_t elements(const AcmixRegion& r, int64_t dims) {
+  return dims * r.elements + (dims > 0 ? r.cols - r.pitch : 0);
 }
 
 inline void set_regions(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
@@ -81,7 +88,8 @@ inline void set_regions(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
                           int64_t scale) {  // a tile's pixels, `scale` apart, and what surrounds them
     const int64_t x = l.regular ? (y ? kAcmixAhead : 0) : y;
     const int64_t span = l.regular ? width : (width - 1) * scale + 1;
-    return region((l.rows - 1) * scale + 1 + 2 * y, span + 2 * x, y, x, l.regular ? x - y : 0);
+    return region((l.rows - 1) * scale + 1 + 2 * y, span + 2 * x, y, x, l.regular ? x - y : 0,
+                  pass != AcmixPass::key);  // whose window's pixels are also counted through, without gaps
   };
   if (pass == AcmixPass::key) {
     l.own = around(0, 1);
@@ -121,15 +129,15 @@ inline void set_memory(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
   l.parts = !l.shift ? 0 : !l.attention ? 3 : forward ? (l.whole ? 3 : 2) : key ? 2 : 1;
   l.composite = take(int64_t(l.parts) * l.dims * s.G * s.conv_taps(), 4);
   l.shift_sums = take(l.shift_grad ? 3 * s.C * s.G * s.conv_taps() : 0, 4);
-  const int64_t e = s.element, own = int64_t(l.dims) * l.own.elements,
-                window = int64_t(l.dims) * l.window.elements;
+  const int64_t e = s.element, own = elements(l.own, key ? 2 * l.dims : l.dims);
   const bool windows = l.attention || forward, owns = l.attention || forward;
-  l.own_at = take(!owns ? 0 : key ? 2 * own : own, e);
-  l.window_at = take(!windows ? 0 : key ? window : (l.whole || !forward || !l.attention ? 2 : 1) * window, e);
+  l.own_at = take(owns ? own : 0, e);
+  const int64_t at_once = key || (forward && l.attention && !l.whole) ? 1 : 2;
+  l.window_at = take(windows ? elements(l.window, at_once * l.dims) : 0, e);
   // grad_y: in a block that computes both, of all channels; else of the dims at hand.
   const int64_t channels = fused ? s.C : l.attention ? l.dims : s.G * l.dims;
-  const int64_t grads = forward ? 0 : l.attention && !l.shift && !key ? l.own.elements : l.grads.elements;
-  l.grads_at = take(channels * grads, e);
+  const AcmixRegion& grads = l.attention && !l.shift && !key ? l.own : l.grads;
+  l.grads_at = take(forward ? 0 : elements(grads, channels), e);
   l.shared_bytes = at;
 }
 
@@ -261,9 +269,10 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
     p.runs = int(ceil_div(cols, kAcmixRun));
     const int64_t width = p.runs * kAcmixRun, ahead = p.fast ? kAcmixAhead : c;
     const int64_t span = p.fast ? width : (width - 1) * s.stride + 1;
-    p.maps = acmix_plan::region((rows - 1) * s.stride + 1 + 2 * c, span + 2 * ahead, c, ahead, ahead - c);
+    p.maps =
+        acmix_plan::region((rows - 1) * s.stride + 1 + 2 * c, span + 2 * ahead, c, ahead, ahead - c, true);
     p.grads = acmix_plan::region(rows, width, 0, 0);
-    const int64_t maps = round_up(p.parts * s.G * p.maps.elements * s.element, 16);
+    const int64_t maps = round_up(acmix_plan::elements(p.maps, p.parts * s.G) * s.element, 16);
     const int64_t grads = round_up(s.G * p.grads.elements * s.element, 16);
     p.shared_bytes = maps + grads + kAcmixThreads * 12 * 4;
     if (p.shared_bytes > limit) return false;
