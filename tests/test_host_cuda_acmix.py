@@ -291,16 +291,16 @@ def bytes_per_image(host, C, side, dtype, multiprocessors, G=4):
     return forward / (4 * N), backward / (7 * N)
 
 
-# The most that an image may add, as parts of what has to move: forward q, k, v in and y out; backward q, k, v and
-# grad_y in, three gradients out. 1.6 and 2.5 were wanted; where it is more, it is stated here and in CONTRIBUTING.md.
-# "B16": few tiles of 20 x 20 fill no GPU, so they are cut smaller.
+# The most that an image may add, as parts of what has to move: forward q, k, v in and y out; backward, in float16 and
+# in float32, q, k, v and grad_y in, three gradients out. 1.6 and 2.5 were wanted; where it is more, it is stated here
+# and in CONTRIBUTING.md. "B16": few tiles of 20 x 20 fill no GPU, so they are cut smaller.
 TRAFFIC = {
-    (64, 80, "busy"): (1.6, 2.9),
-    (64, 80, "B16"): (1.6, 2.9),
-    (128, 40, "busy"): (1.6, 3.5),
-    (128, 40, "B16"): (1.6, 3.55),
-    (256, 20, "busy"): (1.6, 3.75),
-    (256, 20, "B16"): (2.5, 4.45),
+    (64, 80, "busy"): (1.6, 2.1, 2.3),
+    (64, 80, "B16"): (1.6, 2.2, 2.3),
+    (128, 40, "busy"): (1.6, 2.25, 3.0),
+    (128, 40, "B16"): (1.6, 2.5, 3.15),
+    (256, 20, "busy"): (1.6, 2.95, 3.75),
+    (256, 20, "B16"): (2.5, 4.45, 4.1),
 }
 
 
@@ -309,9 +309,9 @@ TRAFFIC = {
 def test_host_cuda_acmix_reads_maps_once_but_for_halos(library, C, side, load, dtype):  # noqa: F811
     """On a GPU that any image keeps busy, and with a multiprocessor's share of 16 images on 132 of them."""
     shares = [1, 1] if load == "busy" else [132 // 16 * n for n in (2, 4)]
-    found = bytes_per_image(library, C, side, dtype, shares)
-    for counted, most in zip(found, TRAFFIC[C, side, load], strict=True):
-        assert counted <= most, found
+    forward, backward = bytes_per_image(library, C, side, dtype, shares)
+    most = TRAFFIC[C, side, load]
+    assert forward <= most[0] and backward <= most[1 if dtype == torch.float16 else 2], (forward, backward)
 
 
 def test_host_cuda_acmix_allocates_no_windows(host):

@@ -107,7 +107,7 @@ LSKA_DEVICE void shift_backward(const AcmixArguments& a, const Staged<T>& grads,
 
 // to [D][G][3][G][taps] += the gradients of one head's composite weights for some dims, from q, k and v of a
 // tile and grad_y around it. A thread owns a channel of grad_y and a row of taps (or one tap), and starts at
-// a pixel of its own: a warp's channels lie in the same banks.
+// a pixel of its own, as a warp's channels may lie in the same banks.
 template <class T>
 LSKA_DEVICE void shift_weights(const AcmixArguments& a, const AcmixTile& t, const Staged<T> (&maps)[3],
                                const Staged<T>& grads, int head, int dim, int dims, float* to) {

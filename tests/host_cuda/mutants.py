@@ -319,8 +319,14 @@ MUTANTS += [
     Mutant(
         "a column that is never loaded",
         "acmix/plan.h",
-        "l.regular ? x - y : 0);",
-        "l.regular && y ? x - y + 1 : 0);",
+        "l.regular ? x - y : 0,",
+        "l.regular && y ? x - y + 1 : 0,",
+    ),
+    Mutant(
+        "a column that two rows share and both need",
+        "acmix/plan.h",
+        "overlaps && 2 * spare >= kAcmixRun",
+        "overlaps && spare > 0",
     ),
     Mutant(
         "shift's taps not turned around",
@@ -388,8 +394,8 @@ MUTANTS += [
     Mutant(
         "conv_p's gradient of the first band only",
         QUERY,
-        "float sum = sums[2 * dim + i];",
-        "float sum = 0.f;",
+        "if (lane == 0) sums[2 * dim + i] += sum;",
+        "if (lane == 0) sums[2 * dim + i] = sum;",
         GRADIENTS,
     ),
     Mutant(
