@@ -1,0 +1,166 @@
+"""What a start is worth: yolo11n trained on the digits, then fine-tuned with LSKA or ACmix in front of its head.
+
+`python benchmarks/bench_start.py` trains all and writes benchmarks/results/digits/start.csv. Stopped, it goes on
+where it was: what the CSV has is not trained again.
+"""
+
+import argparse
+import contextlib
+import copy
+import csv
+import itertools
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import report
+import torch
+from start_report import FILE, write_run
+
+from lska_ops.yolo.demo import RECIPE, _work_offline
+from lska_ops.yolo.digits import write_digits
+from lska_ops.yolo.transfer import Match
+
+MODULES, STARTS, SEEDS = ("LSKA", "ACmix"), ("ours", "stock"), (0, 1, 2)
+EPOCHS, TUNED_EPOCHS = 20, 5  # of the plain network, and of each fine-tuning
+SCENES, HELD_OUT = (
+    320,
+    96,
+)  # training and validation; half of the demo's, so that a fine-tuning takes a minute
+# Of AdamW's first steps ultralytics' default would move biases by 0.1 each, and asks for 0 where it chooses AdamW
+# by itself. No start survives it.
+TUNED = {**RECIPE, "warmup_bias_lr": 0.0}
+
+
+class Run(NamedTuple):
+    """One training: its name is that of its folder."""
+
+    module: str  # "plain" has none
+    start: str  # ours, stock; scratch of the plain one
+    seed: int
+    epochs: int
+
+    @property
+    def name(self):
+        return f"{self.module}-{self.start}-{self.seed}"
+
+    @property
+    def yaml(self):
+        return "yolo11n.yaml" if self.module == "plain" else f"yolo11n-{self.module}.yaml"
+
+
+def all_runs(seeds=SEEDS, epochs=EPOCHS, tuned=TUNED_EPOCHS):
+    """The plain network first: the others start from it. A seed's runs stand together."""
+    each = itertools.product(seeds, MODULES, STARTS)
+    return [Run("plain", "scratch", 0, epochs), *(Run(m, start, seed, tuned) for seed, m, start in each)]
+
+
+@contextlib.contextmanager
+def loading(start):
+    """While it lasts, pretrained weights are loaded by our start or, as without us, by ultralytics' own code:
+    tensors by name, which holds the layer's number, and what is inserted as its constructor made it."""
+    from ultralytics.nn.tasks import BaseModel
+
+    registered = BaseModel.load
+    if start == "stock":
+        BaseModel.load = registered.__wrapped__
+    try:
+        yield
+    finally:
+        BaseModel.load = registered
+
+
+def train(run, data, source, folder, recipe):
+    """Trains, and returns (mAP50 of every epoch, the untrained model's first; tensors that arrived at their place,
+    of how many)."""
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    where, begun = folder / run.name, {}
+    last = where / "weights" / "last.pt"
+    options = dict(
+        model=run.yaml, data=str(data), epochs=run.epochs, seed=run.seed, device="cpu", amp=False, workers=0,
+        project=str(folder), name=run.name, exist_ok=True, plots=False, patience=0,
+    )  # fmt: skip
+    if source is not None:
+        shutil.rmtree(where, ignore_errors=True)  # a fine-tuning is short; half of one is begun again
+        options["pretrained"] = str(source)
+    elif last.is_file():
+        options = dict(resume=str(last), data=str(data), device="cpu")
+        recipe = {}
+    trainer = DetectionTrainer(overrides={**recipe, **options})
+    if source is not None:
+        trainer.add_callback("on_train_start", lambda trainer: begun.update(state(trainer, source)))
+    with loading(run.start):
+        trainer.train()
+    first = [begun["map50"]] if begun else [0.0]  # a random detector finds nothing
+    return first + per_epoch(where / "results.csv"), begun.get("tensors", ("", ""))
+
+
+def state(trainer, source):
+    """Of a training before its first step."""
+    from ultralytics import YOLO
+
+    match = Match(YOLO(source).model.float(), trainer.model)
+    match.pair()
+    found = trainer.get_validator()(model=copy.deepcopy(trainer.ema.ema))
+    return dict(tensors=match.transferred(), map50=found["metrics/mAP50(B)"])
+
+
+def per_epoch(file):
+    """mAP50 of every epoch, from ultralytics' own table (8.3 pads its names)."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = [{k.strip(): v for k, v in row.items()} for row in csv.DictReader(lines)]
+    return [float(row["metrics/mAP50(B)"]) for row in rows]
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny: that it runs, not what comes of it")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no training after so many; run it again"
+    )
+    parser.add_argument("--work", type=Path, help="data and weights; default: demo/start in this tree")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: benchmarks/results")
+    args = parser.parse_args(arguments)
+    args.work = (args.work or report.ROOT / "demo" / "start" / ("quick" if args.quick else "")).resolve()
+    args.out = args.out or (args.work if args.quick else report.RESULTS)
+    return args
+
+
+def main(arguments=None):
+    args, begun = parse(arguments), time.monotonic()
+    file = args.out / FILE
+    runs = all_runs((0,), 2, 1) if args.quick else all_runs()
+    recipe = {"imgsz": 64, "cache": False} if args.quick else {}
+    scenes = (16, 16) if args.quick else (SCENES, HELD_OUT)
+    args.work.mkdir(parents=True, exist_ok=True)
+    _work_offline(args.work)
+    data = write_digits(args.work, *scenes)
+    done = (
+        {(line["module"], line["start"], int(line["seed"])) for line in report.read(file)}
+        if file.exists()
+        else set()
+    )
+    plain = args.work / runs[0].name / "weights" / "last.pt"
+    left = [run for run in runs if run[:3] not in done]
+    if runs[0] not in left and left and not plain.is_file():
+        raise SystemExit(
+            f"{file} has the plain network's training, but {plain} is not there; remove the file"
+        )
+    for number, run in enumerate(left, 1):
+        if time.monotonic() - begun > args.seconds:
+            print(f"{len(left) - number + 1} trainings are left; run it again")
+            return
+        print(f"\n[{number}/{len(left)}, {time.monotonic() - begun:.0f} s] {run.name}", flush=True)
+        source = None if run is runs[0] else plain
+        used = {**(RECIPE if source is None else TUNED), **recipe}
+        facts = report.environment(torch.device("cpu"), 0.0, 0.0)
+        maps, tensors = train(run, data, source, args.work, used)
+        write_run(file, run, maps, tensors, scenes[0], used, facts)
+        print(f"{run.name}: mAP50 {' '.join(f'{value:.3f}' for value in maps)}")
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
