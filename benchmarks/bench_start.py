@@ -1,7 +1,7 @@
-"""What a start is worth: yolo11n trained on the digits, then fine-tuned with LSKA or ACmix in front of its head.
+"""What a start is worth: yolo11n trained on the digits, then fine-tuned with LSKA or ACmix before its head.
 
-`python benchmarks/bench_start.py` trains all and writes benchmarks/results/digits/start.csv. Stopped, it goes on
-where it was: what the CSV has is not trained again.
+`python benchmarks/bench_start.py` trains all and writes benchmarks/results/digits/start.csv. Stopped, it goes
+on where it was: what the CSV has is not trained again.
 """
 
 import argparse
@@ -24,12 +24,9 @@ from lska_ops.yolo.transfer import Match
 
 MODULES, STARTS, SEEDS = ("LSKA", "ACmix"), ("ours", "stock"), (0, 1, 2)
 EPOCHS, TUNED_EPOCHS = 20, 5  # of the plain network, and of each fine-tuning
-SCENES, HELD_OUT = (
-    320,
-    96,
-)  # training and validation; half of the demo's, so that a fine-tuning takes a minute
-# Of AdamW's first steps ultralytics' default would move biases by 0.1 each, and asks for 0 where it chooses AdamW
-# by itself. No start survives it.
+SCENES, HELD_OUT = 320, 96  # for training, half of the demo's, and for validation
+# With the default, warmup moves biases by up to 0.1 a step, which nothing trained survives; ultralytics itself
+# takes 0 where it is the one to choose AdamW.
 TUNED = {**RECIPE, "warmup_bias_lr": 0.0}
 
 
@@ -72,8 +69,8 @@ def loading(start):
 
 
 def train(run, data, source, folder, recipe):
-    """Trains, and returns (mAP50 of every epoch, the untrained model's first; tensors that arrived at their place,
-    of how many)."""
+    """Trains, and returns (mAP50 of every epoch, that before the first step first; how many tensors of the source
+    arrived at their place, of how many)."""
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     where, begun = folder / run.name, {}
@@ -88,13 +85,19 @@ def train(run, data, source, folder, recipe):
     elif last.is_file():
         options = dict(resume=str(last), data=str(data), device="cpu")
         recipe = {}
-    trainer = DetectionTrainer(overrides={**recipe, **options})
-    if source is not None:
-        trainer.add_callback("on_train_start", lambda trainer: begun.update(state(trainer, source)))
-    with loading(run.start):
-        trainer.train()
+    if source is not None or not finished(where, run):
+        trainer = DetectionTrainer(overrides={**recipe, **options})
+        if source is not None:
+            trainer.add_callback("on_train_start", lambda trainer: begun.update(state(trainer, source)))
+        with loading(run.start):
+            trainer.train()
     first = [begun["map50"]] if begun else [0.0]  # a random detector finds nothing
     return first + per_epoch(where / "results.csv"), begun.get("tensors", ("", ""))
+
+
+def finished(where, run):
+    file = where / "results.csv"
+    return file.is_file() and len(per_epoch(file)) >= run.epochs
 
 
 def state(trainer, source):
@@ -137,16 +140,13 @@ def main(arguments=None):
     args.work.mkdir(parents=True, exist_ok=True)
     _work_offline(args.work)
     data = write_digits(args.work, *scenes)
-    done = (
-        {(line["module"], line["start"], int(line["seed"])) for line in report.read(file)}
-        if file.exists()
-        else set()
-    )
+    lines = report.read(file) if file.exists() else []
+    done = {(line["module"], line["start"], int(line["seed"])) for line in lines}
     plain = args.work / runs[0].name / "weights" / "last.pt"
     left = [run for run in runs if run[:3] not in done]
-    if runs[0] not in left and left and not plain.is_file():
+    if left and runs[0] not in left and not plain.is_file():
         raise SystemExit(
-            f"{file} has the plain network's training, but {plain} is not there; remove the file"
+            f"{file} has the plain network, but {plain} is not there; remove the CSV and begin again"
         )
     for number, run in enumerate(left, 1):
         if time.monotonic() - begun > args.seconds:

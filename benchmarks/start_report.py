@@ -4,9 +4,7 @@ from pathlib import Path
 
 from provenance import PROVENANCE, read, write_table
 
-FILE = (
-    Path("digits") / "start.csv"
-)  # of no device, for what is learned is no speed; so the load does not matter
+FILE = Path("digits") / "start.csv"  # of no device: what is learned is no speed, and no load changes it
 COLUMNS = (
     "module", "start", "seed", "epoch", "map50", "tensors", "of", "scenes", "imgsz", "batch", "ultralytics",
     *(name for name in PROVENANCE if name not in ("load", "quiet")),
