@@ -25,8 +25,8 @@ from lska_ops.yolo.transfer import Match
 MODULES, STARTS, SEEDS = ("LSKA", "ACmix"), ("ours", "stock"), (0, 1, 2)
 EPOCHS, TUNED_EPOCHS = 20, 5  # of the plain network, and of each fine-tuning
 SCENES, HELD_OUT = 320, 96  # for training, half of the demo's, and for validation
-# By default warmup moves biases by up to 0.1 a step, which nothing trained survives; ultralytics itself takes 0
-# where it is the one to choose AdamW.
+# By default warmup moves biases by up to 0.1 a step, which nothing trained survives; ultralytics itself takes
+# 0 where it is the one to choose AdamW.
 TUNED = {**RECIPE, "warmup_bias_lr": 0.0}
 
 
@@ -69,8 +69,8 @@ def loading(start):
 
 
 def train(run, data, source, folder, recipe):
-    """Trains, and returns (mAP50 before the first step and of every epoch; how many tensors of the source arrived
-    at their place, of how many)."""
+    """Trains, and returns (mAP50 before the first step and of every epoch; how many tensors of the source
+    arrived at their place, of how many)."""
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     where, begun = folder / run.name, {}
@@ -121,7 +121,10 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny: that it runs, not what comes of it")
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin no other training after so many; run it again"
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help="begin no other training after so many",
     )
     parser.add_argument("--work", type=Path, help="data and weights; default: demo/start in this tree")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: benchmarks/results")
