@@ -3,8 +3,6 @@
 `python benchmarks/bench_yolo.py`: images per second of inference, seconds and peak memory of a training step.
 """
 
-import suite  # first: it pins the threads before torch is imported  # isort: skip
-
 import argparse
 import gc
 import json
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import report
+import suite
 import torch
 import yolo_report
 from goals import print_yolo_goals
@@ -47,7 +46,7 @@ ROWS = tuple(
     for kind, batches in (("train", (2, 16)), ("infer", (1, 16)))
     for B in batches
 )
-# Two cores take minutes for each of the others, the reference's ACmix most of them; --all runs them all the same.
+# Two cores take minutes for each of the others, most of them in the reference's ACmix; --all runs them too.
 ON_CPU = ("train[yolo11n-B2-640]", "infer[yolo11n-B1-640]", "infer[yolo11n-B16-640]", "train[yolo11s-B2-640]",
           "infer[yolo11s-B1-640]", "infer[yolo11x-B1-640]")  # fmt: skip
 QUICK = (Row("infer", "yolo11n", 1, 64), Row("train", "yolo11n", 2, 64))
@@ -55,25 +54,19 @@ QUICK = (Row("infer", "yolo11n", 1, 64), Row("train", "yolo11n", 2, 64))
 
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="64 pixels, one round: that it runs, not how fast"
-    )
+    parser.add_argument("--quick", action="store_true", help="64 px, one round: that it runs, not how fast")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
         "--dtype",
         default="fp32",
         choices=("fp32", "fp16"),
-        help="fp16: half precision, training in mixed precision",
+        help="fp16: half, and mixed precision in training",
     )
     parser.add_argument("--all", action="store_true", help="on a CPU the rows that take minutes, too")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains TEXT")
     parser.add_argument("--list", action="store_true", help="print the rows' names, and measure nothing")
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin no other row after so many"
-    )
-    parser.add_argument(
-        "--facts", type=Path, help="the columns that all lines share; default: found out here"
-    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
+    parser.add_argument("--facts", type=Path, help="the columns that all lines share")
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: benchmarks/results; --quick: a temporary one"
     )
@@ -109,9 +102,8 @@ def measure(row, dtype, device, rounds, seconds, folder):
             if status == "ok":
                 runs[module, role] = _run(network, role)
         if module != "plain" and row.kind == "infer" and verdicts["ours"][0] == "ok":
-            lines[module, "ours"]["difference"] = difference(
-                runs[module, "ours"](), runs[module, "reference"]()
-            )
+            said = [runs[module, role]() for role in ("ours", "reference")]
+            lines[module, "ours"]["difference"] = difference(*said)
     gc.collect()
     for run in runs.values():
         run()  # warm: buffers, plans, the optimizer's state

@@ -1,4 +1,4 @@
-"""Whole YOLO networks as ultralytics itself predicts with them and trains them, a call or a step at a time."""
+"""Whole YOLO networks as ultralytics itself predicts with them and trains them, a call or a step each."""
 
 import contextlib
 import copy
@@ -91,7 +91,7 @@ def without_symmetries(network):
 
 
 class Inference:
-    """A random network as `predict` runs it, fused and in its memory format, without what is before and behind."""
+    """A random network as `predict` runs it, fused and in its memory format; nothing before or behind it."""
 
     backward = False
 
@@ -124,7 +124,7 @@ class Inference:
 
 @torch.no_grad()
 def _settle(network, x):
-    """Takes the BatchNorms' statistics from x: with the initial ones maps fade to denormal numbers, which are slow."""
+    """BatchNorms get x's statistics: with the initial ones maps fade to denormals, which are slow."""
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for m in norms:
@@ -136,15 +136,15 @@ def _settle(network, x):
 
 
 class Training:
-    """A training step of ultralytics' own trainer: forward, loss, backward, clipping, optimizer, EMA; no loading."""
+    """A step of ultralytics' own trainer: forward, loss, backward, clipping, optimizer, EMA; no loading."""
 
     backward = True
 
     def __init__(self, scale, module, B, side, dtype, device, folder):
         data = write_pictures(Path(folder) / f"pictures-{B}-{side}", B, side)
         self.trainer = trainer_of(
-            yaml_of(scale, module), data, folder, name=f"{scale}-{module}", device="cpu" if device.type == "cpu" else 0,
-            imgsz=side, batch=B, nbs=B, optimizer="AdamW", lr0=1e-4, mosaic=0.0, cache=False,
+            yaml_of(scale, module), data, folder, name=f"{scale}-{module}", imgsz=side, batch=B, nbs=B,
+            device="cpu" if device.type == "cpu" else 0, optimizer="AdamW", lr0=1e-4, mosaic=0.0, cache=False,
         )  # fmt: skip
         self.half = dtype == torch.float16
         if self.half:  # mixed precision, without the check for which ultralytics downloads a model
@@ -189,7 +189,7 @@ class LayerProblem(Problem):
         self.row = Row(kind, Case(f"{C}x{H}x{W}", C, H, W), B, k)
         self.module = copy.deepcopy(layer).to(y.dtype)
         self.x = x.detach().clone().to(y.dtype).requires_grad_(self.row.backward)
-        self.y, self.grad_y = y.detach().clone(), grad_y
+        self.y, self.grad_y = y.detach().clone(), torch.zeros_like(y) if grad_y is None else grad_y
 
     def backend(self):
         """Which computes it where nobody names one, and otherwise why the device's own does not."""
@@ -221,7 +221,7 @@ def watched(network):
 
 
 def judge(network):
-    """{role: (status, error ratio, backend)} of ours and of the reference: the worst layer, judged as in gate.py.
+    """{role: (status, error ratio, backend)} of ours and the reference: the worst layer, judged by gate.py.
 
     Of ours it is the output that the network itself made; gradients are made again from the same maps.
     """

@@ -64,6 +64,14 @@ def headline(facts):
     )
 
 
+def heads(lines):
+    """The headline of each run that lines come from, and whether it may be published."""
+    for facts in {headline(line): line for line in lines}.values():
+        yield f"**{headline(facts)}**" + (
+            "" if facts["quiet"] == "yes" else " — *not publishable: other work was running*"
+        )
+
+
 def write_table(file, columns, lines):
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="", encoding="utf-8") as out:

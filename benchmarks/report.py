@@ -8,9 +8,11 @@ import argparse
 import os
 import sys
 
+import start_report
+import yolo_report
 from evidence import coverage, read_all
 from goals import by_row, geometric_mean, line_of, times, x_best, x_eager
-from provenance import PROVENANCE, RESULTS, ROOT, environment, headline, read, slug, write_table
+from provenance import PROVENANCE, RESULTS, ROOT, environment, headline, heads, read, slug, write_table
 
 __all__ = ("RESULTS", "ROOT", "environment", "headline", "read", "slug")  # what the benchmarks take from here
 
@@ -84,10 +86,11 @@ def write_demo(file, lines):
 
 
 def devices(results):
-    """{folder name: lines of all its CSVs but the demo's}."""
-    found = {}
-    for file in sorted(results.glob("*/*.csv"), key=lambda f: (f.parent.name, f.name != "lska.csv", f.name)):
-        found.setdefault(file.parent.name, []).extend(read(file) if file.name != DEMO else [])
+    """{folder name: lines of the operators' CSVs}, of folders that have other CSVs of a device alone none."""
+    names, found = ("lska.csv", "acmix.csv", DEMO, yolo_report.FILE), {}
+    files = (file for file in results.glob("*/*.csv") if file.name in names)
+    for file in sorted(files, key=lambda f: (f.parent.name, names.index(f.name))):
+        found.setdefault(file.parent.name, []).extend(read(file) if file.name in names[:2] else [])
     return found
 
 
@@ -101,19 +104,14 @@ def block(results=RESULTS):
     for folder, lines in found.items():
         text += _device(folder, lines) if lines else ()
         text += _demo(results / folder / DEMO)
+        text += yolo_report.block(results, folder)
     if not any(line["isa"].startswith("sm_") for lines in found.values() for line in lines):
         text.append("GPU: not measured on a GPU yet.")
     if not any(not line["isa"].startswith("sm_") for lines in found.values() for line in lines):
         text.insert(0, "CPU: not measured yet.")
     text += filter(None, map(coverage, read_all(results)))
+    text += start_report.block(results)
     return "\n\n".join(text)
-
-
-def _heads(lines):
-    for facts in {headline(line): line for line in lines}.values():
-        yield f"**{headline(facts)}**" + (
-            "" if facts["quiet"] == "yes" else " — *not publishable: other work was running*"
-        )
 
 
 def _demo(file):
@@ -121,7 +119,7 @@ def _demo(file):
     if not file.exists():
         return
     lines = read(file)
-    yield from _heads(lines)
+    yield from heads(lines)
     table = ["| `make demo` | backend | seconds per step | × reference |", "|---|---|---|---|"]
     seconds = {(line["module"], line["backend"]): float(line["seconds"]) for line in lines}
     for (module, backend), s in seconds.items():
@@ -133,7 +131,7 @@ def _demo(file):
 
 
 def _device(folder, lines):
-    yield from _heads(lines)
+    yield from heads(lines)
     groups = {}
     for row in by_row(lines).values():
         first = row[0]
@@ -231,9 +229,15 @@ def main(arguments=None, readme=README, results=RESULTS):
     readme.write_text(current, encoding="utf-8")
     import plots
 
+    drawn = []
     for folder, lines in devices(results).items():
-        for name in plots_of(lines):
-            print(os.path.relpath(plots.draw(name, lines, results / folder / f"{name}.png")))
+        drawn += [plots.draw(name, lines, results / folder / f"{name}.png") for name in plots_of(lines)]
+        if networks := yolo_report.measured(results / folder / yolo_report.FILE):
+            drawn.append(plots.draw("networks", networks, results / folder / yolo_report.PLOT))
+    if trainings := start_report.trainings(results):
+        drawn.append(plots.draw_start(trainings, results / start_report.PLOT))
+    for file in drawn:
+        print(os.path.relpath(file))
     return 0
 
 
