@@ -79,7 +79,7 @@ def block(results):
     where = (results if results != RESULTS else RESULTS.relative_to(ROOT)) / FILE.parent
     seeds = max(len(values) for by_epoch in found.curves.values() for values in by_epoch.values())
     yield (
-        f"Mean and range of {seeds} seeds; *stock* is ultralytics' own matching of tensors by name, and modules "
+        f"Mean and range of {seeds} seeds; *stock*: tensors matched by name, as ultralytics does it, modules "
         f"at random. Every epoch: [{where}]({where}). ![mAP50 by epoch]({where}/{PLOT.name})"
     )
 
