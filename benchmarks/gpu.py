@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one go and under nine minutes: `make gpu`.
 
-Environment, build for this GPU alone, tests, compute-sanitizer, networks, benchmarks: results/<gpu>/gpu.json is
-written as each stage ends, yolo.csv, lska.csv and acmix.csv with each row. Makes no environment and downloads
+Environment, build for this GPU alone, tests, compute-sanitizer, networks, benchmarks: results/<gpu>/gpu.json
+is written as each stage ends, yolo.csv, lska.csv and acmix.csv with each row. Makes no environment, downloads
 nothing. With --dry-run it goes as far as it can without a GPU.
 """
 

@@ -102,13 +102,12 @@ class Inference:
         torch.manual_seed(0)
         network = YOLO(yaml_of(scale, module)).model
         without_symmetries(network)
-        x = torch.rand(B, 3, side, side)
-        _settle(network, x[:1])
+        _settle(network)
         self.facts = facts_of(network, side)
         half = dtype == torch.float16
         self.network = AutoBackend(network.eval(), device=device, fp16=half, fuse=True, verbose=False)
         self.layers = ours_in(network)
-        self.x = x.to(device, dtype)
+        self.x = torch.rand(B, 3, side, side).to(device, dtype)
 
     def run(self):
         """What the network says, its first tensor."""
@@ -123,14 +122,16 @@ class Inference:
 
 
 @torch.no_grad()
-def _settle(network, x):
-    """BatchNorms get x's statistics: with the initial ones maps fade to denormals, which are slow."""
+def _settle(network):
+    """BatchNorms get statistics: with the initial ones maps fade to denormal numbers, which are slow."""
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for m in norms:
         m.momentum = 1.0
     with asking("reference"):
-        network.train()(x)
+        network.train()(
+            torch.rand(2, 3, 320, 320)
+        )  # of 64 px the last maps have too few pixels for a variance
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
 
