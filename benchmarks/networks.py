@@ -93,8 +93,6 @@ def without_symmetries(network):
 class Inference:
     """A random network as `predict` runs it, fused and in its memory format; nothing before or behind it."""
 
-    backward = False
-
     def __init__(self, scale, module, B, side, dtype, device, folder):
         from ultralytics import YOLO
         from ultralytics.nn.autobackend import AutoBackend
@@ -129,17 +127,13 @@ def _settle(network):
     for m in norms:
         m.momentum = 1.0
     with asking("reference"):
-        network.train()(
-            torch.rand(2, 3, 320, 320)
-        )  # of 64 px the last maps have too few pixels for a variance
+        network.train()(torch.rand(2, 3, 320, 320))  # of 64 px the last maps are too small for a variance
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
 
 
 class Training:
     """A step of ultralytics' own trainer: forward, loss, backward, clipping, optimizer, EMA; no loading."""
-
-    backward = True
 
     def __init__(self, scale, module, B, side, dtype, device, folder):
         data = write_pictures(Path(folder) / f"pictures-{B}-{side}", B, side)
@@ -157,18 +151,17 @@ class Training:
         self.batch = self.trainer.preprocess_batch(next(iter(self.trainer.train_loader)))
 
     def once(self):
-        """Forward, loss and backward."""
-        self._backward()
+        """Forward, loss and backward; not scaled, for a first scale is a guess that may be too large."""
+        self._loss().backward()
         self.trainer.optimizer.zero_grad()
 
     def run(self):
-        self._backward()
+        self.trainer.scaler.scale(self._loss()).backward()
         self.trainer.optimizer_step()
 
-    def _backward(self):
+    def _loss(self):
         with torch.autocast("cuda", enabled=self.half):
-            loss = self.trainer.model(self.batch)[0].sum()
-        self.trainer.scaler.scale(loss).backward()
+            return self.trainer.model(self.batch)[0].sum()
 
 
 def facts_of(network, side):
