@@ -126,6 +126,7 @@ def parse(arguments=None):
         default=float("inf"),
         help="begin no other training after so many",
     )
+    parser.add_argument("--only", default="", metavar="TEXT", help="trainings whose name contains TEXT")
     parser.add_argument("--work", type=Path, help="data and weights; default: demo/start in this tree")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: benchmarks/results")
     args = parser.parse_args(arguments)
@@ -146,11 +147,9 @@ def main(arguments=None):
     lines = report.read(file) if file.exists() else []
     done = {(line["module"], line["start"], int(line["seed"])) for line in lines}
     plain = args.work / runs[0].name / "weights" / "last.pt"
-    left = [run for run in runs if run[:3] not in done]
+    left = [run for run in runs if run[:3] not in done and args.only in run.name]
     if left and runs[0] not in left and not plain.is_file():
-        raise SystemExit(
-            f"{file} has the plain network, but {plain} is not there; remove the CSV and begin again"
-        )
+        raise SystemExit(f"{plain} is not there, where the others start; remove {file}, run without --only")
     for number, run in enumerate(left, 1):
         if number > 1 and time.monotonic() - begun > args.seconds:
             print(f"{len(left) - number + 1} trainings are left; run it again")
