@@ -25,8 +25,8 @@ from lska_ops.yolo.transfer import Match
 MODULES, STARTS, SEEDS = ("LSKA", "ACmix"), ("ours", "stock"), (0, 1, 2)
 EPOCHS, TUNED_EPOCHS = 20, 5  # of the plain network, and of each fine-tuning
 SCENES, HELD_OUT = 320, 96  # for training, half of the demo's, and for validation
-# Both starts are tuned as ultralytics does it where nobody says how: here AdamW with 0.0007, and a warmup that
-# leaves biases alone, which at its default moves them by up to 0.1 a step.
+# Both starts are tuned as ultralytics does it where nobody says how: here AdamW with 0.0007 and a warmup that
+# leaves biases alone; its default moves them by up to 0.1 a step.
 TUNED = {**RECIPE, "optimizer": "auto"}
 
 
