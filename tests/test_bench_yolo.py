@@ -85,22 +85,26 @@ class Off(torch.autograd.Function):
         return 1.01 * grad
 
 
-@pytest.mark.parametrize("bug", ["none", "value", "gradient"])
+@pytest.mark.parametrize("bug", ["none", "value", "value in the network alone", "gradient"])
 def test_yolo_wrong_layer_is_told(bug, monkeypatch):
-    layer = LSKA(8)
+    layer, in_network = LSKA(8), []
 
     class Network:
         layers = {"model.17": layer}
 
         def once(self):
+            in_network.append(True)
             x = torch.randn(1, 8, 9, 7, requires_grad=True)
             layer(x).square().sum().backward()
+            in_network.clear()
 
     def forward(self, x, right=LSKA.forward):
         y = right(self, x)
         if bug == "none" or os.environ["LSKA_OPS_BACKEND"] == "reference":
             return y
-        return y * 1.001 if bug == "value" else Off.apply(y)
+        if bug == "gradient":
+            return Off.apply(y)
+        return y * 1.001 if bug == "value" or in_network else y
 
     monkeypatch.setattr(LSKA, "forward", forward)
     monkeypatch.setattr(networks.LayerProblem, "backend", lambda problem: ("cpu", None))
