@@ -9,6 +9,7 @@ import contextlib
 import copy
 import csv
 import itertools
+import json
 import shutil
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from lska_ops.yolo.digits import write_digits
 from lska_ops.yolo.transfer import Match
 
 MODULES, STARTS, SEEDS = ("LSKA", "ACmix"), ("ours", "stock"), (0, 1, 2)
+BEGUN = "begun.json"  # in a training's folder: what it was before its first step
 EPOCHS, TUNED_EPOCHS = 20, 5  # of the plain network, and of each fine-tuning
 SCENES, HELD_OUT = 320, 96  # for training, half of the demo's, and for validation
 # Both starts are tuned as ultralytics does it where nobody says how: here AdamW with 0.0007 and a warmup that
@@ -73,26 +75,32 @@ def train(run, data, source, folder, recipe):
     arrived at their place, of how many)."""
     from ultralytics.models.yolo.detect import DetectionTrainer
 
-    where, begun = folder / run.name, {}
+    where = folder / run.name
+    if not finished(where, run):
+        trainer = DetectionTrainer(overrides=options_of(run, data, source, folder, recipe))
+        if source is not None and not trainer.resume:
+            trainer.add_callback(
+                "on_train_start", lambda t: (where / BEGUN).write_text(json.dumps(state(t, source)))
+            )
+        with loading(run.start):
+            trainer.train()
+    # A random detector finds nothing.
+    begun = {"map50": 0.0, "tensors": ("", "")} if source is None else json.loads((where / BEGUN).read_text())
+    return [begun["map50"], *per_epoch(where / "results.csv")], begun["tensors"]
+
+
+def options_of(run, data, source, folder, recipe):
+    """The trainer's: of a training that was stopped its last checkpoint."""
+    where = folder / run.name
     last = where / "weights" / "last.pt"
-    options = dict(
+    if last.is_file() and (source is None or (where / BEGUN).is_file()):
+        return dict(resume=str(last), data=str(data), device="cpu")
+    shutil.rmtree(where, ignore_errors=True)
+    start = {} if source is None else {"pretrained": str(source)}
+    return recipe | start | dict(
         model=run.yaml, data=str(data), epochs=run.epochs, seed=run.seed, device="cpu", amp=False, workers=0,
         project=str(folder), name=run.name, exist_ok=True, plots=False, patience=0,
     )  # fmt: skip
-    if source is not None:
-        shutil.rmtree(where, ignore_errors=True)  # a fine-tuning is short; half of one is begun again
-        options["pretrained"] = str(source)
-    elif last.is_file():
-        options = dict(resume=str(last), data=str(data), device="cpu")
-        recipe = {}
-    if source is not None or not finished(where, run):
-        trainer = DetectionTrainer(overrides={**recipe, **options})
-        if source is not None:
-            trainer.add_callback("on_train_start", lambda trainer: begun.update(state(trainer, source)))
-        with loading(run.start):
-            trainer.train()
-    first = [begun["map50"]] if begun else [0.0]  # a random detector finds nothing
-    return first + per_epoch(where / "results.csv"), begun.get("tensors", ("", ""))
 
 
 def finished(where, run):
@@ -114,7 +122,8 @@ def per_epoch(file):
     """mAP50 of every epoch, from ultralytics' own table (8.3 pads its names)."""
     with file.open(newline="", encoding="utf-8") as lines:
         rows = [{k.strip(): v for k, v in row.items()} for row in csv.DictReader(lines)]
-    return [float(row["metrics/mAP50(B)"]) for row in rows]
+    # An epoch that was stopped before its checkpoint is there twice.
+    return list({int(row["epoch"]): float(row["metrics/mAP50(B)"]) for row in rows}.values())
 
 
 def parse(arguments=None):

@@ -195,10 +195,30 @@ def test_start_stock_is_ultralytics_own(registered):
 
 def test_start_reads_the_tables_of_every_version(tmp_path):
     file = tmp_path / "results.csv"
-    file.write_text("      epoch,   metrics/mAP50(B)\n   1,  0.25\n   2,   0.5\n")
-    assert bench_start.per_epoch(file) == [0.25, 0.5]
+    file.write_text("      epoch,   metrics/mAP50(B)\n   1,  0.25\n   2,   0.75\n   2,   0.5\n")
+    assert bench_start.per_epoch(file) == [0.25, 0.5]  # an epoch that was stopped and done again
     assert bench_start.finished(tmp_path, bench_start.Run("plain", "scratch", 0, 2))
     assert not bench_start.finished(tmp_path, bench_start.Run("plain", "scratch", 0, 3))
+
+
+def test_start_goes_on_from_the_last_checkpoint(tmp_path):
+    run = bench_start.Run("LSKA", "stock", 1, 5)
+
+    def options(source):
+        return bench_start.options_of(run, "data.yaml", source, tmp_path, {"imgsz": 64})
+
+    last = tmp_path / "LSKA-stock-1" / "weights" / "last.pt"
+    for source in ("plain.pt", None):
+        last.parent.mkdir(parents=True, exist_ok=True)
+        last.write_bytes(b"")
+        if source:  # what it was before its first step was not yet known
+            found = options(source)
+            assert found["pretrained"] == source and found["seed"] == 1 and found["imgsz"] == 64
+            assert not last.exists()
+            continue
+        assert options(None)["resume"] == str(last) and last.exists()
+        (last.parents[1] / bench_start.BEGUN).write_text("{}")
+        assert options("plain.pt") == dict(resume=str(last), data="data.yaml", device="cpu")
 
 
 def test_start_trains_and_goes_on(tmp_path, monkeypatch, capfd, registered):
