@@ -56,7 +56,7 @@ def test_yolo_rows_of_each_device():
 def test_yolo_networks_are_judged_and_take_turns(row, tmp_path, registered, monkeypatch):
     monkeypatch.setenv("LSKA_OPS_BACKEND", "reference")  # the measurement's own are taken back
     monkeypatch.setattr(bench_yolo, "MODULES", ("plain", "ACmix"))
-    monkeypatch.setattr(bench_yolo, "PEAKS", 1)
+    monkeypatch.setitem(bench_yolo.PEAKS, "train", 1)
     lines = bench_yolo.measure(row, torch.float32, CPU, 1, 0, tmp_path)
     assert os.environ["LSKA_OPS_BACKEND"] == "reference"
     by_role = {line["role"]: line for line in lines}
