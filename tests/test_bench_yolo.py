@@ -5,6 +5,7 @@ import os
 import bench_start
 import bench_yolo
 import goals
+import gpu
 import networks
 import pytest
 import report
@@ -176,6 +177,15 @@ def test_yolo_csv_to_readme(tmp_path, capsys):
     assert "| yolo11n-LSKA | 1,234,567 | 6.5 | 0.250 | WRONG | — | 200.0 → — | — |" in text
     assert "| inference, images/s; batch 2, 640 px, float32 | yolo11n | 1,234,567 | 6.5 | 4.00 | — |" in text
     assert (file.parent / yolo_report.PLOT).stat().st_size > 0 and "CPU: not measured yet." in text
+
+
+def test_yolo_gpu_stage_says_why_not(tmp_path):
+    (tmp_path / "ultralytics.py").write_text("raise ImportError('it is Sunday')")
+    made = gpu.Gpu(gpu.parse([]), tmp_path)
+    made.env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    assert made.networks(60)["status"] == (
+        "not run: ultralytics cannot be imported (exit status 1: ImportError: it is Sunday); pip install ultralytics"
+    )
 
 
 # The start on the digits
