@@ -7,6 +7,7 @@ from provenance import PROVENANCE, RESULTS, ROOT, read, write_table
 
 FILE = Path("digits") / "start.csv"  # of no device: what is learned is no speed, and no load changes it
 PLOT = FILE.with_suffix(".png")
+ORDER = ("plain", "LSKA", "ACmix")
 COLUMNS = (
     "module", "start", "seed", "epoch", "map50", "tensors", "of", "scenes", "imgsz", "batch", "ultralytics",
     *(name for name in PROVENANCE if name not in ("load", "quiet")),
@@ -24,6 +25,7 @@ def write_run(file, run, maps, tensors, scenes, recipe, facts):
     shared |= {name: facts[name] for name in COLUMNS if name in facts}
     lines = read(file) if file.exists() else []
     lines += [{**shared, "epoch": epoch, "map50": float(value)} for epoch, value in enumerate(maps)]
+    lines.sort(key=lambda li: (ORDER.index(li["module"]), li["start"], int(li["seed"]), int(li["epoch"])))
     write_table(file, COLUMNS, lines)
 
 
@@ -69,18 +71,18 @@ def block(results):
     )
     last = max(epoch for by_epoch in found.curves.values() for epoch in by_epoch)
     table = [
-        f"| network | start | tensors at their place | before | {' | '.join(_epochs(last))} |",
-        "|---" * (last + 4) + "|",
+        f"| network | start | tensors at their place | seeds | before | {' | '.join(_epochs(last))} |",
+        "|---" * (last + 5) + "|",
     ]
     for (module, start), by_epoch in found.curves.items():
-        cells = [_cell(by_epoch[epoch]) for epoch in sorted(by_epoch)]
-        table.append(f"| yolo11n-{module} | {start} | {found.tensors[module, start]} | {' | '.join(cells)} |")
+        cells = [f"yolo11n-{module}", start, found.tensors[module, start], str(len(by_epoch[0]))]
+        cells += [_cell(by_epoch[epoch]) for epoch in sorted(by_epoch)]
+        table.append(f"| {' | '.join(cells)} |")
     yield "\n".join(table)
     where = (results if results != RESULTS else RESULTS.relative_to(ROOT)) / FILE.parent
-    seeds = max(len(values) for by_epoch in found.curves.values() for values in by_epoch.values())
     yield (
-        f"Mean and range of {seeds} seeds; *stock*: tensors matched by name, as ultralytics does it, modules "
-        f"at random. Every epoch: [{where}]({where}). ![mAP50 by epoch]({where}/{PLOT.name})"
+        "Mean and range; *stock*: tensors matched by name as ultralytics does it, modules at random. "
+        f"Every epoch: [{where}]({where}). ![mAP50 by epoch]({where}/{PLOT.name})"
     )
 
 

@@ -255,7 +255,7 @@ def test_start_trains_and_goes_on(tmp_path, monkeypatch, capfd, registered):
 
 
 def test_start_csv_to_readme(tmp_path, capsys):
-    results, runs = tmp_path / "results", bench_start.all_runs((0, 1), 2, 1)
+    results, runs = tmp_path / "results", bench_start.all_runs((0, 1), 2, 1)[::-1]
     for run in runs:
         maps = [0.0, 0.5, 0.75] if run.module == "plain" else [0.75, 0.5 + 0.25 * run.seed]
         tensors = ("", "") if run.module == "plain" else (499, 499)
@@ -267,5 +267,8 @@ def test_start_csv_to_readme(tmp_path, capsys):
     )
     text = readme(tmp_path).read_text()
     assert "from a plain yolo11n that has 0.750 after 2 epochs, 320 pictures of 160 px" in text
-    assert "| yolo11n-ACmix | stock | 499/499 | 0.750 | 0.625 (0.500 to 0.750) |" in text
-    assert "Mean and range of 2 seeds" in text and (results / start_report.PLOT).stat().st_size > 0
+    assert "| yolo11n-ACmix | stock | 499/499 | 2 | 0.750 | 0.625 (0.500 to 0.750) |" in text
+    assert (
+        text.index("yolo11n-LSKA | stock") < text.index("yolo11n-ACmix | ours")
+        and (results / start_report.PLOT).stat().st_size > 0
+    )
