@@ -80,7 +80,8 @@ def train(run, data, source, folder, recipe):
         trainer = DetectionTrainer(overrides=options_of(run, data, source, folder, recipe))
         if source is not None and not trainer.resume:
             trainer.add_callback(
-                "on_train_start", lambda t: (where / BEGUN).write_text(json.dumps(state(t, source)))
+                "on_train_start",
+                lambda t: (where / BEGUN).write_text(json.dumps(state(t, source, run.start))),
             )
         with loading(run.start):
             trainer.train()
@@ -108,14 +109,23 @@ def finished(where, run):
     return file.is_file() and len(per_epoch(file)) >= run.epochs
 
 
-def state(trainer, source):
+def state(trainer, source, start):
     """Of a training before its first step."""
     from ultralytics import YOLO
 
-    match = Match(YOLO(source).model.float(), trainer.model)
-    match.pair()
+    tensors = arrived(YOLO(source).model.float(), trainer.model, start)
     found = trainer.get_validator()(model=copy.deepcopy(trainer.ema.ema))
-    return dict(tensors=match.transferred(), map50=found["metrics/mAP50(B)"])
+    return dict(tensors=tensors, map50=found["metrics/mAP50(B)"])
+
+
+def arrived(source, model, start):
+    """(how many tensors of the source the model has at their place, of how many)."""
+    match = Match(source, model)
+    match.pair()
+    total = match.transferred()[1]
+    if start == "stock":  # what is equal in a layer of another number was so before: counters at zero
+        match.pairs = [(i, j) for i, j in match.pairs if i == j]
+    return match.transferred()[0], total
 
 
 def per_epoch(file):
