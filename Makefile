@@ -10,7 +10,7 @@ ARGS ?=
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sort -uV)
 export LSKA_OPS_CUDA_ARCHS ?= $(or $(GPUS),90)
 
-.PHONY: help setup demo test packaging abi sanitize mutants fix check floor matrix bench gpu table doctor clean
+.PHONY: help setup demo test packaging abi sanitize mutants fix check floor matrix bench start gpu table doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -96,6 +96,10 @@ bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=
 	$(PY) benchmarks/bench_lska.py $(ARGS)
 	$(PY) benchmarks/bench_acmix.py $(ARGS)
 	$(PY) benchmarks/bench_demo.py $(ARGS)
+	$(PY) benchmarks/bench_yolo.py $(ARGS)
+
+start: setup  ## what our start is worth beside stock ultralytics': 13 trainings on the digits; goes on where it stopped
+	$(PY) benchmarks/bench_start.py $(ARGS)
 
 gpu:  ## all that needs a GPU, under 9 minutes: build, tests, sanitizers, benchmarks; PYTHON= with torch, OUT=folder; DRY=1 without a GPU
 	$(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry-run) $(ARGS)

@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in one go and under nine minutes: `make gpu`.
 
-Environment, build for this GPU alone, tests, compute-sanitizer, benchmarks: results/<gpu>/gpu.json is written
-as each stage ends, lska.csv and acmix.csv with each row. Makes no environment and downloads nothing. With
---dry-run it goes as far as it can without a GPU.
+Environment, build for this GPU alone, tests, compute-sanitizer, networks, benchmarks: results/<gpu>/gpu.json
+is written as each stage ends, yolo.csv, lska.csv and acmix.csv with each row. Makes no environment, downloads
+nothing. With --dry-run it goes as far as it can without a GPU.
 """
 
 import argparse
@@ -22,7 +22,10 @@ sys.path.append(str(ROOT / "tests"))
 from rebuilt import package  # noqa: E402
 
 TOTAL = 525  # seconds for all, so that ten minutes do not cut it off
-LIMITS = {"environment": 60, "build": 200, "tests": 170, "memcheck": 50, "racecheck": 50, "benchmarks": TOTAL}
+LIMITS = {
+    "environment": 60, "build": 200, "tests": 170, "memcheck": 50, "racecheck": 50, "networks": 75,
+    "benchmarks": TOTAL,
+}  # fmt: skip
 TESTS = ("test_gpu_lska.py", "test_gpu_acmix.py", "test_gpu_triton.py")
 FILES = r"test_gpu_\w+\.py"
 DRY_ARCH = "90"
@@ -130,6 +133,30 @@ class Gpu:
 
         return work
 
+    def networks(self, seconds):
+        """Whole YOLO networks, which alone need ultralytics."""
+        code, said = call([sys.executable, "-c", "import ultralytics"], seconds, env=self.env, say=False)
+        if code != 0:
+            why = _ended(code, seconds, said)
+            return {"status": f"not run: ultralytics cannot be imported ({why}); pip install ultralytics"}
+        (self.folder / "facts.json").write_text(json.dumps(self.facts["line"]))
+        command = [
+            sys.executable,
+            ROOT / "benchmarks" / "bench_yolo.py",
+            "--device",
+            "cuda",
+            "--dtype",
+            "fp16",
+        ]
+        command += ["--facts", self.folder / "facts.json", "--out", self.results.parent]
+        code, said = call([*command, "--seconds", f"{seconds - 30:.0f}"], seconds, env=self.env, cwd=ROOT)
+        if code is None:
+            return {"status": "not run: out of time"}  # what was measured by then is in the CSV
+        wrong = re.findall(r"(?m)^.*WRONG: .*$", said)
+        if code != 0 or wrong:
+            raise Failed(wrong[0].strip() if wrong else _ended(code, seconds, said), output=tail(said))
+        return {}
+
     def benchmarks(self, seconds):
         state = self.folder / "rows.json"
         command = [sys.executable, ROOT / "benchmarks" / "gpu_rows.py", "--state", state]
@@ -208,6 +235,7 @@ def go_on(stages, gpu, limits):
         return
     for tool in ("memcheck", "racecheck"):
         stages.run(tool, limits[tool], gpu.sanitizer(tool), optional=True)
+    stages.run("networks", limits["networks"], gpu.networks, optional=True)
     stages.run("benchmarks", limits["benchmarks"], gpu.benchmarks)
 
 
