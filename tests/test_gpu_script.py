@@ -312,7 +312,9 @@ def test_gpu_rows_leave_csv_and_state(tmp_path, monkeypatch, capsys):
     gpu_rows.main([*words, str(time.monotonic() - gpu_rows.START + 100)])
     names = [gpu_rows.name_of(*item) for item in rows]
     data = json.loads(state.read_text())
-    assert data["rows"] == dict.fromkeys(names, "failed: declined: x is on cpu; move it to a CUDA device")
+    assert data["rows"] == dict.fromkeys(
+        names, "failed: cuda declined: x is on cpu; move it to a CUDA device"
+    )
     assert list(data["clocks"]) == names
     found = {op: report.read(out / f"{op}.csv") for op in ("lska", "acmix")}
     for op, lines in found.items():
@@ -334,7 +336,12 @@ def test_gpu_rows_status_is_that_of_our_kernels():
 
     assert status("ok") == "ok" and status("WRONG: y has 2 times the allowed error").startswith("WRONG")
     assert status("failed: OutOfMemoryError: x") == "failed: OutOfMemoryError: x"
-    assert status("declined: no GPU; buy one") == "failed: declined: no GPU; buy one"
+    assert status("declined: no GPU; buy one") == "failed: cuda declined: no GPU; buy one"
+    slow = [
+        {"provider": "cuda", "status": "ok"},
+        {"provider": "triton", "status": "declined: no Triton; get it"},
+    ]
+    assert gpu_rows.status_of(slow) == "failed: triton declined: no Triton; get it"
 
 
 def test_gpu_rows_autotuned_at_one_k_or_b():

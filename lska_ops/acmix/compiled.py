@@ -38,6 +38,10 @@ def too_much(*, head=4, dims=16, kernel_att=7, kernel_conv=3, stride=1, dilation
     return None
 
 
+def why_not_triton(x, **sizes):
+    return "ACmix has no Triton kernels; use another backend"
+
+
 def why_not_cpu(x, **options):
     if x.device.type != "cpu":
         return f"x is on {x.device.type}; move it to the CPU"
