@@ -20,6 +20,7 @@ import triton_guard  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from lska_ops import _triton  # noqa: E402
+from lska_ops.testing import acmix  # noqa: E402
 from lska_ops.testing.problems import LAYOUTS, OPS, random_problem, ratios, solve  # noqa: E402
 
 MOST_PLANES, MOST_PIXELS, FEW_PIXELS = 4, 100, 35  # a program takes 20 ms and more here
@@ -32,9 +33,18 @@ def small(op, first, most_pixels=FEW_PIXELS):
     while True:
         problem = random_problem(op, seed)
         B, C, H, W = next(iter(problem.tensors.values())).shape
-        if problem.dtype != torch.float64 and B * C <= MOST_PLANES and H * W <= most_pixels:
+        few = B * C <= MOST_PLANES if op == "lska" else steps_of(problem) <= 2 * most_pixels
+        if problem.dtype != torch.float64 and few and H * W <= most_pixels:
             yield problem
         seed += 1
+
+
+def steps_of(problem):
+    """How many pairs of a block's queries and keys, and taps of the shift, a problem of ACmix has."""
+    (B, _, *sides), s = problem.tensors["qkv"].shape, acmix.sizes(problem)
+    span = s["kernel_att"] // 2 * 2 * s["dilation"] + 1
+    pairs = max(s["kernel_att"] ** 2, min(span, sides[0]) * min(span, sides[1]))
+    return B * s["head"] * (pairs + s["dims"] * (s["kernel_conv"] or 0) ** 2)
 
 
 def wrong(problem, backward, again):

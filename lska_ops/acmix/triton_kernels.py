@@ -1,211 +1,172 @@
-"""ACmix's Triton backend: what its two registered ops do, kernel after kernel.
+"""ACmix's attention in Triton: what its kernels share, and forward.
 
-The shift comes first and hands over its part in float32 (in a float32 call, in the result itself), attention
-adds and rounds once. Beside a single pass over the maps that moves q, k and v once more, and a float32 map of
-the size of y, which is written and read (backward: grad_y once more, three such maps).
+A program owns P pixels of one head. Where a head has more than BD dims it owns BD of them, and the logits,
+which need all, are added up chunk by chunk for each.
 """
 
-from typing import NamedTuple
-
-import torch
-
-from .._triton import launch
-from .triton_attention import acmix_fwd_kernel, acmix_key_bwd_kernel, acmix_query_bwd_kernel
-from .triton_shift import (
-    acmix_compose_kernel,
-    acmix_dep_conv_bwd_kernel,
-    acmix_fc_bwd_kernel,
-    acmix_shift_bwd_kernel,
-    acmix_shift_fwd_kernel,
-    acmix_shift_grad_kernel,
-)
-
-# Pixels and warps of a program by the dims it holds, so that no register spills; speeds are not measured.
-FORWARD = {16: (128, 4), 32: (64, 2), 64: (32, 2), 128: (32, 4), 256: (32, 8)}
-BACKWARD = {16: (128, 4), 32: (64, 4), 64: (32, 4), 128: (32, 8), 256: (16, 8)}
-# Pixels and warps of a program by the heads it holds: a weight serves several pixels; not measured.
-SHIFT = {1: (1024, 4), 2: (1024, 4), 4: (512, 4), 8: (256, 4), 16: (128, 4), 32: (64, 4), 64: (32, 4)}
-# Outputs, maps and pixels at once, warps, and how many programs sum over the pixels; not measured.
-SHIFT_GRAD = (4, 16, 64, 4)
-SHIFT_GRAD_PROGRAMS = 2048
-STRIP = 24  # columns at most that a strip of pixels is wide; not measured
-BLOCK = 256  # weights a program owns
+import triton
+import triton.language as tl
 
 
-class _Call(NamedTuple):
-    """The sizes of one call; Ho, Wo of the result."""
+@triton.jit
+def strip_pixels(block, P: tl.constexpr, height, width, strip):
+    """Rows and columns of the block's P pixels, and which of them lie in the map.
 
-    B: int
-    G: int
-    D: int
-    H: int
-    W: int
-    K: int
-    KC: int
-    stride: int
-    dilation: int
-
-    @property
-    def Ho(self):
-        return -(-self.H // self.stride)
-
-    @property
-    def Wo(self):
-        return -(-self.W // self.stride)
-
-    @property
-    def C(self):
-        return self.G * self.D
-
-    def strips(self, height, width, P):
-        """Blocks of P pixels that a map has, and the width of its strips."""
-        strips = -(-width // STRIP)
-        strip = -(-width // strips)
-        return -(-strips * strip * height // P), strip
-
-    def window(self, table):
-        """The constants of an attention kernel, its warps, and of how many chunks a head consists."""
-        BD = min(max(_power_of_2(self.D), 4), 256)
-        P, warps = table[max(BD, 16)]
-        chunks = -(-self.D // BD)
-        small = min(self.H, self.W) <= self.K // 2 * self.dilation
-        return chunks, dict(
-            K=self.K, STRIDE=self.stride, DILATION=self.dilation, SMALL=bool(small), BD=BD, CHUNKS=chunks,
-            P=P, warps=warps,
-        )  # fmt: skip
-
-    def heads(self):
-        """The constants of a shift kernel, and of how many groups of heads a dim consists."""
-        BG = min(_power_of_2(self.G), 64)
-        P, warps = SHIFT[BG]
-        return -(-self.G // BG), dict(G=self.G, KC=self.KC, STRIDE=self.stride, BG=BG, P=P, warps=warps)
-
-    def sizes(self):
-        return self.D, self.H, self.W, self.Ho, self.Wo
+    A map is walked through strip by strip of `strip` columns: a block of a wide map then is less of a line,
+    and fewer pixels around it are read.
+    """
+    n = block * P + tl.arange(0, P)
+    of_strip = height * strip
+    nth = n // of_strip
+    n -= nth * of_strip
+    y = n // strip
+    x = nth * strip + n - y * strip
+    return y, x, x < width
 
 
-def _power_of_2(n):
-    return 1 << (n - 1).bit_length()
+@triton.jit
+def split_program(blocks, shares):
+    """This program's block of pixels, its share (a head, a dim, a part of one) and its picture (64 bits)."""
+    program = tl.program_id(0)
+    block = program % blocks
+    rest = program // blocks
+    return block, rest % shares, (rest // shares).to(tl.int64)
 
 
-def _call(qkv, dep_conv, head, kernel_att, stride, dilation):
-    B, C3, H, W = qkv.shape
-    KC = 1 if dep_conv is None else int(dep_conv.shape[-1])
-    return _Call(B, head, int(C3) // 3 // head, H, W, kernel_att, KC, stride, dilation)
+@triton.jit
+def per_pixel(L):
+    """How far neighbours on a side of L pixels are apart in coordinates; a side of one has none."""
+    return 2.0 / tl.maximum(tl.cast(L, tl.int32) - 1, 1).to(tl.float32)
 
 
-def _dense(*tensors):
-    return [None if t is None else t.contiguous() for t in tensors]
+@triton.jit
+def reflected(i, L, SMALL: tl.constexpr):
+    """Where a tap at i falls on a side of L pixels; SMALL: the window may reach beyond one reflection."""
+    i = tl.abs(i)
+    if SMALL:
+        i = i % tl.maximum(2 * (L - 1), 1)
+    return tl.minimum(i, 2 * (L - 1) - i)
 
 
-def _floats(like, *shape):
-    return like.new_empty(shape, dtype=torch.float32)
+@triton.jit
+def times_hit(query, key, L, K: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr):
+    """How many of the K taps around `query` fall on `key`, on one side of the map."""
+    REACH: tl.constexpr = K // 2 * DILATION
+    if SMALL or DILATION > 1:
+        times = tl.zeros_like(query)
+        for tap in range(K):
+            times += (reflected(query + tap * DILATION - REACH, L, SMALL) == key).to(tl.int32)
+        return times
+    # Directly, by way of the first pixel, by way of the last; those two pixels are not reflected themselves.
+    direct = (tl.abs(query - key) <= REACH).to(tl.int32)
+    first = ((key > 0) & (query + key <= REACH)).to(tl.int32)
+    last = ((key < L - 1) & (2 * (L - 1) - query - key <= REACH)).to(tl.int32)
+    return direct + first + last
 
 
-def fwd(qkv, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride, dilation):
-    """y and lse: see csrc/acmix/schema.h."""
-    s = _call(qkv, dep_conv, head, kernel_att, stride, dilation)
-    qkv, conv_p, fc, dep_conv = _dense(qkv, conv_p, fc, dep_conv)
-    y = qkv.new_empty(s.B, s.C, s.Ho, s.Wo)
-    lse = _floats(qkv, *([0] if rate1 is None else [s.B, s.G, s.Ho, s.Wo]))
-    if s.B == 0:
-        return y, lse
-    before = qkv  # not read
-    if rate2 is not None:
-        before = y if rate1 is None or y.dtype == torch.float32 else _floats(y, *y.shape)
-        groups, constants = s.heads()
-        blocks, strip = s.strips(s.Ho, s.Wo, constants["P"])
-        composite = _compose(s, fc, dep_conv)
-        launch(
-            acmix_shift_fwd_kernel, blocks * s.D * groups * s.B, qkv, composite, rate2, before, blocks,
-            *s.sizes(), strip, **constants,
-        )  # fmt: skip
-    if rate1 is not None:
-        chunks, constants = s.window(FORWARD)
-        blocks, strip = s.strips(s.Ho, s.Wo, constants["P"])
-        launch(
-            acmix_fwd_kernel, blocks * s.G * chunks * s.B, qkv, conv_p, rate1, before, y, lse, blocks, s.G,
-            *s.sizes(), strip, s.D**-0.5, ADDS=rate2 is not None, **constants,
-        )  # fmt: skip
-    return y, lse
+@triton.jit
+def dims_of(maps, first_dim, D, plane, BD: tl.constexpr):
+    """Where BD dims of a head's maps begin, from first_dim on, ``[BD, 1]``, and which of them there are."""
+    dims = first_dim + tl.arange(0, BD)
+    return maps + dims.to(tl.int64)[:, None] * plane, (dims < D)[:, None]
 
 
-def bwd(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride, dilation):
-    """The gradients of qkv, conv_p, fc, dep_conv, rate1 and rate2, empty where their half is missing."""
-    s = _call(qkv, dep_conv, head, kernel_att, stride, dilation)
-    given = (qkv, conv_p, fc, dep_conv, rate1, rate2)
-    if s.B == 0:
-        return tuple(qkv.new_zeros([0] if t is None else t.shape) for t in given)
-    grad_y, qkv, conv_p, fc, dep_conv = _dense(grad_y, qkv, conv_p, fc, dep_conv)
-    grad_qkv, before = torch.empty_like(qkv), qkv  # not read
-    grad_conv_p, grad_fc, grad_dep_conv, grad_rate1, grad_rate2 = (qkv.new_empty(0) for _ in given[1:])
-    if rate2 is not None:
-        in_place = rate1 is None or qkv.dtype == torch.float32
-        before = grad_qkv if in_place else _floats(qkv, *qkv.shape)
-        composite = _compose(s, fc, dep_conv)
-        groups, constants = s.heads()
-        blocks, strip = s.strips(s.H, s.W, constants["P"])
-        launch(
-            acmix_shift_bwd_kernel, blocks * 3 * s.D * groups * s.B, grad_y, composite, rate2, before, blocks,
-            *s.sizes(), strip, **constants,
-        )  # fmt: skip
-        grad_fc, grad_dep_conv, grad_rate2 = _shift_weights_bwd(s, grad_y, qkv, fc, dep_conv, rate2)
-    if rate1 is not None:
-        if stride > 1 and before is not grad_qkv:  # what lies between the queries
-            of_q = grad_qkv[:, : s.C]
-            of_q.zero_() if rate2 is None else of_q.copy_(before[:, : s.C])
-        adds = rate2 is not None
-        grad_conv_p, grad_rate1 = _attention_bwd(s, grad_y, qkv, lse, conv_p, rate1, before, adds, grad_qkv)
-    return grad_qkv, grad_conv_p, grad_fc, grad_dep_conv, grad_rate1, grad_rate2
+@triton.jit
+def rounded(values, pointer):
+    """To the nearest of what `pointer` holds; the interpreter would otherwise cut bfloat16 off."""
+    if pointer.dtype.element_ty == tl.float32:
+        return values
+    return values.to(pointer.dtype.element_ty, fp_downcast_rounding="rtne")
 
 
-def _compose(s, fc, dep_conv):
-    """fc and dep_conv as one convolution, ``[D, K_c^2, 3G, G]``."""
-    T = s.KC**2
-    composite = _floats(fc, s.D, T, 3 * s.G, s.G)
-    n = composite.numel()
-    launch(acmix_compose_kernel, -(-n // BLOCK), fc, dep_conv, composite, n, s.G, T=T, BLOCK=BLOCK)
-    return composite
+@triton.jit
+def load_position(conv_p, first_dim, D, BD: tl.constexpr):
+    """conv_p's slopes of these dims along x and along y."""
+    dims = first_dim + tl.arange(0, BD)
+    along_x = tl.load(conv_p + 2 * dims, mask=dims < D, other=0.0).to(tl.float32)
+    along_y = tl.load(conv_p + 2 * dims + 1, mask=dims < D, other=0.0).to(tl.float32)
+    return along_x, along_y
 
 
-def _attention_bwd(s, grad_y, qkv, lse, conv_p, rate1, before, adds, grad_qkv):
-    """The gradients of conv_p and rate1; those of q, k and v go to grad_qkv, with `adds` on top of before."""
-    chunks, constants = s.window(BACKWARD)
-    blocks, strip = s.strips(s.Ho, s.Wo, constants["P"])
-    columns, maps, scale = blocks * s.G * s.B, s.B * s.G * s.Ho * s.Wo, s.D**-0.5
-    facts, parts = _floats(qkv, 3, maps), _floats(qkv, 2 * s.D + 1, columns)
-    launch(
-        acmix_query_bwd_kernel, columns * chunks, qkv, grad_y, conv_p, rate1, lse, before, grad_qkv, facts,
-        parts, blocks, maps, columns, s.G, *s.sizes(), strip, scale, ADDS=adds, **constants,
-    )  # fmt: skip
-    blocks, strip = s.strips(s.H, s.W, constants["P"])
-    reach = s.K // 2 * s.dilation
-    rows, cols = (min(2 * reach // s.stride + 1, side) for side in (s.Ho, s.Wo))
-    launch(
-        acmix_key_bwd_kernel, blocks * s.G * chunks * s.B, qkv, grad_y, rate1, lse, before, grad_qkv, facts,
-        blocks, maps, rows, cols, s.G, *s.sizes(), strip, scale, ADDS=adds, **constants,
-    )  # fmt: skip
-    grad_conv_p, grad_rate1 = parts[:-1].sum(1).view(conv_p.shape), parts[-1].sum().view(1)
-    return grad_conv_p.to(qkv.dtype), grad_rate1.to(qkv.dtype)
+@triton.jit
+def product(a, a_plane, a_pixels, b, b_plane, b_pixels, mask, D, BD: tl.constexpr, CHUNKS: tl.constexpr):
+    """Sum over all dims of a head, chunk by chunk, of two maps each at its own pixels."""
+    sums = tl.zeros_like(a_pixels).to(tl.float32)
+    for chunk in range(CHUNKS):
+        of_a, is_dim = dims_of(a, chunk * BD, D, a_plane, BD)
+        of_b, _ = dims_of(b, chunk * BD, D, b_plane, BD)
+        both = is_dim & mask[None, :]
+        values = tl.load(of_a + a_pixels[None, :], mask=both, other=0.0).to(tl.float32)
+        sums += tl.sum(values * tl.load(of_b + b_pixels[None, :], mask=both, other=0.0).to(tl.float32), 0)
+    return sums
 
 
-def _shift_weights_bwd(s, grad_y, qkv, fc, dep_conv, rate2):
-    """The gradients of fc, dep_conv and rate2, from sums over pixels of those of the composite weights."""
-    BG, BM, P, warps = SHIFT_GRAD
-    BG, BM = min(BG, _power_of_2(s.G)), min(BM, _power_of_2(3 * s.G))
-    tiles, T, blocks = -(-s.G // BG) * -(-3 * s.G // BM) * s.D, s.KC**2, -(-s.Ho * s.Wo // P)
-    splits = min(-(-SHIFT_GRAD_PROGRAMS // (tiles * T)), blocks * s.B)
-    parts = _floats(qkv, splits, s.D, T, 3 * s.G, s.G)
-    launch(
-        acmix_shift_grad_kernel, tiles * T * splits, qkv, grad_y, parts, s.B, blocks, splits, *s.sizes(),
-        G=s.G, KC=s.KC, STRIDE=s.stride, BG=BG, BM=BM, P=P, warps=warps,
-    )  # fmt: skip
-    total = parts.sum(0) if splits > 1 else parts[0]
-    grad_dep_conv, n = torch.empty_like(dep_conv), dep_conv.numel()
-    launch(
-        acmix_dep_conv_bwd_kernel, -(-n // BLOCK), total, fc, rate2, grad_dep_conv, n, s.G, T=T, BLOCK=BLOCK
-    )
-    grad_fc = _floats(fc, *fc.shape)
-    launch(acmix_fc_bwd_kernel, T * 3 * s.G, total, dep_conv, grad_fc, s.G, s.D, T=T, BLOCK=1024)
-    grad_rate2 = (grad_fc * fc).sum().view(1)
-    return (grad_fc * rate2).to(fc.dtype), grad_dep_conv, grad_rate2.to(fc.dtype)
+@triton.jit
+def slopes_of(q, conv_p, pixels, mask, D, plane, BD: tl.constexpr, CHUNKS: tl.constexpr):
+    """How the logits of these queries rise along x and along y, before the scale."""
+    along_x = tl.zeros_like(pixels).to(tl.float32)
+    along_y = along_x
+    for chunk in range(CHUNKS):
+        dims, is_dim = dims_of(q, chunk * BD, D, plane, BD)
+        values = tl.load(dims + pixels[None, :], mask=is_dim & mask[None, :], other=0.0).to(tl.float32)
+        p_x, p_y = load_position(conv_p, chunk * BD, D, BD)
+        along_x += tl.sum(values * p_x[:, None], 0)
+        along_y += tl.sum(values * p_y[:, None], 0)
+    return along_x, along_y
+
+
+@triton.jit
+def acmix_fwd_kernel(
+    qkv, conv_p, rate1, before, y, lse, blocks, G, D, H, W, Ho, Wo, strip,
+    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    """A program owns P outputs of (a chunk of) one head: reference.attention, times rate1.
+
+    Reads q [B, 3C, H, W] there, k and v at every tap of the window, and with ADDS what the shift has written
+    to `before`, like y; keeps the running maximum, sum and values of the softmax in registers; writes
+    y [B, C, Ho, Wo] and lse [B, G, Ho, Wo].
+    """
+    block, share, image = split_program(blocks, G * CHUNKS)
+    head, dim = share // CHUNKS, share % CHUNKS * BD
+    row, col, inside = strip_pixels(block, P, Ho, Wo, strip)
+    plane, C = tl.cast(H, tl.int64) * W, G * D
+    q = qkv + (image * 3 * C + head * D) * plane
+    k = q + C * plane
+    here_y, here_x, per_y, per_x = row * STRIDE, col * STRIDE, per_pixel(H), per_pixel(W)
+    here = here_y * W + here_x
+    slope_x, slope_y = slopes_of(q, conv_p, here, inside, D, plane, BD, CHUNKS)
+    of_k, is_dim = dims_of(k, dim, D, plane, BD)
+    of_v, mask = of_k + C * plane, is_dim & inside[None, :]
+    if CHUNKS == 1:
+        own_q = tl.load(of_k - C * plane + here[None, :], mask=mask, other=0.0).to(tl.float32)
+    top = tl.full((P,), -3.4e38, tl.float32)
+    total = tl.zeros((P,), tl.float32)
+    out = tl.zeros((BD, P), tl.float32)
+    for tap_y in range(K):
+        there_y = reflected(here_y + (tap_y - K // 2) * DILATION, H, SMALL)
+        rise_y = slope_y * ((here_y - there_y).to(tl.float32) * per_y)
+        for tap_x in range(K):
+            there_x = reflected(here_x + (tap_x - K // 2) * DILATION, W, SMALL)
+            there = there_y * W + there_x
+            if CHUNKS == 1:
+                keys = tl.load(of_k + there[None, :], mask=mask, other=0.0).to(tl.float32)
+                sums = tl.sum(own_q * keys, 0)
+            else:
+                sums = product(q, plane, here, k, plane, there, inside, D, BD, CHUNKS)
+            logit = SCALE * (sums + (slope_x * ((here_x - there_x).to(tl.float32) * per_x) + rise_y))
+            higher = tl.maximum(top, logit)
+            shrink, weight = tl.exp(top - higher), tl.exp(logit - higher)
+            top = higher
+            total = total * shrink + weight
+            values = tl.load(of_v + there[None, :], mask=mask, other=0.0).to(tl.float32)
+            out = out * shrink[None, :] + values * weight[None, :]
+    out *= (tl.load(rate1).to(tl.float32) / total)[None, :]
+    dims, out_plane = dim + tl.arange(0, BD), tl.cast(Ho, tl.int64) * Wo
+    pixel = row * Wo + col
+    at = (image * C + head * D + dims)[:, None] * out_plane + pixel[None, :]
+    if ADDS:
+        out += tl.load(before + at, mask=mask, other=0.0)
+    tl.store(y + at, rounded(out, y), mask=mask)
+    if dim == 0:
+        tl.store(lse + (image * G + head) * out_plane + pixel, top + tl.log(total), mask=inside)

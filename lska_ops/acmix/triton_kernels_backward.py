@@ -1,19 +1,16 @@
-"""ACmix's attention in Triton: forward, and backward in two gathers, by query and by key.
-
-A program owns P pixels of one head. Where a head has more than BD dims it owns BD of them, and the logits,
-which need all, are added up chunk by chunk for each.
-"""
+"""ACmix's attention in Triton: backward in two gathers, by query and by key."""
 
 import triton
 import triton.language as tl
 
-from .triton_tile import (
+from .triton_kernels import (
     dims_of,
     load_position,
     per_pixel,
     product,
     reflected,
     rounded,
+    slopes_of,
     split_program,
     strip_pixels,
     times_hit,
@@ -21,82 +18,11 @@ from .triton_tile import (
 
 
 @triton.jit
-def slopes_of(q, conv_p, pixels, mask, D, plane, BD: tl.constexpr, CHUNKS: tl.constexpr):
-    """How the logits of these queries rise along x and along y, before the scale."""
-    along_x = tl.zeros_like(pixels).to(tl.float32)
-    along_y = along_x
-    for chunk in range(CHUNKS):
-        dims, is_dim = dims_of(q, chunk * BD, D, plane, BD)
-        values = tl.load(dims + pixels[None, :], mask=is_dim & mask[None, :], other=0.0).to(tl.float32)
-        p_x, p_y = load_position(conv_p, chunk * BD, D, BD)
-        along_x += tl.sum(values * p_x[:, None], 0)
-        along_y += tl.sum(values * p_y[:, None], 0)
-    return along_x, along_y
-
-
-@triton.jit
-def acmix_fwd_kernel(
-    qkv, conv_p, rate1, before, y, lse, blocks, G, D, H, W, Ho, Wo, strip, scale,
-    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """A program owns P outputs of (a chunk of) one head: reference.attention, times rate1.
-
-    Reads q [B, 3C, H, W] there, k and v at every tap of the window, and with ADDS what the shift has written
-    to `before`, like y; keeps the running maximum, sum and values of the softmax in registers; writes
-    y [B, C, Ho, Wo] and lse [B, G, Ho, Wo].
-    """
-    block, share, image = split_program(blocks, G * CHUNKS)
-    head, dim = share // CHUNKS, share % CHUNKS * BD
-    row, col, inside = strip_pixels(block, P, Ho, Wo, strip)
-    plane, C = tl.cast(H, tl.int64) * W, G * D
-    q = qkv + (image * 3 * C + head * D) * plane
-    k, v = q + C * plane, q + 2 * C * plane
-    here_y, here_x, per_y, per_x = row * STRIDE, col * STRIDE, per_pixel(H), per_pixel(W)
-    here = here_y * W + here_x
-    slope_x, slope_y = slopes_of(q, conv_p, here, inside, D, plane, BD, CHUNKS)
-    of_k, is_dim = dims_of(k, dim, D, plane, BD)
-    of_v, mask = of_k + C * plane, is_dim & inside[None, :]
-    if CHUNKS == 1:
-        own_q = tl.load(of_k - C * plane + here[None, :], mask=mask, other=0.0).to(tl.float32)
-    top = tl.full((P,), -3.4e38, tl.float32)
-    total = tl.zeros((P,), tl.float32)
-    out = tl.zeros((BD, P), tl.float32)
-    for tap_y in range(K):
-        there_y = reflected(here_y + (tap_y - K // 2) * DILATION, H, SMALL)
-        rise_y = slope_y * ((here_y - there_y).to(tl.float32) * per_y)
-        for tap_x in range(K):
-            there_x = reflected(here_x + (tap_x - K // 2) * DILATION, W, SMALL)
-            there = there_y * W + there_x
-            if CHUNKS == 1:
-                keys = tl.load(of_k + there[None, :], mask=mask, other=0.0).to(tl.float32)
-                sums = tl.sum(own_q * keys, 0)
-            else:
-                sums = product(q, plane, here, k, plane, there, inside, D, BD, CHUNKS)
-            logit = scale * (sums + (slope_x * ((here_x - there_x).to(tl.float32) * per_x) + rise_y))
-            higher = tl.maximum(top, logit)
-            shrink, weight = tl.exp(top - higher), tl.exp(logit - higher)
-            top = higher
-            total = total * shrink + weight
-            values = tl.load(of_v + there[None, :], mask=mask, other=0.0).to(tl.float32)
-            out = out * shrink[None, :] + values * weight[None, :]
-    out *= (tl.load(rate1).to(tl.float32) / total)[None, :]
-    dims, out_plane = dim + tl.arange(0, BD), tl.cast(Ho, tl.int64) * Wo
-    pixel = row * Wo + col
-    at = (image * C + head * D + dims)[:, None] * out_plane + pixel[None, :]
-    if ADDS:
-        out += tl.load(before + at, mask=mask, other=0.0)
-    tl.store(y + at, rounded(out, y), mask=mask)
-    if dim == 0:
-        tl.store(lse + (image * G + head) * out_plane + pixel, top + tl.log(total), mask=inside)
-
-
-@triton.jit
 def acmix_query_bwd_kernel(
     qkv, grad_y, conv_p, rate1, lse, before, grad_qkv, facts, parts, blocks, maps, columns,
-    G, D, H, W, Ho, Wo, strip, scale,
+    G, D, H, W, Ho, Wo, strip,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """A program owns P queries of (a chunk of) one head: the gradient of q.
 
@@ -104,7 +30,7 @@ def acmix_query_bwd_kernel(
     grad_qkv [B, 3C, H, W] (with ADDS on top of `before`, like it), facts [3, B, G, Ho, Wo] for the keys
     (`maps` numbers each: delta = sum of weight times product, slopes in x and y), and its part of the
     gradients of conv_p and rate1 into parts [2D + 1, columns = B G blocks]. The gradient of a logit's sum is
-    weight (product - delta); delta is known after the last tap only, so both terms are added up by themselves.
+    weight (product - delta); delta is known after the last tap, so both terms are added up by themselves.
     """
     block, share, image = split_program(blocks, G * CHUNKS)
     head, dim = share // CHUNKS, share % CHUNKS * BD
@@ -143,7 +69,7 @@ def acmix_query_bwd_kernel(
             else:
                 sums = product(q, plane, here, k, plane, there, inside, D, BD, CHUNKS)
                 products = product(g, out_plane, pixel, v, plane, there, inside, D, BD, CHUNKS)
-            weight = tl.exp(scale * (sums + (slope_x * distance_x + slope_y * distance_y)) - own_lse)
+            weight = tl.exp(SCALE * (sums + (slope_x * distance_x + slope_y * distance_y)) - own_lse)
             products *= weight
             delta += products
             far_x += products * distance_x
@@ -152,7 +78,7 @@ def acmix_query_bwd_kernel(
             mean_y += weight * distance_y
             of_products += keys * products[None, :]
             of_weights += keys * weight[None, :]
-    rate = tl.load(rate1).to(tl.float32) * scale
+    rate = tl.load(rate1).to(tl.float32) * SCALE
     far_x = rate * (far_x - delta * mean_x)
     far_y = rate * (far_y - delta * mean_y)
     p_x, p_y = load_position(conv_p, dim, D, BD)
@@ -179,9 +105,9 @@ def acmix_query_bwd_kernel(
 @triton.jit
 def acmix_key_bwd_kernel(
     qkv, grad_y, rate1, lse, before, grad_qkv, facts, blocks, maps, rows, cols,
-    G, D, H, W, Ho, Wo, strip, scale,
+    G, D, H, W, Ho, Wo, strip,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """A program owns P keys of (a chunk of) one head: the gradients of k and v.
 
@@ -238,12 +164,12 @@ def acmix_key_bwd_kernel(
                 slope_x = tl.load(fact + maps, mask=held, other=0.0)
                 slope_y = tl.load(fact + 2 * maps, mask=held, other=0.0)
                 distance_x = (col * STRIDE - here_x).to(tl.float32) * per_x
-                logit = scale * (sums + (slope_x * distance_x + slope_y * distance_y))
+                logit = SCALE * (sums + (slope_x * distance_x + slope_y * distance_y))
                 weight = tl.where(held, times.to(tl.float32) * tl.exp(logit - of_lse), 0.0)
                 grad_v += grads * weight[None, :]
                 grad_k += queries * (weight * (products - delta))[None, :]
     rate = tl.load(rate1).to(tl.float32)
-    grad_k *= rate * scale
+    grad_k *= rate * SCALE
     grad_v *= rate
     dims = dim + tl.arange(0, BD)
     at = (image * 3 * C + C + head * D + dims)[:, None] * plane + here[None, :]

@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from .triton_tile import rounded, split_program, strip_pixels
+from .triton_kernels import rounded, split_program, strip_pixels
 
 
 @triton.jit
