@@ -79,6 +79,7 @@ sanitize: setup  ## random problems under AddressSanitizer, UndefinedBehaviorSan
 mutants: setup  ## bugs seeded into the kernels, each of which the random problems have to catch
 	$(PY) tests/mutants.py
 	$(PY) tests/host_cuda/mutants.py
+	$(PY) tests/triton_mutants.py
 
 bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for three minutes of it
 	$(PY) benchmarks/bench_lska.py $(ARGS)

@@ -71,13 +71,18 @@ def register(name, schema, function, fake):
     make(f"lska_ops::{name}_triton", function, mutates_args=(), schema=schema).register_fake(fake)
 
 
-def launch(kernel, programs, *arguments, warps=4, stages=2, **constants):
-    """Starts `programs` programs of a kernel where its first argument, a tensor, is. Tests replace it."""
+def launch(kernel, programs, *arguments, warps=4, stages=2, registers=None, **constants):
+    """Starts `programs` programs of a kernel where its first argument, a tensor, is. Tests replace it.
+
+    registers: what a thread may have. Without it NVIDIA's assembler spills a few where one block more fits.
+    """
     options = dict(num_warps=warps, num_stages=stages)
     started = torch.library.wrap_triton(kernel) if not INTERPRETED else kernel
     if started is not kernel:  # traced by torch.compile, which chooses the device and the other options
         started[(programs,)](*arguments, **constants, **options)
         return
+    if registers and torch.version.hip is None:
+        options["maxnreg"] = registers
     with torch.cuda.device_of(arguments[0]):
         # Explicit, since what Triton takes by default differs between versions.
         kernel[(programs,)](*arguments, **constants, **options, enable_fp_fusion=True)

@@ -46,7 +46,7 @@ def gpu(monkeypatch):
             raise ImportError("No module named 'triton'")
         return SimpleNamespace(register_triton=lambda: None)
 
-    monkeypatch.setattr(_triton.importlib, "import_module", import_module)
+    monkeypatch.setattr(_triton, "importlib", SimpleNamespace(import_module=import_module))
     yield machine
     _triton._ask_device.cache_clear()
 
@@ -106,13 +106,15 @@ def test_triton_answer_is_a_constant_for_torch_compile():
 
 def test_triton_is_not_imported_before_it_is_used():
     code = (
-        "import sys, torch\n"
+        "import sys, time, torch\n"
         "class Refuse:\n"
         "    def find_spec(self, name, *rest):\n"
         "        if name.split('.')[0] == 'triton': raise ImportError('refused')\n"
         "before = 'triton' in sys.modules\n"
+        "start = time.process_time()\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import lska_ops\n"
+        "assert time.process_time() - start < 1\n"
         "x = torch.randn(1, 8, 4, 4)\n"
         "lska_ops.ACmix(8)(lska_ops.LSKA(8)(x))\n"
         "assert ('triton' in sys.modules) == before\n"
@@ -224,3 +226,43 @@ def test_triton_guard_pages_are_forbidden():
                 [sys.executable, "-c", code, TESTS, folder, str(by)], capture_output=True, text=True
             )
             assert done.stdout.split() == ["0", "0"] and done.returncode < 0, done.stderr
+
+
+@needs_triton
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_triton_is_seen_through_by_torch_compile(monkeypatch, dynamic):
+    """Traced on a CPU, where the kernels cannot run: the graphs hold the kernels, not an opaque op."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+
+    monkeypatch.setitem(_backends.WHY_NOT["lska"], "triton", lambda x, **_: None)
+    if not hasattr(torch.ops.lska_ops, "lska_fwd_triton"):
+        compiled.register_triton()
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append([n for n in graph.graph.nodes if n.op == "call_function"])
+        outputs = [n.meta["val"] for n in next(iter(graph.graph.find_nodes(op="output"))).args[0]]
+
+        def run(*_):
+            return [
+                torch.zeros([int(s) for s in t.shape], dtype=t.dtype) if torch.is_tensor(t) else 7
+                for t in outputs
+            ]
+
+        return run
+
+    C = 4
+    x = torch.randn(2, C, 7, 7, requires_grad=True)
+    shapes = [(C, 1, 1, 3), (C, 1, 3, 1), (C, 1, 1, 5), (C, 1, 5, 1), (C, C, 1, 1)]
+    pairs = [(torch.randn(shape, requires_grad=True), torch.randn(C)) for shape in shapes]
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    run = torch.compile(lska_ops.lska, fullgraph=True, dynamic=dynamic, backend=backend)
+    run(x, *pairs, dilation=2, backend="triton").sum().backward()
+    assert len(graphs) == 2
+    started = [[n.kwargs["kernel_idx"] for n in graph if "kernel_idx" in n.kwargs] for graph in graphs]
+    names = [{kernel_side_table.get_kernel(i).fn.__name__ for i in found} for found in started]
+    assert names[0] == {"lska_bands_kernel", "lska_pair_kernel", "lska_gate_fwd_kernel"}
+    assert {"lska_gate_bwd_kernel", "lska_mix_bwd_kernel", "lska_gram_bwd_kernel"} < names[1]
+    assert not any("lska_ops" in str(n.target) for graph in graphs for n in graph)

@@ -32,7 +32,7 @@ def lska_calls(dtype):
     """A call of every kernel and variant; of (whether they are for tensor cores, how to make them)."""
     from lska_ops.lska import triton_launch
 
-    for C, H, W, k0, k1 in (*((c.C, c.H, c.W, 5, 7) for c in CASES[2:3]), (6, 9, 7, 3, 0)):
+    for C, H, W, k0, k1 in (*((c.C, c.H, c.W, 5, 7) for c in CASES[2:3]), (6, 9, 70, 3, 0)):
         x = torch.empty(1, C, H, W, dtype=dtype)
         shapes = [(C, 1, 1, k0), (C, 1, k0, 1), (C, 1, 1, k1), (C, 1, k1, 1)]
         parts = [
@@ -55,8 +55,10 @@ OPS = {"lska": (lska_calls, lska_tensor_cores)}
 class Variant:
     """A kernel as one launch wants it compiled; equal where Triton would compile it once."""
 
-    def __init__(self, kernel, arguments, warps, stages, constants):
+    def __init__(self, kernel, arguments, warps, stages, registers, constants):
         self.kernel, self.options = kernel, {"num_warps": warps, "num_stages": stages}
+        if registers:
+            self.options["maxnreg"] = registers
         names = kernel.arg_names
         self.signature, self.constants, self.attributes = {}, dict(constants), {}
         for i, (name, value) in enumerate(zip(names, arguments, strict=False)):
@@ -99,8 +101,8 @@ def variants(op, tensor_cores):
     calls, set_tensor_cores = OPS[op]
     found = {}
 
-    def record(kernel, programs, *arguments, warps=4, stages=2, **constants):
-        variant = Variant(kernel, arguments, warps, stages, constants)
+    def record(kernel, programs, *arguments, warps=4, stages=2, registers=None, **constants):
+        variant = Variant(kernel, arguments, warps, stages, registers, constants)
         found.setdefault(variant.key, variant)
 
     _triton.launch = record

@@ -163,8 +163,8 @@ def lska_taps_bwd_kernel(
     PAIR: tl.constexpr, COLUMNS: tl.constexpr, HAS: tl.constexpr, HAS_WEIGHTED: tl.constexpr,
     K0P: tl.constexpr, K1P: tl.constexpr, BX: tl.constexpr,
 ):  # fmt: skip
-    """Owns a channel's taps along one axis: from gram's diagonals grad0 [C, K0] and grad1 [C, K1], each by
-    the other's taps, plus what the biases in front of taps1 pass through them; then the biases' gradients, [C].
+    """Owns a channel's taps along one axis: from gram's diagonals grad0 [C, K0] and grad1 [C, K1], each
+    by the other's taps, plus what the biases in front of taps1 pass through them; then the biases', [C].
     """
     channel = tl.program_id(0).to(tl.int64)
     t0 = tl.arange(0, K0P)

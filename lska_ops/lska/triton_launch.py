@@ -14,8 +14,9 @@ PAIR_TILES = {
     "loads": (16, 64, 16, 4, 2),
     "products": (32, 32, 32, 4, 2),
 }  # along the axis, across it, summed
+NARROW = 32  # pixels of a row for which the longest tile would be mostly empty
 GATE_TILE = (64, 64, 32, 4, 3)  # channels, pixels, channels summed
-EXACT_GATE_TILE = (32, 32, 16, 4, 2)  # float32 is summed without tensor cores, in registers
+EXACT_GATE_TILE = (32, 32, 16, 4, 2)  # without tensor cores: in float32, and below sm_80
 MIX_TILE = (32, 32, 32, 4, 2)  # channels, channels, pixels summed
 GRAM_TILE = (32, 16, 4, 2)  # positions a side, pixels summed
 PIECE = 1024  # pixels of an image that are summed in one go
@@ -105,7 +106,9 @@ class Call:
             else (self.column, self.column_band, self.column_edge)
         )
         along, across, summed, warps, stages = PAIR_TILES["products" if self.dot else "loads"]
-        if not a.vertical and not self.dot:
+        if not self.dot and self.row.L <= NARROW:
+            across = NARROW
+        if not self.dot and not a.vertical:
             along, across = across, along  # the long side is the contiguous one
         filled = [source if t is None else t for t in (*biases, grad_y, product)]
         _triton.launch(
@@ -130,7 +133,7 @@ class Call:
         """y and the product, each where it is wanted and else empty."""
         none = self.x.new_empty(0)
         y, product = self.map() if gated else none, self.map() if keep else none
-        m, n, k, warps, stages = EXACT_GATE_TILE if self.x.dtype == torch.float32 else GATE_TILE
+        m, n, k, warps, stages = GATE_TILE if self.dot else EXACT_GATE_TILE
         _triton.launch(
             kernels.lska_gate_fwd_kernel, self.B * -(-self.C // m) * -(-self.P // n),
             s, conv1, s if bias is None else bias, self.x, y, product, self.C, self.P,
@@ -141,7 +144,7 @@ class Call:
     def gate_bwd(self, grad_y, conv1):
         """ds, the gradient of s."""
         ds = self.map()
-        m, n, k, warps, stages = EXACT_GATE_TILE if self.x.dtype == torch.float32 else GATE_TILE
+        m, n, k, warps, stages = GATE_TILE if self.dot else EXACT_GATE_TILE
         _triton.launch(
             backward.lska_gate_bwd_kernel, self.B * -(-self.C // m) * -(-self.P // n),
             grad_y, self.x, conv1, ds, self.C, self.P, BM=m, BN=n, BK=k, warps=warps, stages=stages,
@@ -182,7 +185,7 @@ class Call:
         gram = self.floats(splits, self.C, 2 * r + 1, a.L)
         sums, weighted = self.floats(splits, self.C, a.L), self.floats(splits, self.C, a.L)
         tiles, size = splits * self.C * -(-a.L // side), (self.B, self.C, a.L, a.M, a.stride, a.other_stride)
-        options = dict(BT=side, BK=summed, warps=warps, stages=stages)
+        options = dict(BT=side, BK=summed, warps=warps, stages=stages, registers=255)
         _triton.launch(
             backward.lska_gram_bwd_kernel, tiles * (2 * -(-r // side) + 1),
             grad, source, gram, *size, r, splits, DOT=self.dot, **options,
