@@ -72,14 +72,6 @@ def dims_of(maps, first_dim, D, plane, BD: tl.constexpr):
 
 
 @triton.jit
-def rounded(values, pointer):
-    """To the nearest of what `pointer` holds; the interpreter would otherwise cut bfloat16 off."""
-    if pointer.dtype.element_ty == tl.float32:
-        return values
-    return values.to(pointer.dtype.element_ty, fp_downcast_rounding="rtne")
-
-
-@triton.jit
 def load_position(conv_p, first_dim, D, BD: tl.constexpr):
     """conv_p's slopes of these dims along x and along y."""
     dims = first_dim + tl.arange(0, BD)
@@ -167,6 +159,6 @@ def acmix_fwd_kernel(
     at = (image * C + head * D + dims)[:, None] * out_plane + pixel[None, :]
     if ADDS:
         out += tl.load(before + at, mask=mask, other=0.0)
-    tl.store(y + at, rounded(out, y), mask=mask)
+    tl.store(y + at, out.to(y.dtype.element_ty), mask=mask)
     if dim == 0:
         tl.store(lse + (image * G + head) * out_plane + pixel, top + tl.log(total), mask=inside)

@@ -9,7 +9,6 @@ from .triton_kernels import (
     per_pixel,
     product,
     reflected,
-    rounded,
     slopes_of,
     split_program,
     strip_pixels,
@@ -88,7 +87,7 @@ def acmix_query_bwd_kernel(
     at = (image * 3 * C + head * D + dims)[:, None] * plane + here[None, :]
     if ADDS:
         grad += tl.load(before + at, mask=mask, other=0.0)
-    tl.store(grad_qkv + at, rounded(grad, grad_qkv), mask=mask)
+    tl.store(grad_qkv + at, grad.to(grad_qkv.dtype.element_ty), mask=mask)
     part = parts + (image * G + head) * blocks + block
     at = part + 2 * dims.to(tl.int64) * columns
     tl.store(at, tl.sum(own_q * far_x[None, :], 1), mask=dims < D)
@@ -176,5 +175,5 @@ def acmix_key_bwd_kernel(
     if ADDS:
         grad_k += tl.load(before + at, mask=mask, other=0.0)
         grad_v += tl.load(before + at + C * plane, mask=mask, other=0.0)
-    tl.store(grad_qkv + at, rounded(grad_k, grad_qkv), mask=mask)
-    tl.store(grad_qkv + at + C * plane, rounded(grad_v, grad_qkv), mask=mask)
+    tl.store(grad_qkv + at, grad_k.to(grad_qkv.dtype.element_ty), mask=mask)
+    tl.store(grad_qkv + at + C * plane, grad_v.to(grad_qkv.dtype.element_ty), mask=mask)

@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from .triton_kernels import rounded, split_program, strip_pixels
+from .triton_kernels import split_program, strip_pixels
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def acmix_shift_fwd_kernel(
             weights += G
     total *= tl.load(rate2).to(tl.float32)
     at = (image * C + d * G + heads)[:, None] * (tl.cast(Ho, tl.int64) * Wo) + (row * Wo + col)[None, :]
-    tl.store(y + at, rounded(total, y), mask=is_head[:, None] & inside[None, :])
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=is_head[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -91,7 +91,7 @@ def acmix_shift_bwd_kernel(
             weights += 1
     total *= tl.load(rate2).to(tl.float32)
     at = ((image * 3 + part) * C + heads * D + d)[:, None] * plane + (here_y * W + here_x)[None, :]
-    tl.store(grad_qkv + at, rounded(total, grad_qkv), mask=is_head[:, None] & inside[None, :])
+    tl.store(grad_qkv + at, total.to(grad_qkv.dtype.element_ty), mask=is_head[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -142,7 +142,7 @@ def acmix_dep_conv_bwd_kernel(total, fc, rate2, grad_dep_conv, n, G, T: tl.const
         mixed = tl.load(fc + p * 3 * G + m, mask=i < n, other=0.0).to(tl.float32)
         sums += mixed * tl.load(total + ((d * T + tap) * 3 * G + m) * G + g, mask=i < n, other=0.0)
     sums *= tl.load(rate2).to(tl.float32)
-    tl.store(grad_dep_conv + i, rounded(sums, grad_dep_conv), mask=i < n)
+    tl.store(grad_dep_conv + i, sums.to(grad_dep_conv.dtype.element_ty), mask=i < n)
 
 
 @triton.jit
