@@ -65,10 +65,17 @@ def times_hit(query, key, L, K: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.
 
 
 @triton.jit
-def dims_of(maps, first_dim, D, plane, BD: tl.constexpr):
-    """Where BD dims of a head's maps begin, from first_dim on, ``[BD, 1]``, and which of them there are."""
+def dims_of(first_dim, D, plane, BD: tl.constexpr, WIDE: tl.constexpr):
+    """Where the maps of BD dims of a head begin, from first_dim on, ``[BD, 1]``, and which of them there are.
+
+    WIDE: in 64 bits; each of these offsets is a register for as long as the window is walked through.
+    """
     dims = first_dim + tl.arange(0, BD)
-    return maps + dims.to(tl.int64)[:, None] * plane, (dims < D)[:, None]
+    if WIDE:
+        offsets = dims.to(tl.int64) * plane
+    else:
+        offsets = dims * plane.to(tl.int32)
+    return offsets[:, None], (dims < D)[:, None]
 
 
 @triton.jit
@@ -81,26 +88,31 @@ def load_position(conv_p, first_dim, D, BD: tl.constexpr):
 
 
 @triton.jit
-def product(a, a_plane, a_pixels, b, b_plane, b_pixels, mask, D, BD: tl.constexpr, CHUNKS: tl.constexpr):
+def product(
+    a, a_plane, a_pixels, b, b_plane, b_pixels, mask, D,
+    BD: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Sum over all dims of a head, chunk by chunk, of two maps each at its own pixels."""
     sums = tl.zeros_like(a_pixels).to(tl.float32)
     for chunk in range(CHUNKS):
-        of_a, is_dim = dims_of(a, chunk * BD, D, a_plane, BD)
-        of_b, _ = dims_of(b, chunk * BD, D, b_plane, BD)
+        of_a, is_dim = dims_of(chunk * BD, D, a_plane, BD, WIDE)
+        of_b, _ = dims_of(chunk * BD, D, b_plane, BD, WIDE)
         both = is_dim & mask[None, :]
-        values = tl.load(of_a + a_pixels[None, :], mask=both, other=0.0).to(tl.float32)
-        sums += tl.sum(values * tl.load(of_b + b_pixels[None, :], mask=both, other=0.0).to(tl.float32), 0)
+        values = tl.load(a + (of_a + a_pixels[None, :]), mask=both, other=0.0).to(tl.float32)
+        sums += tl.sum(
+            values * tl.load(b + (of_b + b_pixels[None, :]), mask=both, other=0.0).to(tl.float32), 0
+        )
     return sums
 
 
 @triton.jit
-def slopes_of(q, conv_p, pixels, mask, D, plane, BD: tl.constexpr, CHUNKS: tl.constexpr):
+def slopes_of(q, conv_p, pixels, mask, D, plane, BD: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr):
     """How the logits of these queries rise along x and along y, before the scale."""
     along_x = tl.zeros_like(pixels).to(tl.float32)
     along_y = along_x
     for chunk in range(CHUNKS):
-        dims, is_dim = dims_of(q, chunk * BD, D, plane, BD)
-        values = tl.load(dims + pixels[None, :], mask=is_dim & mask[None, :], other=0.0).to(tl.float32)
+        dims, is_dim = dims_of(chunk * BD, D, plane, BD, WIDE)
+        values = tl.load(q + (dims + pixels[None, :]), mask=is_dim & mask[None, :], other=0.0).to(tl.float32)
         p_x, p_y = load_position(conv_p, chunk * BD, D, BD)
         along_x += tl.sum(values * p_x[:, None], 0)
         along_y += tl.sum(values * p_y[:, None], 0)
@@ -112,6 +124,7 @@ def acmix_fwd_kernel(
     qkv, conv_p, rate1, before, y, lse, blocks, G, D, H, W, Ho, Wo, strip,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """A program owns P outputs of (a chunk of) one head: reference.attention, times rate1.
 
@@ -124,14 +137,14 @@ def acmix_fwd_kernel(
     row, col, inside = strip_pixels(block, P, Ho, Wo, strip)
     plane, C = tl.cast(H, tl.int64) * W, G * D
     q = qkv + (image * 3 * C + head * D) * plane
-    k = q + C * plane
+    k, v = q + C * plane, q + 2 * C * plane
     here_y, here_x, per_y, per_x = row * STRIDE, col * STRIDE, per_pixel(H), per_pixel(W)
     here = here_y * W + here_x
-    slope_x, slope_y = slopes_of(q, conv_p, here, inside, D, plane, BD, CHUNKS)
-    of_k, is_dim = dims_of(k, dim, D, plane, BD)
-    of_v, mask = of_k + C * plane, is_dim & inside[None, :]
+    slope_x, slope_y = slopes_of(q, conv_p, here, inside, D, plane, BD, CHUNKS, WIDE)
+    of_dims, is_dim = dims_of(dim, D, plane, BD, WIDE)
+    mask = is_dim & inside[None, :]
     if CHUNKS == 1:
-        own_q = tl.load(of_k - C * plane + here[None, :], mask=mask, other=0.0).to(tl.float32)
+        own_q = tl.load(q + (of_dims + here[None, :]), mask=mask, other=0.0).to(tl.float32)
     top = tl.full((P,), -3.4e38, tl.float32)
     total = tl.zeros((P,), tl.float32)
     out = tl.zeros((BD, P), tl.float32)
@@ -141,17 +154,18 @@ def acmix_fwd_kernel(
         for tap_x in range(K):
             there_x = reflected(here_x + (tap_x - K // 2) * DILATION, W, SMALL)
             there = there_y * W + there_x
+            at = of_dims + there[None, :]
             if CHUNKS == 1:
-                keys = tl.load(of_k + there[None, :], mask=mask, other=0.0).to(tl.float32)
+                keys = tl.load(k + at, mask=mask, other=0.0).to(tl.float32)
                 sums = tl.sum(own_q * keys, 0)
             else:
-                sums = product(q, plane, here, k, plane, there, inside, D, BD, CHUNKS)
+                sums = product(q, plane, here, k, plane, there, inside, D, BD, CHUNKS, WIDE)
             logit = SCALE * (sums + (slope_x * ((here_x - there_x).to(tl.float32) * per_x) + rise_y))
             higher = tl.maximum(top, logit)
             shrink, weight = tl.exp(top - higher), tl.exp(logit - higher)
             top = higher
             total = total * shrink + weight
-            values = tl.load(of_v + there[None, :], mask=mask, other=0.0).to(tl.float32)
+            values = tl.load(v + at, mask=mask, other=0.0).to(tl.float32)
             out = out * shrink[None, :] + values * weight[None, :]
     out *= (tl.load(rate1).to(tl.float32) / total)[None, :]
     dims, out_plane = dim + tl.arange(0, BD), tl.cast(Ho, tl.int64) * Wo

@@ -22,6 +22,7 @@ def acmix_query_bwd_kernel(
     G, D, H, W, Ho, Wo, strip,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """A program owns P queries of (a chunk of) one head: the gradient of q.
 
@@ -41,14 +42,14 @@ def acmix_query_bwd_kernel(
     here_y, here_x, pixel = row * STRIDE, col * STRIDE, row * Wo + col
     per_y, per_x = per_pixel(H), per_pixel(W)
     here = here_y * W + here_x
-    slope_x, slope_y = slopes_of(q, conv_p, here, inside, D, plane, BD, CHUNKS)
+    slope_x, slope_y = slopes_of(q, conv_p, here, inside, D, plane, BD, CHUNKS, WIDE)
     own_lse = tl.load(lse + (image * G + head) * out_plane + pixel, mask=inside, other=0.0)
-    of_k, is_dim = dims_of(k, dim, D, plane, BD)
-    of_v, mask = of_k + C * plane, is_dim & inside[None, :]
-    own_q = tl.load(of_k - C * plane + here[None, :], mask=mask, other=0.0).to(tl.float32)
+    of_dims, is_dim = dims_of(dim, D, plane, BD, WIDE)
+    mask = is_dim & inside[None, :]
+    own_q = tl.load(q + (of_dims + here[None, :]), mask=mask, other=0.0).to(tl.float32)
     if CHUNKS == 1:
-        of_g, _ = dims_of(g, 0, D, out_plane, BD)
-        own_g = tl.load(of_g + pixel[None, :], mask=mask, other=0.0).to(tl.float32)
+        of_grads, _ = dims_of(0, D, out_plane, BD, WIDE)
+        own_g = tl.load(g + (of_grads + pixel[None, :]), mask=mask, other=0.0).to(tl.float32)
     delta = tl.zeros((P,), tl.float32)
     far_x, far_y, mean_x, mean_y = delta, delta, delta, delta
     of_products = tl.zeros((BD, P), tl.float32)
@@ -60,14 +61,15 @@ def acmix_query_bwd_kernel(
             there_x = reflected(here_x + (tap_x - K // 2) * DILATION, W, SMALL)
             distance_x = (here_x - there_x).to(tl.float32) * per_x
             there = there_y * W + there_x
-            keys = tl.load(of_k + there[None, :], mask=mask, other=0.0).to(tl.float32)
+            at = of_dims + there[None, :]
+            keys = tl.load(k + at, mask=mask, other=0.0).to(tl.float32)
             if CHUNKS == 1:
                 sums = tl.sum(own_q * keys, 0)
-                values = tl.load(of_v + there[None, :], mask=mask, other=0.0).to(tl.float32)
+                values = tl.load(v + at, mask=mask, other=0.0).to(tl.float32)
                 products = tl.sum(own_g * values, 0)
             else:
-                sums = product(q, plane, here, k, plane, there, inside, D, BD, CHUNKS)
-                products = product(g, out_plane, pixel, v, plane, there, inside, D, BD, CHUNKS)
+                sums = product(q, plane, here, k, plane, there, inside, D, BD, CHUNKS, WIDE)
+                products = product(g, out_plane, pixel, v, plane, there, inside, D, BD, CHUNKS, WIDE)
             weight = tl.exp(SCALE * (sums + (slope_x * distance_x + slope_y * distance_y)) - own_lse)
             products *= weight
             delta += products
@@ -94,10 +96,11 @@ def acmix_query_bwd_kernel(
     tl.store(at + columns, tl.sum(own_q * far_y[None, :], 1), mask=dims < D)
     if dim == 0:
         fact = facts + (image * G + head) * out_plane + pixel
-        maps = tl.cast(maps, tl.int64)
         tl.store(fact, delta, mask=inside)
-        tl.store(fact + maps, slope_x, mask=inside)
-        tl.store(fact + 2 * maps, slope_y, mask=inside)
+        fact += maps
+        tl.store(fact, slope_x, mask=inside)
+        fact += maps
+        tl.store(fact, slope_y, mask=inside)
         tl.store(part + tl.cast(D, tl.int64) * 2 * columns, tl.sum(tl.where(inside, delta, 0.0), 0))
 
 
@@ -107,6 +110,7 @@ def acmix_key_bwd_kernel(
     G, D, H, W, Ho, Wo, strip,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """A program owns P keys of (a chunk of) one head: the gradients of k and v.
 
@@ -124,15 +128,15 @@ def acmix_key_bwd_kernel(
     k, v = q + C * plane, q + 2 * C * plane
     g = grad_y + (image * C + head * D) * out_plane
     per_y, per_x = per_pixel(H), per_pixel(W)
-    maps, of_head = tl.cast(maps, tl.int64), (image * G + head) * out_plane
+    of_head = (image * G + head) * out_plane
     lses, deltas = lse + of_head, facts + of_head
     here = here_y * W + here_x
-    of_q, is_dim = dims_of(q, dim, D, plane, BD)
-    of_g, _ = dims_of(g, dim, D, out_plane, BD)
+    of_dims, is_dim = dims_of(dim, D, plane, BD, WIDE)
+    of_grads, _ = dims_of(dim, D, out_plane, BD, WIDE)
     mask = is_dim & inside[None, :]
     if CHUNKS == 1:
-        own_k = tl.load(of_q + C * plane + here[None, :], mask=mask, other=0.0).to(tl.float32)
-        own_v = tl.load(of_q + 2 * C * plane + here[None, :], mask=mask, other=0.0).to(tl.float32)
+        own_k = tl.load(k + (of_dims + here[None, :]), mask=mask, other=0.0).to(tl.float32)
+        own_v = tl.load(v + (of_dims + here[None, :]), mask=mask, other=0.0).to(tl.float32)
     grad_k = tl.zeros((BD, P), tl.float32)
     grad_v = tl.zeros((BD, P), tl.float32)
     first_y = (tl.maximum(here_y - REACH, 0) + STRIDE - 1) // STRIDE
@@ -150,18 +154,19 @@ def acmix_key_bwd_kernel(
             if DILATION == 1 or tl.max(held.to(tl.int32), 0) > 0:
                 pixel, there = row * Wo + col, (row * W + col) * STRIDE
                 both = is_dim & held[None, :]
-                queries = tl.load(of_q + there[None, :], mask=both, other=0.0).to(tl.float32)
-                grads = tl.load(of_g + pixel[None, :], mask=both, other=0.0).to(tl.float32)
+                queries = tl.load(q + (of_dims + there[None, :]), mask=both, other=0.0).to(tl.float32)
+                grads = tl.load(g + (of_grads + pixel[None, :]), mask=both, other=0.0).to(tl.float32)
                 if CHUNKS == 1:
                     sums, products = tl.sum(queries * own_k, 0), tl.sum(grads * own_v, 0)
                 else:
-                    sums = product(q, plane, there, k, plane, here, held, D, BD, CHUNKS)
-                    products = product(g, out_plane, pixel, v, plane, here, held, D, BD, CHUNKS)
+                    sums = product(q, plane, there, k, plane, here, held, D, BD, CHUNKS, WIDE)
+                    products = product(g, out_plane, pixel, v, plane, here, held, D, BD, CHUNKS, WIDE)
                 of_lse = tl.load(lses + pixel, mask=held, other=0.0)
                 fact = deltas + pixel
                 delta = tl.load(fact, mask=held, other=0.0)
-                slope_x = tl.load(fact + maps, mask=held, other=0.0)
-                slope_y = tl.load(fact + 2 * maps, mask=held, other=0.0)
+                fact += maps
+                slope_x = tl.load(fact, mask=held, other=0.0)
+                slope_y = tl.load(fact + maps, mask=held, other=0.0)
                 distance_x = (col * STRIDE - here_x).to(tl.float32) * per_x
                 logit = SCALE * (sums + (slope_x * distance_x + slope_y * distance_y))
                 weight = tl.where(held, times.to(tl.float32) * tl.exp(logit - of_lse), 0.0)

@@ -31,6 +31,7 @@ SHIFT_GRAD = (4, 16, 64, 4)
 SHIFT_GRAD_PROGRAMS = 2048
 STRIP = 24  # columns at most that a strip of pixels is wide; not measured
 BLOCK = 256  # weights a program owns
+BITS_32 = 1 << 31  # from so many elements of a head's map on, offsets within it have 64 bits
 
 
 class _Call(NamedTuple):
@@ -73,6 +74,7 @@ class _Call(NamedTuple):
         return chunks, dict(
             K=self.K, STRIDE=self.stride, DILATION=self.dilation, SMALL=bool(small), BD=BD, CHUNKS=chunks,
             P=P, warps=warps, SCALE=self.D**-0.5,
+            WIDE=bool((chunks * BD + 1) * self.H * self.W >= BITS_32),
         )  # fmt: skip
 
     def heads(self):
