@@ -36,7 +36,7 @@ def small(op, first, most_pixels=FEW_PIXELS):
     while True:
         problem = random_problem(op, seed)
         B, C, H, W = next(iter(problem.tensors.values())).shape
-        few = B * C <= MOST_PLANES if op == "lska" else steps_of(problem) <= 2 * most_pixels
+        few = B * C <= MOST_PLANES if op == "lska" else steps_of(problem) <= most_pixels + FEW_PIXELS
         if problem.dtype != torch.float64 and few and H * W <= most_pixels:
             yield problem
         seed += 1
@@ -179,7 +179,8 @@ def main(op, what, first=0, count=0):
             print(edge.__name__, flush=True)
             edge(op)
         return 0
-    problems = small(op, int(first), MOST_PIXELS)
+    few = op != "lska" and what == "backward"
+    problems = small(op, int(first), FEW_PIXELS if few else MOST_PIXELS)
     for i in range(int(count)):
         problem = next(problems)
         print(problem.repro("triton"), flush=True)

@@ -49,14 +49,15 @@ def reflected(i, L, SMALL: tl.constexpr):
 
 
 @triton.jit
-def times_hit(query, key, L, K: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr):
-    """How many of the K taps around `query` fall on `key`, on one side of the map."""
+def times_hit(
+    query, key, L, K: tl.constexpr, TAPS: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr
+):
+    """How many of the K taps (of a power of 2 TAPS) around `query` fall on `key`, on one side of the map."""
     REACH: tl.constexpr = K // 2 * DILATION
     if SMALL or DILATION > 1:
-        times = tl.zeros_like(query)
-        for tap in range(K):
-            times += (reflected(query + tap * DILATION - REACH, L, SMALL) == key).to(tl.int32)
-        return times
+        tap = tl.arange(0, TAPS)
+        there = reflected(query[:, None] + (tap * DILATION - REACH)[None, :], L, SMALL)
+        return tl.sum(((there == key[:, None]) & (tap < K)[None, :]).to(tl.int32), 1)
     # Directly, by way of the first pixel, by way of the last; those two pixels are not reflected themselves.
     direct = (tl.abs(query - key) <= REACH).to(tl.int32)
     first = ((key > 0) & (query + key <= REACH)).to(tl.int32)

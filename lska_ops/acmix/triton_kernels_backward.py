@@ -108,8 +108,8 @@ def acmix_query_bwd_kernel(
 def acmix_key_bwd_kernel(
     qkv, grad_y, rate1, lse, before, grad_qkv, facts, blocks, maps, rows, cols,
     G, D, H, W, Ho, Wo, strip,
-    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
+    K: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr,
+    ADDS: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """A program owns P keys of (a chunk of) one head: the gradients of k and v.
@@ -143,12 +143,12 @@ def acmix_key_bwd_kernel(
     first_x = (tl.maximum(here_x - REACH, 0) + STRIDE - 1) // STRIDE
     for nth_y in range(rows):
         row = first_y + nth_y
-        times_y = times_hit(row * STRIDE, here_y, H, K, DILATION, SMALL)
+        times_y = times_hit(row * STRIDE, here_y, H, K, TAPS, DILATION, SMALL)
         times_y = tl.where(inside & (row < Ho), times_y, 0)
         distance_y = (row * STRIDE - here_y).to(tl.float32) * per_y
         for nth_x in range(cols):
             col = first_x + nth_x
-            times = times_y * times_hit(col * STRIDE, here_x, W, K, DILATION, SMALL)
+            times = times_y * times_hit(col * STRIDE, here_x, W, K, TAPS, DILATION, SMALL)
             held = (times > 0) & (col < Wo)
             # A dilated window skips most of the pixels that it spans.
             if DILATION == 1 or tl.max(held.to(tl.int32), 0) > 0:

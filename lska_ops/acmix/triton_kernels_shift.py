@@ -146,15 +146,18 @@ def acmix_dep_conv_bwd_kernel(total, fc, rate2, grad_dep_conv, n, G, T: tl.const
 
 
 @triton.jit
-def acmix_fc_bwd_kernel(total, dep_conv, grad_fc, G, D, T: tl.constexpr, BLOCK: tl.constexpr):
-    """A program owns one of fc's gradients [T, 3G], before rate2: the composite weights' gradients `total` of
-    its m times dep_conv [D G, T, T], summed over dims, outputs and taps."""
-    p, m = tl.program_id(0) // (3 * G), tl.program_id(0) % (3 * G)
-    sums, terms = tl.zeros((BLOCK,), tl.float32), D * G * T
+def acmix_fc_bwd_kernel(
+    total, dep_conv, grad_fc, G, D, T: tl.constexpr, BM: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A program owns BM of fc's gradients [T, 3G] of one p, before rate2: the composite weights' gradients
+    `total` of their m times dep_conv [D G, T, T], summed over dims, outputs and taps."""
+    p, m = tl.program_id(0) % T, tl.program_id(0) // T * BM + tl.arange(0, BM)
+    sums, terms, is_map = tl.zeros((BM, BLOCK), tl.float32), D * G * T, (m < 3 * G)[:, None]
     for first in range(0, terms, BLOCK):
         i = first + tl.arange(0, BLOCK)
         g, tap, d = i % G, i // G % T, i // G // T
-        at = dep_conv + ((d * G + g) * T + p) * T + tap
-        shifts = tl.load(at, mask=i < terms, other=0.0).to(tl.float32)
-        sums += shifts * tl.load(total + ((d * T + tap) * 3 * G + m) * G + g, mask=i < terms, other=0.0)
-    tl.store(grad_fc + tl.program_id(0), tl.sum(sums, 0))
+        shifts = tl.load(dep_conv + ((d * G + g) * T + p) * T + tap, mask=i < terms, other=0.0)
+        at = total + (d * T + tap)[None, :] * (3 * G * G) + m[:, None] * G + g[None, :]
+        grads = tl.load(at, mask=is_map & (i < terms)[None, :], other=0.0)
+        sums += grads * shifts.to(tl.float32)[None, :]
+    tl.store(grad_fc + p * 3 * G + m, tl.sum(sums, 1), mask=m < 3 * G)

@@ -30,7 +30,7 @@ SHIFT = {1: (1024, 4), 2: (1024, 4), 4: (512, 4), 8: (256, 4), 16: (128, 4), 32:
 SHIFT_GRAD = (4, 16, 64, 4)
 SHIFT_GRAD_PROGRAMS = 2048
 STRIP = 24  # columns at most that a strip of pixels is wide; not measured
-BLOCK = 256  # weights a program owns
+BLOCK = 1024  # weights that a program owns
 BITS_32 = 1 << 31  # from so many elements of a head's map on, offsets within it have 64 bits
 
 
@@ -186,7 +186,7 @@ def _attention_bwd(s, grad_y, qkv, lse, conv_p, rate1, before, adds, grad_qkv):
     rows, cols = (min(2 * reach // s.stride + 1, side) for side in (s.Ho, s.Wo))
     _triton.launch(
         acmix_key_bwd_kernel, blocks * s.G * chunks * s.B, qkv, grad_y, rate1, lse, before, grad_qkv, facts,
-        blocks, maps, rows, cols, s.G, *s.sizes(), strip, ADDS=adds, **constants,
+        blocks, maps, rows, cols, s.G, *s.sizes(), strip, ADDS=adds, TAPS=_power_of_2(s.K), **constants,
     )  # fmt: skip
     grad_conv_p, grad_rate1 = parts[:-1].sum(1).view(conv_p.shape), parts[-1].sum().view(1)
     return grad_conv_p.to(qkv.dtype), grad_rate1.to(qkv.dtype)
@@ -209,6 +209,7 @@ def _shift_weights_bwd(s, grad_y, qkv, fc, dep_conv, rate2):
         acmix_dep_conv_bwd_kernel, -(-n // BLOCK), total, fc, rate2, grad_dep_conv, n, s.G, T=T, BLOCK=BLOCK
     )
     grad_fc = _floats(fc, *fc.shape)
-    _triton.launch(acmix_fc_bwd_kernel, T * 3 * s.G, total, dep_conv, grad_fc, s.G, s.D, T=T, BLOCK=1024)
+    tiles = -(-3 * s.G // BM)
+    _triton.launch(acmix_fc_bwd_kernel, T * tiles, total, dep_conv, grad_fc, s.G, s.D, T=T, BM=BM, BLOCK=256)
     grad_rate2 = (grad_fc * fc).sum().view(1)
     return (grad_fc * rate2).to(fc.dtype), grad_dep_conv, grad_rate2.to(fc.dtype)
