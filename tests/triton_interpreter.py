@@ -27,6 +27,7 @@ from lska_ops.testing import acmix  # noqa: E402
 from lska_ops.testing.problems import LAYOUTS, OPS, random_problem, ratios, solve  # noqa: E402
 
 MOST_PLANES, MOST_PIXELS, FEW_PIXELS = 4, 100, 35  # a program takes 20 ms and more here
+MOST_STEPS = 130  # see steps_of
 REPEATED = 5  # every so many are solved twice
 
 
@@ -36,7 +37,8 @@ def small(op, first, most_pixels=FEW_PIXELS):
     while True:
         problem = random_problem(op, seed)
         B, C, H, W = next(iter(problem.tensors.values())).shape
-        few = B * C <= MOST_PLANES if op == "lska" else steps_of(problem) <= most_pixels + FEW_PIXELS
+        few = B * C <= MOST_PLANES if op == "lska" else steps_of(problem) <= MOST_STEPS
+        few &= problem.options.get("kernel_att") != 1 or seed % 8 == 0  # most say nothing of attention
         if problem.dtype != torch.float64 and few and H * W <= most_pixels:
             yield problem
         seed += 1
@@ -82,7 +84,7 @@ def takes_any_layout(op):
         of_map = {**problem.tensors, first: laid_out(problem.tensors[first])}
         y = solve(dataclasses.replace(problem, tensors=of_map), "triton", False)["y"]
         assert torch.equal(y, expected["y"]), layout
-        if layout == "channels_last":
+        if layout == "channels_last" and op == "lska":  # ACmix's public functions see to it themselves
             assert y.is_contiguous(memory_format=torch.channels_last)
     for layout in ("channels_last", "sliced"):
         problem.grad_y = LAYOUTS[layout](given)
