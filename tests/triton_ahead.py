@@ -50,7 +50,31 @@ def lska_tensor_cores(monkeyed):
     triton_launch.on_tensor_cores = monkeyed
 
 
-OPS = {"lska": (lska_calls, lska_tensor_cores)}
+def acmix_calls(dtype):
+    """Heads of few and many dims, chunks, strides, dilation, maps smaller than the window, and both halves."""
+    from lska_ops.acmix import triton_launch
+
+    of_dims = {
+        torch.float16: (16, 32, 64, 128, 192, 300),
+        torch.bfloat16: (16,),
+        torch.float32: (16, 64, 192),
+    }
+    for D in of_dims[dtype]:
+        options, side = ((4, 7, 1, 1), 20) if D < 300 else ((2, 3, 2, 2), 2)
+        G, outputs, like = options[0], -(-side // options[2]), torch.empty(0, dtype=dtype)
+        C = G * D
+        qkv, y = like.new_empty(2, 3 * C, side, side), like.new_empty(2, C, outputs, outputs)
+        lse, rate = torch.empty(2, G, outputs, outputs), like.new_empty(1)
+        position, shift = like.new_empty(D, 2, 1, 1), (like.new_empty(9, 3 * G), like.new_empty(C, 9, 3, 3))
+        parts = [(position, *shift, rate, rate)]
+        if D == 32:
+            parts += [(position, None, None, rate, None), (None, *shift, None, rate)]
+        for given in parts:
+            triton_launch.fwd(qkv, *given, *options)
+            triton_launch.bwd(y, qkv, lse, *given, *options)
+
+
+OPS = {"lska": (lska_calls, lska_tensor_cores), "acmix": (acmix_calls, lambda monkeyed: None)}
 
 
 class Variant:
