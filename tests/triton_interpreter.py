@@ -24,7 +24,7 @@ from lska_ops import _triton  # noqa: E402
 from lska_ops.testing import acmix  # noqa: E402
 from lska_ops.testing.problems import LAYOUTS, OPS, random_problem, ratios, solve  # noqa: E402
 
-MOST_PLANES, MOST_PIXELS, FEW_PIXELS = 4, 100, 35  # a program takes 20 ms and more here
+MOST_PLANES, MOST_PIXELS, FEW_PIXELS = 4, 60, 35  # a program takes 20 ms and more here
 MOST_STEPS = 130  # see steps_of
 REPEATED = 5  # every so many are solved twice
 
