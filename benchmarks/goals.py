@@ -58,6 +58,15 @@ GPU_GOALS = (  # on an H200, for each of the 16-bit dtypes; for float32 below
     ),
     Goal("LSKA forward, B=1 in a graph, microseconds", "lska_fwd", "graph us", 6, N),
     *(
+        goal
+        for B in (16, 64)
+        for op, kind, limit in (("LSKA", "lska_fwd", 3), ("ACmix", "acmix_fwd", 15))
+        for goal in (
+            Goal(f"{op} forward by Triton, n shapes, B={B}", kind, "x eager by triton", limit, N, (B,)),
+            Goal(f"{op} forward by Triton, time at cuda's, B={B}", kind, "triton/cuda", 1.5, N, (B,)),
+        )
+    ),
+    *(
         Goal(f"{text}, B={B}", kind, metric, limit, N, (B,))
         for B in (16, 64)
         for text, kind, metric, limit in (
@@ -94,6 +103,16 @@ def line_of(lines, role):
 def x_eager(lines):
     ours, found = line_of(lines, "ours"), times(lines)
     return found["eager"] / float(ours["ms"]) if ours and "eager" in found else None
+
+
+def x_eager_by_triton(lines):
+    found = times(lines)
+    return found["eager"] / found["triton"] if {"eager", "triton"} <= found.keys() else None
+
+
+def triton_over_cuda(lines):
+    found = times(lines)
+    return found["triton"] / found["cuda"] if {"cuda", "triton"} <= found.keys() else None
 
 
 def x_best(lines):
@@ -173,6 +192,8 @@ def above_plain(lines):
 # metric -> (value of one row, whether large is good)
 METRICS = {
     "x eager": (x_eager, True),
+    "x eager by triton": (x_eager_by_triton, True),
+    "triton/cuda": (triton_over_cuda, False),
     "x best": (x_best, True),
     "over parts": (over_parts, False),
     "saved maps": (saved_maps, False),
@@ -258,4 +279,4 @@ def _print_goal(goal, value, verdict):
     sign = ">=" if METRICS[goal.metric][1] else "<="
     # three decimals: 1.149 must not be printed as 1.15
     shown = "-" if value is None else f"{value:.3f}"
-    print(f"  {goal.text:<55} {goal.metric:<11} {sign} {goal.limit:<5g} {shown:>8}  {verdict}")
+    print(f"  {goal.text:<55} {goal.metric:<17} {sign} {goal.limit:<5g} {shown:>8}  {verdict}")

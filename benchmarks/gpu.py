@@ -26,7 +26,7 @@ LIMITS = {
     "environment": 60, "build": 200, "tests": 170, "memcheck": 50, "racecheck": 50, "networks": 75,
     "benchmarks": TOTAL,
 }  # fmt: skip
-TESTS = ("test_gpu_lska.py", "test_gpu_acmix.py")
+TESTS = ("test_gpu_lska.py", "test_gpu_acmix.py", "test_gpu_triton.py")
 FILES = r"test_gpu_\w+\.py"
 DRY_ARCH = "90"
 DRY_LIMITS = {**LIMITS, "build": 1500, "tests": 300, "benchmarks": 300}  # a CI machine has few cores
@@ -61,7 +61,7 @@ class Gpu:
             command = [sys.executable, "-m", "build_backend", out, "--cuda"]
             command += [] if self.facts["plan"] else ["--without-plan"]
             env = {**os.environ, "LSKA_OPS_CUDA_ARCHS": arch}
-            code, said = call(command, seconds, env=env, cwd=ROOT)
+            code, said = self.call(command, seconds, env, ROOT)
             if code != 0:
                 raise Failed(_ended(code, seconds, said), output=tail(said))
             library, result = out / "_C.so", {"archs": [arch]}
@@ -86,7 +86,7 @@ class Gpu:
             return {"collected": found}
         result = outcomes(said)
         # A test that declines says that the GPU is not used: then nothing was shown.
-        unused = [why for why in result["skipped_because"] if why.startswith("cuda: ")]
+        unused = [why for why in result["skipped_because"] if why.startswith(("cuda: ", "triton: "))]
         if code != 0 or unused or not result["passed"]:
             raise Failed(unused[0] if unused else _ended(code, seconds, said), **result, output=tail(said))
         return result
@@ -102,7 +102,14 @@ class Gpu:
             *TESTS,
             *words,
         ]
-        return call(command, seconds, env={**self.env, **env}, cwd=ROOT / "tests")
+        return self.call(command, seconds, {**self.env, **env}, ROOT / "tests")
+
+    def call(self, command, seconds, env, cwd):
+        """Where nothing but the end counts, what a command says is printed only if it fails."""
+        code, said = call(command, seconds, env=env, cwd=cwd, say=not self.dry)
+        if self.dry and code != 0:
+            print("\n".join(tail(said)))
+        return code, said
 
     def sanitizer(self, tool):
         def work(seconds):
@@ -159,7 +166,7 @@ class Gpu:
             command += ["--seconds", f"{seconds - 15:.0f}", "--out", self.results]
             command += ["--facts", self.folder / "facts.json"]
             (self.folder / "facts.json").write_text(json.dumps(self.facts["line"]))
-        code, said = call(command, seconds, env=self.env, cwd=ROOT)
+        code, said = self.call(command, seconds, self.env, ROOT)
         result = json.loads(state.read_text()) if state.exists() else {}
         wrong = [
             f"{row}: {s}" for row, s in result.get("rows", {}).items() if s.startswith(("failed", "WRONG"))
@@ -195,7 +202,8 @@ def _ended(code, seconds, said):
 def run(args, folder, make=Gpu, total=TOTAL):
     """The exit status."""
     limits = DRY_LIMITS if args.dry_run else LIMITS
-    stages, gpu = Stages(None, sum(limits.values()) if args.dry_run else total), make(args, folder)
+    total = sum(limits.values()) if args.dry_run else total
+    stages, gpu = Stages(None, total, say_limits=not args.dry_run), make(args, folder)
     stages.data |= {"dry": args.dry_run, "seeds": SEEDS}
     if stages.run("environment", limits["environment"], gpu.environment) is not None:
         stages.file = gpu.results / ("dry-run.json" if args.dry_run else FILE)

@@ -20,6 +20,7 @@ from goals import print_gpu_goals  # noqa: E402
 from gpu_facts import nvidia_smi  # noqa: E402
 from problems import KINDS, Problem, rows_on_gpu  # noqa: E402
 
+from lska_ops._backends import ON_GPU  # noqa: E402
 from lska_ops.testing import Case  # noqa: E402
 
 ROUNDS, SECONDS = 15, 0.4  # least of each of a row's three kinds of time
@@ -61,9 +62,12 @@ def measure_all(rows, seconds, measure, keep, clock=time.monotonic, start=None):
 
 
 def status_of(lines):
-    """Of a measured row: that of the CUDA backend."""
-    status = next(line["status"] for line in lines if line["provider"] == "cuda")
-    return status if status == "ok" or status.startswith(("WRONG", "failed")) else f"failed: {status}"
+    """Of a measured row: that of the backends for GPUs, the first that is not ok."""
+    said = {line["provider"]: line["status"] for line in lines if line["provider"] in ON_GPU}
+    for name, status in said.items():
+        if status != "ok":
+            return status if status.startswith(("WRONG", "failed")) else f"failed: {name} {status}"
+    return "ok" if said else "failed: no backend of ours"
 
 
 def not_yet_first(rows, file):

@@ -23,7 +23,7 @@ def environment(device, load, quiet_load):
     cuda = device.type == "cuda"
     commit = _git("rev-parse", "--short", "HEAD")
     # Results and the block made from them are what a run itself changes.
-    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
+    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README*.md")
     return dict(
         device=torch.cuda.get_device_name() if cuda else _cpu_name(),
         threads=torch.get_num_threads(),

@@ -1,7 +1,7 @@
 """What becomes of the numbers: terminal table and CSV; from the CSVs alone, README block and plots.
 
-`python benchmarks/report.py` writes README.md's block and the plots; with --check it only says whether the
-block is current.
+`python benchmarks/report.py` writes the block of README.md and its translation, and the plots; with --check
+it only says whether the block is current.
 """
 
 import argparse
@@ -215,18 +215,23 @@ def with_block(text, new):
 def main(arguments=None, readme=README, results=RESULTS):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if README.md is not current"
+        "--check", action="store_true", help="write nothing; exit 1 if a README is not current"
     )
     args = parser.parse_args(arguments)
-    text = readme.read_text(encoding="utf-8")
-    current = with_block(text, block(results))
+    new, stale = block(results), []
+    for file in (readme, *sorted(readme.parent.glob("README.*.md"))):  # the others are its translations
+        text = file.read_text(encoding="utf-8")
+        current = with_block(text, new)
+        if text == current:
+            continue
+        stale.append(file.name)
+        if not args.check:
+            file.write_text(current, encoding="utf-8")
     if args.check:
-        if text != current:
-            print(
-                "README.md's results are not those of benchmarks/results; run `make table`", file=sys.stderr
-            )
-        return int(text != current)
-    readme.write_text(current, encoding="utf-8")
+        if stale:
+            names = " and ".join(stale)
+            print(f"{names}: other results than in benchmarks/results; run `make table`", file=sys.stderr)
+        return int(bool(stale))
     import plots
 
     drawn = []

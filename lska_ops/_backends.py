@@ -12,8 +12,9 @@ import torch
 from ._calls import check_map
 
 # Fastest first. `reference` accepts everything, so it is last.
-ORDER = ("cuda", "cpu", "reference")
+ORDER = ("cuda", "triton", "cpu", "reference")
 
+ON_GPU = ("cuda", "triton")
 ACCEPTED_NAMES = ("auto", *ORDER)
 
 # {op: {backend: why_not}}, filled by each op's op.py
@@ -59,15 +60,16 @@ def choose(op, asked, x, **options):
         return "reference"
     name = next(name for name, why_not in WHY_NOT[op].items() if why_not(x, **options) is None)
     if name == "reference" and x.device.type == "cuda":
-        _warn_once(op, WHY_NOT[op]["cuda"](x, **options))
+        _warn_once(op, x, options)
     return name
 
 
-def _warn_once(op, reason):
+def _warn_once(op, x, options):
     global _warned
     if not torch.compiler.is_compiling() and not _warned:
         _warned = True
-        warnings.warn(f"{op}: plain PyTorch computes on this GPU: {reason}", stacklevel=4)
+        reasons = [f"{name}: {WHY_NOT[op][name](x, **options)}" for name in ON_GPU]
+        warnings.warn(f"{op}: plain PyTorch computes on this GPU: {'. '.join(reasons)}", stacklevel=4)
 
 
 def explain(op, x, **options):

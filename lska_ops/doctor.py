@@ -3,10 +3,11 @@
 import importlib.metadata
 import os
 import platform
+import sys
 
 import torch
 
-from . import _backends, _compiled
+from . import _backends, _compiled, _triton
 from .yolo.startup import status
 
 TESTED_ULTRALYTICS = "8.3.0 to 8.4.190"
@@ -34,6 +35,7 @@ def _doctor(asked):
     print(f"ultralytics  {_version('ultralytics')} (tested: {TESTED_ULTRALYTICS})")
     print(f"yolo hook    {status()}")
     print(f"compiled     {_compiled_parts()}")
+    print(f"triton       {_triton_version()}")
     if asked:
         print(f"asked for    {asked}, by LSKA_OPS_BACKEND; unset it to let every call choose, as below")
     devices = [torch.device("cpu")]
@@ -72,7 +74,16 @@ def _compiled_parts():
         return f"no: {_compiled.problem}"
     info = _compiled.build_info()
     reasons = [f"; no {part}: {reason}" for part, reason in info["reasons"].items()]
-    return f"{' and '.join(info['parts'])}, by {info['compiler']}{''.join(reasons)}"
+    archs = ", ".join(f"sm_{arch}" for arch in info.get("cuda_archs", ()))
+    parts = [f"{part} ({archs})" if part == "cuda" else part for part in info["parts"]]
+    return f"{' and '.join(parts)}, by {info['compiler']}{''.join(reasons)}"
+
+
+def _triton_version():
+    """Of the Triton that is installed, or in one sentence why it is of no use."""
+    if problem := _triton.problem():
+        return f"no: {problem}"
+    return sys.modules["triton"].__version__
 
 
 def _version(distribution):

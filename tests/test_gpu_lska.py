@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=f"cuda: {REASON}")
 FORWARD, BACKWARD = 150, 80  # problems for each dtype
 SLEEP = 200_000_000  # GPU clocks, a tenth of a second
 DEVICE = torch.device("cuda")
+BACKEND = "cuda"  # tests/test_gpu_triton.py puts its own here
 every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"]
 )
@@ -57,10 +58,10 @@ def on_gpu(problem, device=None):
 
 def check(problem, backward=True, device=None):
     """Judged on the CPU, in float64: no part of the GPU's software is its own judge."""
-    answers = solve(on_gpu(problem, device), "cuda", backward)
-    found = ratios(problem, {name: t.cpu() for name, t in answers.items()}, "cuda")
+    answers = solve(on_gpu(problem, device), BACKEND, backward)
+    found = ratios(problem, {name: t.cpu() for name, t in answers.items()}, BACKEND)
     worst = max(found, key=found.get)
-    assert found[worst] <= 1, f"{worst} is {found[worst]:.3g} times the bound: {problem.repro('cuda')}"
+    assert found[worst] <= 1, f"{worst} is {found[worst]:.3g} times the bound: {problem.repro(BACKEND)}"
 
 
 def module_and_map(dtype, C=16, side=20, B=2, k=23, **options):
@@ -72,6 +73,10 @@ def module_and_map(dtype, C=16, side=20, B=2, k=23, **options):
 def forward_and_backward(module, x):
     y = module(x)
     return (y, *torch.autograd.grad(y, (x, *module.parameters()), torch.ones_like(y)))
+
+
+def cascade():
+    return getattr(torch.ops.lska_ops, f"lska_cascade_fwd_{BACKEND}")
 
 
 def same(ours, theirs):
@@ -109,8 +114,8 @@ def test_gpu_small_set_within_bound(dtype):
 def judge(row, dtype):
     problem = Problem(row, dtype, DEVICE)
     pairs, dilation = problem.pairs(), problem.module.conv_spatial_h.dilation[1]
-    run = problem.runner(lambda x: lska_ops.lska(x, *pairs, dilation=dilation, backend="cuda"))
-    worst, ratio = Gate(problem).worst(run(), "cuda")
+    run = problem.runner(lambda x: lska_ops.lska(x, *pairs, dilation=dilation, backend=BACKEND))
+    worst, ratio = Gate(problem).worst(run(), BACKEND)
     assert ratio <= 1, f"{row.id} {dtype}: {worst} is {ratio:.3g} times the bound"
 
 
@@ -197,8 +202,8 @@ def test_gpu_writes_every_element_and_leaves_inputs_alone():
             for seed in numbers(dtype, 20, 600_000):
                 problem = on_gpu(random_problem("lska", seed))
                 kept = {n: t.clone() for n, t in problem.tensors.items() if t is not None}
-                for name, answer in solve(problem, "cuda").items():
-                    assert answer.isfinite().all(), f"{name}: {problem.repro('cuda')}"
+                for name, answer in solve(problem, BACKEND).items():
+                    assert answer.isfinite().all(), f"{name}: {problem.repro(BACKEND)}"
                 assert all(torch.equal(problem.tensors[n], t) for n, t in kept.items())
     finally:
         torch.use_deterministic_algorithms(False)
@@ -209,10 +214,10 @@ def test_gpu_writes_every_element_and_leaves_inputs_alone():
 def test_gpu_takes_any_layout(layout, dtype):
     problem = on_gpu(random_problem("lska", next(numbers(dtype, 1, 610_000))))
     problem.tensors["x"] = LAYOUTS["expanded"](problem.tensors["x"]).contiguous()
-    expected = solve(problem, "cuda")
+    expected = solve(problem, BACKEND)
     problem.tensors["x"] = LAYOUTS[layout](problem.tensors["x"])
     problem.grad_y = LAYOUTS["channels_last"](problem.grad_y)
-    answers = solve(problem, "cuda")
+    answers = solve(problem, BACKEND)
     assert all(torch.equal(expected[n], answers[n]) for n in expected)
     if layout == "channels_last" and answers["y"].shape[1] > 1:
         assert answers["y"].is_contiguous(memory_format=torch.channels_last)
@@ -292,10 +297,10 @@ def test_gpu_opcheck(dtype):
 
     problem = on_gpu(random_problem("lska", next(numbers(dtype, 1, 630_000))))
     with Recorder():
-        solve(problem, "cuda")
-    assert [func.name() for func, _ in calls] == ["lska_ops::lska_fwd_cuda", "lska_ops::lska_bwd_cuda"]
+        solve(problem, BACKEND)
+    assert [func.name() for func, _ in calls] == [f"lska_ops::lska_{d}_{BACKEND}" for d in ("fwd", "bwd")]
     x, *weights = calls[0][1][:9]
-    calls.append((torch.ops.lska_ops.lska_cascade_fwd_cuda.default, (x, *weights, calls[0][1][-2])))
+    calls.append((cascade().default, (x, *weights, calls[0][1][-2])))
     for func, arguments in calls:
         torch.library.opcheck(func, arguments)
 
@@ -308,13 +313,13 @@ def test_gpu_passes_nan_on_like_pytorch():
         x = problem.tensors["x"]
         x[tuple((seed * n + n) % side for n, side in enumerate(x.shape, 1))] = torch.nan
         problem = on_gpu(problem)
-        ours, theirs = solve(problem, "cuda", False)["y"], solve(problem, "reference", False)["y"]
-        assert torch.equal(ours.isfinite(), theirs.isfinite()), problem.repro("cuda")
+        ours, theirs = solve(problem, BACKEND, False)["y"], solve(problem, "reference", False)["y"]
+        assert torch.equal(ours.isfinite(), theirs.isfinite()), problem.repro(BACKEND)
 
 
 def test_gpu_refuses_in_words_before_launch():
     x, w = torch.randn(1, 4, 5, 5, device=DEVICE), torch.randn(4, 1, 1, 4, device=DEVICE)
-    op = torch.ops.lska_ops.lska_cascade_fwd_cuda
+    op = cascade()
     with pytest.raises(RuntimeError, match="conv0h weight has shape .* expected an odd kernel size"):
         op(x, w, None, w, None, None, None, None, None, 1)
     odd = torch.randn(4, 1, 1, 3)
@@ -365,7 +370,7 @@ def test_gpu_offsets_beyond_two_to_the_31(side):
     assert x.numel() > 2**31
     x[0, -1, -1, -1] = 3
     taps = torch.ones(C, 1, 1, 1, dtype=torch.float16, device=DEVICE)
-    s = torch.ops.lska_ops.lska_cascade_fwd_cuda(x, taps, None, taps, None, None, None, None, None, 1)
+    s = cascade()(x, taps, None, taps, None, None, None, None, None, 1)
     assert s[0, -1, -1, -1] == 3 and s[0, -1].count_nonzero() == 1 and not s[0, :-1].any()
 
 
@@ -388,8 +393,8 @@ def test_gpu_gradients_beyond_two_to_the_31():
     large.tensors["x"] = torch.zeros(B, C, side, side, dtype=torch.float16, device=DEVICE)
     large.grad_y = torch.zeros_like(large.tensors["x"])
     large.tensors["x"][-1], large.grad_y[-1] = small.tensors["x"][0].cuda(), small.grad_y[0].cuda()
-    answers = solve(large, "cuda")
+    answers = solve(large, BACKEND)
     assert answers["y"].numel() > 2**31 and not answers["y"][:-1].any() and not answers["grad_x"][:-1].any()
     answers = {n: (t[-1:] if n in ("y", "grad_x") else t).cpu() for n, t in answers.items()}
-    found = ratios(small, answers, "cuda")
+    found = ratios(small, answers, BACKEND)
     assert max(found.values()) <= 1, found

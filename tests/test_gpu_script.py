@@ -61,6 +61,7 @@ def test_gpu_script_dry_run_reaches_what_needs_the_gpu(tmp_path):
     done, data = dry_run(tmp_path, "--library", str(Path(lska_ops.__file__).parent / "_C.so"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "dry run: the next step needs a GPU" in done.stdout
+    assert "at most" not in done.stdout and "test_gpu_lska.py::" not in done.stdout
     assert {name: stage["status"] for name, stage in data["stages"].items()} == dict.fromkeys(
         ("environment", "build", "tests", "benchmarks"), "ok"
     )
@@ -312,7 +313,9 @@ def test_gpu_rows_leave_csv_and_state(tmp_path, monkeypatch, capsys):
     gpu_rows.main([*words, str(time.monotonic() - gpu_rows.START + 100)])
     names = [gpu_rows.name_of(*item) for item in rows]
     data = json.loads(state.read_text())
-    assert data["rows"] == dict.fromkeys(names, "failed: declined: x is on cpu; move it to a CUDA device")
+    assert data["rows"] == dict.fromkeys(
+        names, "failed: cuda declined: x is on cpu; move it to a CUDA device"
+    )
     assert list(data["clocks"]) == names
     found = {op: report.read(out / f"{op}.csv") for op in ("lska", "acmix")}
     for op, lines in found.items():
@@ -334,7 +337,12 @@ def test_gpu_rows_status_is_that_of_our_kernels():
 
     assert status("ok") == "ok" and status("WRONG: y has 2 times the allowed error").startswith("WRONG")
     assert status("failed: OutOfMemoryError: x") == "failed: OutOfMemoryError: x"
-    assert status("declined: no GPU; buy one") == "failed: declined: no GPU; buy one"
+    assert status("declined: no GPU; buy one") == "failed: cuda declined: no GPU; buy one"
+    slow = [
+        {"provider": "cuda", "status": "ok"},
+        {"provider": "triton", "status": "declined: no Triton; get it"},
+    ]
+    assert gpu_rows.status_of(slow) == "failed: triton declined: no Triton; get it"
 
 
 def test_gpu_rows_autotuned_at_one_k_or_b():
@@ -403,7 +411,7 @@ def test_evidence_hashes_what_nvcc_compiles():
 
 
 def gpu_lines(row, dtype, ours_ms):
-    times = (("cuda", "ours", ours_ms), ("eager", "pytorch", 12.0), ("torch.compile", "pytorch", 8.0),
+    times = (("cuda", "ours", ours_ms), ("triton", "ours", 1.25), ("eager", "pytorch", 12.0), ("torch.compile", "pytorch", 8.0),
              ("torch.compile max-autotune", "pytorch", 6.0), ("copy", "yardstick", 0.5))  # fmt: skip
     c = row.case
     if row.op == "acmix":
@@ -439,6 +447,9 @@ def test_gpu_goals(capsys):
     assert "1.420  NOT REACHED" in fp16["LSKA cascade, time at k=53 / at k=7, B=16", "k53/k7"]
     assert "70.423  reached" in fp16["LSKA cascade, percent of a copy, B=64", "% copy"]
     assert "7.100  NOT REACHED" in fp16["LSKA forward, B=1 in a graph, microseconds", "graph us"]
+    assert "9.600  reached" in fp16["LSKA forward by Triton, n shapes, B=16", "x eager by triton"]
+    assert "9.600  NOT REACHED" in fp16["ACmix forward by Triton, n shapes, B=16", "x eager by triton"]
+    assert "NOT REACHED" in fp16["ACmix forward by Triton, time at cuda's, B=64", "triton/cuda"]
     # What computes another function, in a thousandth of the time, counts nowhere.
     for metric, value in (
         ("x eager", "24.000  NOT"),
@@ -448,7 +459,7 @@ def test_gpu_goals(capsys):
         assert value in fp16["ACmix forward, n shapes, B=16", metric]
     assert "31.000  reached" in fp16["ACmix forward+backward, peak of eager / ours, B=64", "peak ratio"]
     not_measured = [line for line in bf16.values() if "not measured (0 of" in line]
-    assert len(not_measured) == 7 + 5 + 1  # all of B = 64 and of B = 1
+    assert len(not_measured) == 7 + 5 + 4 + 1  # all of B = 64 and of B = 1
     assert all("not measured (0 of 3 rows)" in line for line in fp32.values())
 
 

@@ -14,9 +14,18 @@ ROLES = ("reference.py", "op.py", "module.py", "__init__.py")
 # role -> what it may import besides the standard library; a name with a dot is inside the package
 MAY_IMPORT = {
     "reference.py": {"torch"},
-    "triton_kernels.py": {"torch", "triton"},
-    "compiled.py": {"torch", "._compiled"},
-    "op.py": {"torch", "._backends", "._calls", ".reference", ".compiled", ".triton_kernels"},
+    "triton_kernels.py": {"torch", "triton", "._triton"},
+    "triton_kernels_backward.py": {"torch", "triton", ".triton_kernels"},
+    "triton_kernels_shift.py": {"torch", "triton", ".triton_kernels"},
+    "triton_launch.py": {
+        "torch",
+        "._triton",
+        ".triton_kernels",
+        ".triton_kernels_backward",
+        ".triton_kernels_shift",
+    },
+    "compiled.py": {"torch", "._compiled", "._triton", ".triton_launch"},
+    "op.py": {"torch", "._backends", "._calls", ".reference", ".compiled"},
     "halves.py": {"torch", "._backends", "._calls", ".op", ".reference"},
     "module.py": {"torch", "._backends", "._calls", "._module", ".op", ".reference"},
 }

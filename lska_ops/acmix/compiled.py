@@ -2,10 +2,12 @@
 
 import torch
 
-from .. import _compiled
+from .. import _compiled, _triton
 
 # What fits the shared memory of every GPU: csrc/acmix/plan.h has the same numbers.
 MOST_REACH, MOST_SHIFT, MOST_HEADS, MOST_DIMS, MOST_STRIDE = 12, 2048, 64, 1024, 8
+MOST_SIDE = 1 << 15  # the Triton kernels count the pixels of a map in 32 bits
+MOST_WEIGHTS = 1 << 31  # and the weights of fc and dep_conv as one convolution
 
 
 def why_not_cuda(x, **sizes):
@@ -38,6 +40,19 @@ def too_much(*, head=4, dims=16, kernel_att=7, kernel_conv=3, stride=1, dilation
     return None
 
 
+def why_not_triton(x, *, head=4, dims=16, kernel_conv=3, **window):
+    if reason := _triton.why_not(x, "acmix"):
+        return reason
+    if (side := max(x.shape[2:])) > MOST_SIDE:
+        return f"x has a side of {side} and the Triton kernels take {MOST_SIDE} at most; use smaller maps"
+    if (weights := 3 * dims * (head * (kernel_conv or 0)) ** 2) >= MOST_WEIGHTS:
+        return (
+            f"{head} heads of {dims} dims with {kernel_conv} x {kernel_conv} taps are {weights} weights and "
+            f"the Triton kernels hold less than {MOST_WEIGHTS}; use fewer heads"
+        )
+    return None
+
+
 def why_not_cpu(x, **options):
     if x.device.type != "cpu":
         return f"x is on {x.device.type}; move it to the CPU"
@@ -57,6 +72,21 @@ def _core_fwd(qkv, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride,
 def _core_bwd(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, *options):
     like = (qkv, conv_p, fc, dep_conv, rate1, rate2)
     return tuple(qkv.new_empty([0] if t is None else t.shape) for t in like)
+
+
+def register_triton():
+    """The ops of csrc/acmix/schema.h by Triton; imports it."""
+    from . import triton_launch
+
+    parameters = (
+        "Tensor? conv_p, Tensor? fc, Tensor? dep_conv, Tensor? rate1, Tensor? rate2, int head, "
+        "int kernel_att, int stride, int dilation"
+    )
+    schema = f"(Tensor qkv, {parameters}) -> (Tensor y, Tensor lse)"
+    _triton.register("acmix_core_fwd", schema, triton_launch.fwd, _core_fwd)
+    grads = ", ".join(["Tensor"] * 6)
+    schema = f"(Tensor grad_y, Tensor qkv, Tensor lse, {parameters}) -> ({grads})"
+    _triton.register("acmix_core_bwd", schema, triton_launch.bwd, _core_bwd)
 
 
 if _compiled.problem is None:

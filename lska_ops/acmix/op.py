@@ -21,6 +21,7 @@ from . import compiled, reference
 
 _backends.WHY_NOT["acmix"] = {
     "cuda": compiled.why_not_cuda,
+    "triton": compiled.why_not_triton,
     "cpu": compiled.why_not_cpu,
     "reference": _backends.why_not_reference,
 }

@@ -1,8 +1,10 @@
-"""LSKA's compiled backends: what they accept, and what torch.compile has to know of their ops."""
+"""LSKA's fused backends: what they accept, and what torch.compile has to know of their ops."""
 
 import torch
 
-from .. import _compiled
+from .. import _compiled, _triton
+
+MOST_SIDE = 1 << 14  # whose square, and a band of it, the Triton kernels count in 32 bits
 
 
 def why_not_cpu(x, **options):
@@ -15,6 +17,14 @@ def why_not_cpu(x, **options):
 
 def why_not_cuda(x, **options):
     return _compiled.why_not_gpu(x)
+
+
+def why_not_triton(x, **options):
+    if reason := _triton.why_not(x, "lska"):
+        return reason
+    if (side := max(x.shape[2:])) > MOST_SIDE:
+        return f"x has a side of {side} and the Triton kernels take {MOST_SIDE} at most; use smaller maps"
+    return None
 
 
 def _map_like(x):
@@ -45,6 +55,26 @@ def _bwd(grad_y, x, product, *rest):
     if weights[4] is None:  # LSKA-trivial: the gradients of the pair that is not there are empty
         grads[4:8] = [x.new_empty(shape) for shape in ((0, 1, 1, 0), (0,), (0, 1, 0, 1), (0,))]
     return _map_like(x), *grads
+
+
+DEPTHWISE = (
+    "Tensor conv0h, Tensor? conv0h_bias, Tensor conv0v, Tensor? conv0v_bias, Tensor? conv_spatial_h, "
+    "Tensor? conv_spatial_h_bias, Tensor? conv_spatial_v, Tensor? conv_spatial_v_bias, "
+)
+
+
+def register_triton():
+    """The ops of csrc/lska/schema.h by Triton; imports it."""
+    from . import triton_launch
+
+    weights = f"{DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation"
+    grads = ", ".join(["Tensor"] * 11)
+    schema = f"(Tensor x, {DEPTHWISE}int dilation) -> Tensor"
+    _triton.register("lska_cascade_fwd", schema, triton_launch.cascade_fwd, _cascade_fwd)
+    schema = f"(Tensor x, {weights}, bool keep_product) -> (Tensor y, Tensor product)"
+    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_cuda)
+    schema = f"(Tensor grad_y, Tensor x, Tensor product, {weights}) -> ({grads})"
+    _triton.register("lska_bwd", schema, triton_launch.bwd, _bwd)
 
 
 if _compiled.problem is None:

@@ -21,6 +21,7 @@ from . import compiled, reference
 
 _backends.WHY_NOT["lska"] = {
     "cuda": compiled.why_not_cuda,
+    "triton": compiled.why_not_triton,
     "cpu": compiled.why_not_cpu,
     "reference": _backends.why_not_reference,
 }
@@ -60,12 +61,16 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
     Numerics: `cpu` sums in float32 (float64 for float64) and rounds once, at the end. `cuda` sums in float32
         and rounds to the dtype of x behind the cascade, behind the 1x1 product and at the end (backward:
         behind the gate's gradient, behind the product and at the end), so that the product runs on tensor
-        cores; how that sums is PyTorch's setting, TF32 and reduced precision included. `reference`
+        cores; how that sums is PyTorch's setting, TF32 and reduced precision included. `triton` rounds at the
+        same places but for y, which the product reaches unrounded, and sums in float32 whatever PyTorch's
+        setting: float32 without tensor cores; of the half dtypes the cascade by products of bfloat16 pairs,
+        off by 2^-16. A weight of zero that meets NaN or infinity gives NaN, as in PyTorch. `reference`
         rounds after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by bit,
         whatever the number of threads.
 
-    Memory: `cuda` and `cpu` keep two maps of the size of x for backward (`cpu` one for the half dtypes),
-        `reference` six. `cpu` keeps up to 8 MB of scratch memory for each thread that calls it.
+    Memory: `cuda`, `triton` and `cpu` keep two maps of the size of x for backward (`cpu` one for the half
+        dtypes), `reference` six. While it runs, `triton` holds one more map in float32, backward two and two
+        of x's dtype. `cpu` keeps up to 8 MB of scratch memory for each thread that calls it.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
     for name, pair in zip(NAMES, pairs, strict=False):

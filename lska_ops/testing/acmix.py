@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from .._backends import choose
 from ..acmix.op import core
 from ..acmix.reference import coordinates, shift_aggregate, windows
 from . import UNIT, bound_ratio, gamma
@@ -46,6 +47,8 @@ def sizes(problem):
 
 
 def call(tensors, options, backend):
+    if backend == "triton":  # its ops are registered when they are first chosen
+        choose("acmix", backend, tensors["qkv"], head=options["head"])
     return core(*(tensors[n] for n in NAMES), backend=backend, **options)
 
 

@@ -43,12 +43,12 @@ def call(tensors, options, backend):
 def roundings(backend, dtype, answer):
     """How often a value on its way to `answer` is rounded to dtype; all else is summed in float32 or wider.
 
-    `cuda` keeps s, the product and their gradients in x's dtype between kernels, for its 1x1 product runs on
-    tensor cores: y passes s and the product; a gradient that of the product, and ds; conv1's one more, for
-    it is the sum of one product an image. conv1's bias is summed before anything is rounded. A vendor library
-    that splits a sum and adds the parts in the half dtype exceeds this.
+    `cuda` and `triton` keep s, the product and their gradients in x's dtype between kernels, for the 1x1
+    product runs on tensor cores: y passes s and the product; a gradient that of the product, and ds; conv1's
+    one more, for it is the sum of one product an image. conv1's bias is summed before anything is rounded. A
+    vendor library that splits a sum and adds the parts in the half dtype exceeds this.
     """
-    if backend != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+    if backend not in ("cuda", "triton") or dtype not in (torch.float16, torch.bfloat16):
         return 1
     return {"grad_conv1": 4, "grad_conv1_bias": 1}.get(answer, 3)
 

@@ -1,0 +1,88 @@
+"""What both ops' Triton kernels need: whether they may run, how ops are registered, how a kernel starts.
+
+Imports Triton when a call on a GPU first asks for it, never before.
+"""
+
+import importlib
+import os
+from functools import cache
+
+import torch
+
+OLDEST_TORCH = (2, 6)
+OLDEST_GPU = (7, 5)
+# Triton reads it when a kernel is defined; its kernels then run on tensors of the CPU, for tests.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(x, op):
+    """Why the Triton kernels of `op`, the name of its folder, do not take x; None where they do."""
+    if x.device.type != "cuda" and not (INTERPRETED and x.device.type == "cpu"):
+        return f"x is on {x.device.type}; move it to a CUDA device"
+    if x.dtype == torch.float64:
+        return "x is float64 and the Triton kernels compute in float32; use float32, or the reference"
+    return _why_not_device(op, x.device.index or 0)
+
+
+def _why_not_device(op, index):
+    return _ask_device(op, index)
+
+
+# What torch.compiler.assume_constant_result does; calling it would import all of torch._dynamo here.
+_why_not_device._dynamo_marked_constant = True
+
+
+@cache
+def _ask_device(op, index):
+    """What does not change while the process lives; registers the ops where the answer is None."""
+    if reason := problem():
+        return reason
+    if not INTERPRETED and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(index)
+        if capability < OLDEST_GPU:
+            name = torch.cuda.get_device_name(index)
+            return f"{name} has compute capability {capability[0]}.{capability[1]}; use a GPU of 7.5 or newer"
+    importlib.import_module(f"{__package__}.{op}.compiled").register_triton()
+    return None
+
+
+def problem():
+    """Why Triton cannot be used in this process, whatever the device; None where it can."""
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        return f"torch is {torch.__version__} and the Triton kernels need 2.6 or newer; upgrade torch"
+    try:
+        importlib.import_module("triton")
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"triton cannot be imported ({' '.join(str(error).split())}); install the one for this torch"
+    return None
+
+
+def register(name, schema, function, fake):
+    """The op ``lska_ops::<name>_triton``, which torch.compile sees through.
+
+    Args:
+        name: op and pass, as in ``lska_fwd``.
+        schema: arguments and returns, as ``(Tensor x) -> Tensor``: the compiled ops' own.
+        function: its implementation; starts its kernels by :func:`launch`.
+        fake: makes tensors like the results from tensors like the arguments.
+    """
+    # What an interpreted kernel does cannot be traced.
+    make = torch.library.custom_op if INTERPRETED else torch.library.triton_op
+    make(f"lska_ops::{name}_triton", function, mutates_args=(), schema=schema).register_fake(fake)
+
+
+def launch(kernel, programs, *arguments, warps=4, stages=2, registers=None, **constants):
+    """Starts `programs` programs of a kernel where its first argument, a tensor, is. Tests replace it.
+
+    registers: what a thread may have. Without it NVIDIA's assembler spills a few where one block more fits.
+    """
+    options = dict(num_warps=warps, num_stages=stages)
+    started = torch.library.wrap_triton(kernel) if not INTERPRETED else kernel
+    if started is not kernel:  # traced by torch.compile, which chooses the device and the other options
+        started[(programs,)](*arguments, **constants, **options)
+        return
+    if registers and torch.version.hip is None:
+        options["maxnreg"] = registers
+    with torch.cuda.device_of(arguments[0]):
+        # Explicit, since what Triton takes by default differs between versions.
+        kernel[(programs,)](*arguments, **constants, **options, enable_fp_fusion=True)

@@ -1,0 +1,280 @@
+"""The Triton backend without a GPU: its sentences, its kernels by the interpreter, and compiled ahead of time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import lska_ops
+from lska_ops import _backends, _triton
+from lska_ops.lska import compiled
+
+TESTS = Path(__file__).parent
+ON_GPU = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float16, shape=(1, 8, 8, 8))
+REASON = _triton.problem()
+needs_triton = pytest.mark.skipif(bool(REASON), reason=f"triton: {REASON}")
+# op, pass, first number, how many, in how many processes
+PROBLEMS = (
+    ("lska", "forward", 700_000, 40),
+    ("lska", "backward", 710_000, 20),
+    ("acmix", "forward", 800_000, 40),
+    ("acmix", "backward", 810_000, 20),
+    ("local_attention", "forward", 820_000, 10),
+    ("local_attention", "backward", 830_000, 10),
+    ("shift_aggregate", "forward", 840_000, 10),
+    ("shift_aggregate", "backward", 850_000, 10),
+)
+OPS = ("acmix", "lska")
+SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a program may have
+
+
+def says(reason, *words):
+    what_is_so, _, what_would_help = reason.partition("; ")
+    assert what_would_help and "\n" not in reason
+    for word in words:
+        assert word in reason
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine on which nothing is missing: an RTX 4090, torch 2.9, Triton."""
+    machine = SimpleNamespace(capability=(8, 9), triton=True)
+    _triton._ask_device.cache_clear()
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: machine.capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "RTX 4090")
+
+    def import_module(name):
+        if name == "triton" and not machine.triton:
+            raise ImportError("No module named 'triton'")
+        return SimpleNamespace(register_triton=lambda: None)
+
+    monkeypatch.setattr(_triton, "importlib", SimpleNamespace(import_module=import_module))
+    yield machine
+    _triton._ask_device.cache_clear()
+
+
+def test_triton_accepts_where_nothing_is_missing(gpu):
+    assert compiled.why_not_triton(ON_GPU) is None
+
+
+def test_triton_declines_a_map_elsewhere(gpu):
+    says(compiled.why_not_triton(torch.empty(1, 1, 1, 1)), "x is on cpu; move it to a CUDA device")
+
+
+def test_triton_declines_float64(gpu):
+    x = SimpleNamespace(device=ON_GPU.device, dtype=torch.float64)
+    says(compiled.why_not_triton(x), "x is float64 and the Triton kernels compute in float32")
+
+
+def test_triton_declines_an_older_torch(gpu, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
+    says(
+        compiled.why_not_triton(ON_GPU),
+        "torch is 2.5.1+cu121 and the Triton kernels need 2.6",
+        "upgrade torch",
+    )
+
+
+def test_triton_declines_without_triton(gpu):
+    gpu.triton = False
+    says(compiled.why_not_triton(ON_GPU), "triton cannot be imported (No module named 'triton')", "install")
+
+
+def test_triton_declines_an_old_gpu_but_no_gpu_of_amd(gpu, monkeypatch):
+    gpu.capability = (7, 0)
+    says(compiled.why_not_triton(ON_GPU), "RTX 4090 has compute capability 7.0; use a GPU of 7.5 or newer")
+    _triton._ask_device.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert compiled.why_not_triton(ON_GPU) is None
+
+
+def test_triton_declines_a_side_beyond_its_counting(gpu):
+    x = SimpleNamespace(device=ON_GPU.device, dtype=torch.float16, shape=(1, 1, 2, 16385))
+    says(compiled.why_not_triton(x), "x has a side of 16385", "take 16384 at most; use smaller maps")
+
+
+def test_triton_is_chosen_where_cuda_declines(gpu, monkeypatch):
+    monkeypatch.setitem(_backends.WHY_NOT["lska"], "cuda", lambda x, **_: "nvcc was not found; install it")
+    assert _backends.choose("lska", "auto", ON_GPU) == "triton"
+
+
+def test_triton_answer_is_a_constant_for_torch_compile():
+    def marked():
+        pass
+
+    torch.compiler.assume_constant_result(marked)
+    assert marked.__dict__ == _triton._why_not_device.__dict__
+
+
+def test_triton_is_not_imported_before_it_is_used():
+    code = (
+        "import sys, time, torch\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name.split('.')[0] == 'triton': raise ImportError('refused')\n"
+        "before = 'triton' in sys.modules\n"
+        "start = time.process_time()\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import lska_ops\n"
+        "assert time.process_time() - start < 1\n"
+        "x = torch.randn(1, 8, 4, 4)\n"
+        "lska_ops.ACmix(8)(lska_ops.LSKA(8)(x))\n"
+        "assert ('triton' in sys.modules) == before\n"
+        "print(lska_ops.explain('lska', x))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "triton: no, x is on cpu; move it to a CUDA device" in done.stdout
+
+
+def child(script, *words):
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(lska_ops.__file__).parent.parent),
+    }
+    command = [sys.executable, TESTS / script, *map(str, words)]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def children():
+    """All that takes long, beside each other: {words: process}."""
+    started = {}
+    for op, direction, first, count in PROBLEMS:
+        started[op, direction] = child("triton_interpreter.py", op, direction, first, count)
+    for op in OPS:
+        started[op, "edges"] = child("triton_interpreter.py", op, "edges")
+        started[op, "ahead"] = child("triton_ahead.py", op)
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+def ended(process):
+    """(exit status, what it said); of a crash the last line names the problem."""
+    said, _ = process.communicate()
+    last = "\n".join(said.strip().splitlines()[-12:])
+    assert process.returncode >= 0, f"signal {-process.returncode}, a step outside of a tensor: {last}"
+    return process.returncode, said, last
+
+
+@needs_triton
+@pytest.mark.parametrize("op, direction", [problem[:2] for problem in PROBLEMS], ids="-".join)
+def test_triton_random_problems_within_bound(children, op, direction):
+    code, _, last = ended(children[op, direction])
+    assert code == 0 and "within the bound" in last, last
+
+
+@needs_triton
+@pytest.mark.parametrize("op", OPS)
+def test_triton_answers_the_list_of_every_backend(children, op):
+    code, _, last = ended(children[op, "edges"])
+    assert code == 0, last
+
+
+@needs_triton
+@pytest.mark.parametrize("op", OPS)
+def test_triton_compiles_for_every_gpu_and_spills_nothing(children, op):
+    code, said, last = ended(children[op, "ahead"])
+    assert code == 0, last
+    found = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert {line["arch"] for line in found} == set(SHARED)
+    for line in found:
+        assert line["local"] == line["stack"] == 0, line
+        assert line["shared"] <= SHARED[line["arch"]] << 10, line
+    kernels = {line["kernel"] for line in found}
+    for arch in SHARED:
+        assert {line["kernel"] for line in found if line["arch"] == arch} == kernels
+        used = {}
+        for line in found:
+            if line["arch"] == arch:
+                used[line["kernel"]] = max(used.get(line["kernel"], 0), line["registers"])
+        print(f"sm_{arch}:", ", ".join(f"{name} {n}" for name, n in used.items()))
+
+
+@needs_triton
+def test_triton_guard_pages_are_forbidden():
+    """The judge itself: a kernel that reads one element too far is a crash."""
+    code = (
+        "import os; os.environ['TRITON_INTERPRET'] = '1'\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import torch, triton, triton.language as tl, triton_guard\n"
+        "from lska_ops import _triton\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from too_far import copy\n"
+        "start = triton_guard.guarding(_triton.launch)\n"
+        "x = torch.randn(1024)\n"
+        "for by in (0, 0, int(sys.argv[3])):\n"
+        "    start(copy, 1, x, torch.empty(1024), by)\n"
+        "    print(by)\n"
+    )
+    kernel = (
+        "import triton, triton.language as tl\n"
+        "@triton.jit\n"
+        "def copy(x, y, by):\n"
+        "    i = tl.arange(0, 1024)\n"
+        "    tl.store(y + i, tl.load(x + i + by))\n"
+    )
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "too_far.py").write_text(kernel)
+        for by in (1, -1):
+            done = subprocess.run(
+                [sys.executable, "-c", code, TESTS, folder, str(by)], capture_output=True, text=True
+            )
+            assert done.stdout.split() == ["0", "0"] and done.returncode < 0, done.stderr
+
+
+@needs_triton
+def test_triton_is_seen_through_by_torch_compile(monkeypatch):
+    """Traced on a CPU, where the kernels cannot run: the graphs hold the kernels, not an opaque op."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    monkeypatch.setattr(
+        driver, "_active", SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
+    )
+    monkeypatch.setitem(_backends.WHY_NOT["lska"], "triton", lambda x, **_: None)
+    if not hasattr(torch.ops.lska_ops, "lska_fwd_triton"):
+        compiled.register_triton()
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append([n for n in graph.graph.nodes if n.op == "call_function"])
+        outputs = [n and n.meta["val"] for n in next(iter(graph.graph.find_nodes(op="output"))).args[0]]
+
+        def empty(t):
+            return torch.zeros([int(s) for s in t.shape], dtype=t.dtype) if torch.is_tensor(t) else t and 7
+
+        return make_boxed_func(lambda *_: [empty(t) for t in outputs])
+
+    C = 4
+    x = torch.randn(2, C, 7, 7, requires_grad=True)
+    shapes = [(C, 1, 1, 3), (C, 1, 3, 1), (C, 1, 1, 5), (C, 1, 5, 1), (C, C, 1, 1)]
+    pairs = [(torch.randn(shape, requires_grad=True), torch.randn(C)) for shape in shapes]
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    run = torch.compile(lska_ops.lska, fullgraph=True, dynamic=True, backend=backend)
+    run(x, *pairs, dilation=2, backend="triton").sum().backward()
+    assert len(graphs) == 2
+    started = [[n.kwargs["kernel_idx"] for n in graph if "kernel_idx" in n.kwargs] for graph in graphs]
+    names = [{kernel_side_table.get_kernel(i).fn.__name__ for i in found} for found in started]
+    assert names[0] == {"lska_bands_kernel", "lska_pair_kernel", "lska_gate_fwd_kernel"}
+    assert {"lska_gate_bwd_kernel", "lska_mix_bwd_kernel", "lska_gram_bwd_kernel"} < names[1]
+    assert not any("lska_ops" in str(n.target) for graph in graphs for n in graph)

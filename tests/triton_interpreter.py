@@ -1,0 +1,196 @@
+"""Solves random problems by Triton's interpreter, each kernel between guard pages; tests/test_triton.py runs it.
+
+    python tests/triton_interpreter.py OP forward|backward FIRST COUNT
+    python tests/triton_interpreter.py OP edges
+
+Prints each problem's command before it is solved, so that after a crash the last line says which it was. The
+exit status is 1 where an answer is wrong.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import dataclasses  # noqa: E402
+import itertools  # noqa: E402
+import sys  # noqa: E402
+
+import torch  # noqa: E402
+import triton_guard  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
+
+from lska_ops import _triton  # noqa: E402
+from lska_ops.testing import acmix  # noqa: E402
+from lska_ops.testing.problems import LAYOUTS, OPS, random_problem, ratios, solve  # noqa: E402
+
+MOST_PLANES, MOST_PIXELS, FEW_PIXELS = 4, 100, 35  # a program takes 20 ms and more here
+MOST_STEPS = 130  # see steps_of
+REPEATED = 5  # every so many are solved twice
+
+
+def round_as_a_gpu_does(interpreter):
+    """Triton's interpreter cuts float32 to bfloat16; every GPU rounds it to the nearest."""
+    theirs = interpreter._convert_float
+
+    def convert(values, given, wanted, mode):
+        if given.is_fp32() and wanted.is_bf16():
+            bits = torch.from_numpy(values.copy()).bfloat16().view(torch.int16)
+            return bits.numpy().view("uint16").reshape(values.shape)
+        return theirs(values, given, wanted, mode)
+
+    interpreter._convert_float = convert
+
+
+def small(op, first, most_pixels=FEW_PIXELS):
+    """Problems that the interpreter solves quickly, in the dtypes that the kernels take."""
+    seed = first
+    while True:
+        problem = random_problem(op, seed)
+        B, C, H, W = next(iter(problem.tensors.values())).shape
+        few = B * C <= MOST_PLANES if op == "lska" else steps_of(problem) <= MOST_STEPS
+        few &= problem.options.get("kernel_att") != 1 or seed % 8 == 0  # most say nothing of attention
+        if problem.dtype != torch.float64 and few and H * W <= most_pixels:
+            yield problem
+        seed += 1
+
+
+def steps_of(problem):
+    """How many pairs of a block's queries and keys, and taps of the shift, a problem of ACmix has."""
+    (B, _, *sides), s = problem.tensors["qkv"].shape, acmix.sizes(problem)
+    span = s["kernel_att"] // 2 * 2 * s["dilation"] + 1
+    pairs = max(s["kernel_att"] ** 2, min(span, sides[0]) * min(span, sides[1]))
+    return B * s["head"] * (pairs + s["dims"] * (s["kernel_conv"] or 0) ** 2)
+
+
+def wrong(problem, backward, again):
+    """What is wrong with the answers, or None."""
+    kept = {n: t.clone() for n, t in problem.tensors.items() if t is not None}
+    answers = solve(problem, "triton", backward)
+    found = ratios(problem, answers, "triton")
+    worst = max(found, key=found.get)
+    if not found[worst] <= 1:  # NaN too: of what was not written
+        return f"{worst} is {found[worst]:.3g} times the bound"
+    if not all(torch.equal(problem.tensors[n].nan_to_num(), t.nan_to_num()) for n, t in kept.items()):
+        return "an input was written to"
+    if again:
+        repeated = solve(problem, "triton", backward)
+        if not all(torch.equal(answers[n], repeated[n]) for n in answers):
+            return "another result than before"
+    return None
+
+
+def same(ours, theirs):
+    return all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
+def takes_any_layout(op):
+    problem = next(
+        p for p in small(op, 720_000) if p.layout == "contiguous" and p.tensors[first_of(p)].shape[1] > 1
+    )
+    first, given = first_of(problem), problem.grad_y
+    problem.tensors[first] = LAYOUTS["expanded"](problem.tensors[first]).contiguous()
+    expected = solve(problem, "triton")
+    for layout, laid_out in LAYOUTS.items():
+        of_map = {**problem.tensors, first: laid_out(problem.tensors[first])}
+        y = solve(dataclasses.replace(problem, tensors=of_map), "triton", False)["y"]
+        assert torch.equal(y, expected["y"]), layout
+        if layout == "channels_last" and op == "lska":  # ACmix's public functions see to it themselves
+            assert y.is_contiguous(memory_format=torch.channels_last)
+    for layout in ("channels_last", "sliced"):
+        problem.grad_y = LAYOUTS[layout](given)
+        assert same(solve(problem, "triton"), expected), f"grad_y in {layout}"
+
+
+def answers_an_empty_batch(op):
+    problem = next(small(op, 730_000))
+    first = first_of(problem)
+    problem.tensors[first], problem.grad_y = problem.tensors[first][:0], problem.grad_y[:0]
+    answers = solve(problem, "triton")
+    assert answers["y"].shape == problem.grad_y.shape
+    assert all(not g.any() for n, g in answers.items() if n != "y")
+
+
+def passes_nan_and_infinity_on_like_pytorch(op):
+    problems = small(op, 740_000)
+    for value, dtype in itertools.product((torch.nan, torch.inf), (torch.float32, torch.bfloat16)):
+        problem = next(p for p in problems if p.dtype == dtype and p.layout != "expanded")
+        x = problem.tensors[first_of(problem)]
+        x[tuple(min(2, side - 1) for side in x.shape)] = value
+        ours, theirs = solve(problem, "triton", False)["y"], solve(problem, "reference", False)["y"]
+        assert torch.equal(ours.isfinite(), theirs.isfinite()), problem.repro("triton")
+
+
+def follows_autocast(op):
+    problem = next(p for p in small(op, 750_000) if p.dtype == torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = solve(problem, "triton", False)["y"]
+    tensors = {n: None if t is None else t.bfloat16() for n, t in problem.tensors.items()}
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, solve(dataclasses.replace(problem, tensors=tensors), "triton", False)["y"])
+
+
+def is_registered_as_torch_wants(op):
+    """opcheck, of what one forward and backward call; and torch.compile without a graph break."""
+    calls = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "lska_ops":
+                calls.append((func, tuple(a.detach() if torch.is_tensor(a) else a for a in args)))
+            return func(*args, **(kwargs or {}))
+
+    problem = next(small(op, 760_000))
+    with Recorder():
+        expected = solve(problem, "triton")
+    assert len(calls) == 2 and all(func.name().endswith("_triton") for func, _ in calls)
+    for func, arguments in calls:
+        # What they compute under torch.compile is what follows; the other checks are of schema and fakes.
+        torch.library.opcheck(func, arguments, test_utils=("test_schema", "test_faketensor"))
+    for dynamic in (False, True):
+        torch._dynamo.reset()
+        run = torch.compile(lambda t: OPS[op].call(t, problem.options, "triton"), backend="aot_eager",
+                            fullgraph=True, dynamic=dynamic)  # fmt: skip
+        given = {n: None if t is None else t.detach().requires_grad_() for n, t in problem.tensors.items()}
+        y = run(given)
+        inputs = [t for t in given.values() if t is not None]
+        grads = torch.autograd.grad(y, inputs, problem.grad_y)
+        assert all(torch.equal(a, b) for a, b in zip((y, *grads), expected.values(), strict=True))
+
+
+EDGES = (
+    takes_any_layout,
+    answers_an_empty_batch,
+    passes_nan_and_infinity_on_like_pytorch,
+    follows_autocast,
+    is_registered_as_torch_wants,
+)
+
+
+def first_of(problem):
+    return next(iter(problem.tensors))
+
+
+def main(op, what, first=0, count=0):
+    torch.use_deterministic_algorithms(True)  # with it torch.empty is filled with NaN
+    _triton.launch = triton_guard.guarding(_triton.launch)
+    round_as_a_gpu_does(interpreter)
+    if what == "edges":
+        for edge in EDGES:
+            print(edge.__name__, flush=True)
+            edge(op)
+        return 0
+    few = op != "lska" and what == "backward"
+    problems = small(op, int(first), FEW_PIXELS if few else MOST_PIXELS)
+    for i in range(int(count)):
+        problem = next(problems)
+        print(problem.repro("triton"), flush=True)
+        if said := wrong(problem, what == "backward", i % REPEATED == REPEATED - 1):
+            print(said)
+            return 1
+    print(f"{count} problems within the bound")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""Seeded bugs in the Triton kernels, each of which the interpreter's problems have to catch.
+
+    python tests/triton_mutants.py [part of a name]
+
+Works on a copy of the package in a temporary folder.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mutants import Mutant
+
+TESTS = Path(__file__).resolve().parent
+FIRST, PROBLEMS = 800_000, 8
+KERNELS, BACKWARD, LAUNCH = "triton_kernels.py", "triton_kernels_backward.py", "triton_launch.py"
+LSKA = [
+    Mutant("last tap dropped", KERNELS, "for t in range(n1):", "for t in range(tl.maximum(n1 - 1, 1)):"),
+    Mutant("wrong dilation", LAUNCH, "d = min(dilation, L)", "d = min(dilation + 1, L)"),
+    Mutant(
+        "stage's output beyond the border",
+        KERNELS,
+        "there = (middle >= 0) & (middle < L)",
+        "there = (middle >= -1) & (middle < L)",
+    ),
+    Mutant("map read beyond its end", KERNELS, "on_map = (pos < L) & (at >= 0) & (at < L)", "on_map = pos < L"),
+    Mutant(
+        "bias of the first column",
+        KERNELS,
+        "line += b0 * tl.load(other_edge + channel * M + other, mask=other < M, other=0)",
+        "line += b0",
+    ),
+    Mutant("band not turned", KERNELS, "at = pos - delta if TURNED", "at = pos + delta if TURNED"),
+    Mutant("low half left out", KERNELS, "_dot(a_high, b_low, _dot(a_low, b_high, acc))", "acc"),
+    Mutant("gate without bias", KERNELS, "    if GATE:\n        if HAS_BIAS:", "    if GATE:\n        if KEEP and HAS_BIAS:"),
+    Mutant(
+        "mix transposed",
+        BACKWARD,
+        "weight + k[None, :] * C + m[:, None]",
+        "weight + m[:, None] * C + k[None, :]",
+    ),
+    Mutant("one image of the batch", BACKWARD, "range(split, B * pieces, splits)", "range(split, pieces, splits)"),
+    Mutant(
+        "Gram matrix of one image", BACKWARD,
+        "        acc = tl.zeros([BT, BT], tl.float32)\n        for image in range(split, B, splits)",
+        "        acc = tl.zeros([BT, BT], tl.float32)\n        for image in range(split, split + 1)",
+    ),
+    Mutant("parts dropped", BACKWARD, "for _ in range(splits):", "for _ in range(1):"),
+    Mutant("bias through the dilated pair", BACKWARD, "+ tl.sum(passed)", ""),
+    Mutant("the other's taps", BACKWARD, "acc0 += found * w1", "acc0 += found"),
+    Mutant("gate's part of grad_x", KERNELS, "acc += tl.load(grad_y + plane + at", "acc = tl.load(grad_y + plane + at"),
+]  # fmt: skip
+GROUPS = (("lska", LSKA),)
+
+
+def caught(op, problems, said):
+    """How the problems catch the kernels as the files are now, or None.
+
+    In a process of its own: Triton's files are imported when a call first asks for them, so that all else is
+    imported once.
+    """
+    if (child := os.fork()) == 0:
+        with open(said, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        code = 2
+        try:
+            code = problems(op, "backward", FIRST, PROBLEMS)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return f"signal {os.WTERMSIG(status)}"
+    last = said.read_text().strip().splitlines()[-1]
+    if os.WEXITSTATUS(status) == 2:
+        sys.exit(f"the problems did not run:\n{said.read_text()}")
+    return last if os.WEXITSTATUS(status) else None
+
+
+def main(part=""):
+    start, survivors = time.monotonic(), 0
+    with tempfile.TemporaryDirectory(prefix="triton_mutants_") as name:
+        folder = Path(name)
+        ignore = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(TESTS.parent / "lska_ops", folder / "lska_ops", ignore=ignore)
+        sys.path.insert(0, name)
+        sys.dont_write_bytecode = True  # which would outlive the bug
+        import triton_interpreter
+
+        # Small ones, and each solved once.
+        triton_interpreter.MOST_PIXELS, triton_interpreter.REPEATED = (
+            triton_interpreter.FEW_PIXELS,
+            PROBLEMS + 1,
+        )
+        problems = triton_interpreter.main
+        for op, mutants in GROUPS:
+            if how := caught(op, problems, folder / "said"):
+                sys.exit(f"{op}: the unchanged kernels are wrong: {how}")
+            for mutant in mutants:
+                if part not in mutant.name:
+                    continue
+                file = folder / "lska_ops" / op / mutant.file
+                text = file.read_text()
+                if text.count(mutant.right) != 1:
+                    found = text.count(mutant.right)
+                    sys.exit(f"{op}, {mutant.name}: occurs {found} times in {mutant.file}; expected once")
+                file.write_text(text.replace(mutant.right, mutant.wrong))
+                how = caught(op, problems, folder / "said")
+                file.write_text(text)
+                survivors += how is None
+                print(f"{op:6} {mutant.name:40} {f'killed by {how}' if how else 'SURVIVED'}", flush=True)
+    print(f"{survivors} survived; {time.monotonic() - start:.0f} s")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
