@@ -221,7 +221,7 @@ def judge(network):
     """
     found = {"ours": [], "reference": []}
     for name, problem in watched(network).items():
-        gate = Gate(problem)
+        gate = Gate(problem, most=1)  # ACmix's last image: its truth takes seconds an image, for each layer
         for role, verdicts in found.items():
             with asking(role):
                 backend, why_not = problem.backend()

@@ -141,7 +141,11 @@ def draw_start(trainings, file):
             by_epoch = curves[module, start]
             epochs, values = list(by_epoch), list(by_epoch.values())
             axes.plot(
-                epochs, [sum(v) / len(v) for v in values], marker="o", markersize=3, label=f"{start} start"
+                epochs,
+                [sum(v) / len(v) for v in values],
+                marker="o",
+                markersize=3,
+                label={"ours": "our start", "stock": "stock start"}[start],
             )
             axes.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.25)
         if plain:
@@ -149,5 +153,5 @@ def draw_start(trainings, file):
         axes.set(title=f"yolo11n-{module}", xlabel="epochs of fine-tuning", ylim=(-0.02, 1.02))
         axes.title.set_fontsize(9)
     panels[0][0].set_ylabel("mAP50 on the digits")
-    panels[0][0].legend(fontsize=8)
+    panels[0][0].legend(fontsize=8, loc="center left")
     return _save(figure, title, file)

@@ -289,7 +289,7 @@ def test_benchmarks_demo_is_a_line_of_the_readme(tmp_path, monkeypatch):
     import bench_demo
 
     monkeypatch.setenv("LSKA_OPS_BACKEND", "reference")  # the measurement's own are taken back
-    monkeypatch.setattr(bench_demo, "OURS", ("reference",))
+    monkeypatch.setattr(bench_demo, "BACKENDS", ("reference",))
     monkeypatch.setitem(bench_demo.RECIPE, "imgsz", 32)
     lines = list(bench_demo.measure(2, 16, modules=("LSKA",)))
     assert [(line["module"], line["backend"], line["steps"]) for line in lines] == [("LSKA", "reference", 2)]
