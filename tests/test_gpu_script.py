@@ -410,7 +410,7 @@ def test_evidence_hashes_what_nvcc_compiles():
 
 
 def gpu_lines(row, dtype, ours_ms):
-    times = (("cuda", "ours", ours_ms), ("eager", "pytorch", 12.0), ("torch.compile", "pytorch", 8.0),
+    times = (("cuda", "ours", ours_ms), ("triton", "ours", 1.25), ("eager", "pytorch", 12.0), ("torch.compile", "pytorch", 8.0),
              ("torch.compile max-autotune", "pytorch", 6.0), ("copy", "yardstick", 0.5))  # fmt: skip
     c = row.case
     if row.op == "acmix":
@@ -446,6 +446,9 @@ def test_gpu_goals(capsys):
     assert "1.420  NOT REACHED" in fp16["LSKA cascade, time at k=53 / at k=7, B=16", "k53/k7"]
     assert "70.423  reached" in fp16["LSKA cascade, percent of a copy, B=64", "% copy"]
     assert "7.100  NOT REACHED" in fp16["LSKA forward, B=1 in a graph, microseconds", "graph us"]
+    assert "9.600  reached" in fp16["LSKA forward by Triton, n shapes, B=16", "x eager by triton"]
+    assert "9.600  NOT REACHED" in fp16["ACmix forward by Triton, n shapes, B=16", "x eager by triton"]
+    assert "NOT REACHED" in fp16["ACmix forward by Triton, time at cuda's, B=64", "triton/cuda"]
     # What computes another function, in a thousandth of the time, counts nowhere.
     for metric, value in (
         ("x eager", "24.000  NOT"),
@@ -455,7 +458,7 @@ def test_gpu_goals(capsys):
         assert value in fp16["ACmix forward, n shapes, B=16", metric]
     assert "31.000  reached" in fp16["ACmix forward+backward, peak of eager / ours, B=64", "peak ratio"]
     not_measured = [line for line in bf16.values() if "not measured (0 of" in line]
-    assert len(not_measured) == 7 + 5 + 1  # all of B = 64 and of B = 1
+    assert len(not_measured) == 7 + 5 + 4 + 1  # all of B = 64 and of B = 1
     assert all("not measured (0 of 3 rows)" in line for line in fp32.values())
 
 

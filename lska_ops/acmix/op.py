@@ -258,8 +258,8 @@ def position_of(weight, bias):
 
 def shift_of(fc, dep_conv, head, stride):
     """fc and dep_conv as the reference calls them."""
-    groups = dep_conv.shape[0] // head
-    shift = partial(F.conv2d, weight=dep_conv, padding=dep_conv.shape[2] // 2, stride=stride, groups=groups)
+    C, _, K_c, _ = map(int, dep_conv.shape)  # int: a tracer's are tensors, and old ones take none as padding
+    shift = partial(F.conv2d, weight=dep_conv, padding=K_c // 2, stride=stride, groups=C // head)
     return partial(F.conv2d, weight=fc), shift
 
 

@@ -9,6 +9,9 @@ import triton.language as tl
 
 from .. import _triton
 
+# Numbers for whose divisors and ones no kernel is compiled anew; those of a map's sides are worth it.
+SIZES = ("B", "N", "n0", "n1", "K0", "K1", "d", "e", "r", "size", "splits")
+
 # Triton's interpreter multiplies the bits of bfloat16.
 INTERPRETED = tl.constexpr(_triton.INTERPRETED)
 
@@ -17,7 +20,7 @@ INTERPRETED = tl.constexpr(_triton.INTERPRETED)
 DEAD = tl.constexpr(-(2**31))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def lska_bands_kernel(
     taps0, taps1, band, edge, L, N, size, r, K0, n0, K1, n1, d, e, PAIR: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -139,7 +142,7 @@ def _by_products(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def lska_pair_kernel(
     source, band, edge, out, other_edge, bias0, bias1, bias2, grad_y, product,
     C, L, M, stride, other_stride, N, r, d, e,

@@ -7,7 +7,7 @@ taps' gradients are sums along the matrix's diagonals. Sums have a fixed order, 
 import triton
 import triton.language as tl
 
-from .triton_kernels import _dot, _product
+from .triton_kernels import SIZES, _dot, _product
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def lska_gate_bwd_kernel(grad_y, x, weight, ds, C, P, BM: tl.constexpr, BN: tl.c
     tl.store(ds + at, acc.to(ds.dtype.element_ty), mask=(m < C)[:, None] & (n < P)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def lska_mix_bwd_kernel(
     grad_y, x, s, parts, bias_parts, B, C, P, PIECE, splits,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -72,7 +72,7 @@ def lska_mix_bwd_kernel(
         tl.store(bias_parts + split * C + m, total, mask=m < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def lska_sum_kernel(parts, out, size, splits, BLOCK: tl.constexpr):
     """Owns BLOCK of out's `size` numbers: the sum of parts [splits, size] in their order."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -83,7 +83,7 @@ def lska_sum_kernel(parts, out, size, splits, BLOCK: tl.constexpr):
     tl.store(out + at, total.to(out.dtype.element_ty), mask=at < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def lska_gram_bwd_kernel(
     grad, source, gram, B, C, L, M, stride, other_stride, r, splits,
     DOT: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
@@ -126,7 +126,7 @@ def lska_gram_bwd_kernel(
         tl.store(gram + part + z * L + o[:, None], acc, mask=taken)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def lska_lines_bwd_kernel(
     grad, ds, weights, sums, weighted, B, C, L, M, stride, other_stride, splits,
     BT: tl.constexpr, BK: tl.constexpr,
@@ -156,7 +156,7 @@ def lska_lines_bwd_kernel(
     tl.store(weighted + at, weighed, mask=o < L)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def lska_taps_bwd_kernel(
     gram, sums, weighted, edge, taps0, taps1, bias, weighted_bias,
     grad0, grad1, grad_edge, grad_weighted, grad_sum, C, L, r, K0, K1, d, splits,

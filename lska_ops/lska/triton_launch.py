@@ -63,12 +63,45 @@ def on_tensor_cores(x):
     return torch.cuda.get_device_capability(x.device) >= OLDEST_TENSOR_CORES
 
 
+NAMES = [
+    f"{name} {part}"
+    for name in ("conv0h", "conv0v", "conv_spatial_h", "conv_spatial_v", "conv1")
+    for part in ("weight", "bias")
+]
+
+
+def check(x, weights, dilation):
+    """What the public function has checked in its own words: the kernels read what these shapes say."""
+    if x.dim() != 4 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or dilation < 1:
+        raise RuntimeError(
+            f"lska: x has shape {list(x.shape)} and dtype {x.dtype}, dilation is {dilation}; expected "
+            "[B, C, H, W] of float32, float16 or bfloat16 and at least 1"
+        )
+    C, k0, k1 = x.shape[1], weights[0].shape[-1], 1 if weights[4] is None else weights[4].shape[-1]
+    shapes = ((C, 1, 1, k0), (C, 1, k0, 1), (C, 1, 1, k1), (C, 1, k1, 1), (C, C, 1, 1))
+    for name, t, shape in zip(NAMES, weights, (s for w in shapes for s in (w, (C,))), strict=False):
+        if t is not None and (t.shape != shape or t.dtype != x.dtype or t.device != x.device):
+            raise RuntimeError(
+                f"lska: {name} is {list(t.shape)}, {t.dtype}, on {t.device}; expected {list(shape)}, like x "
+                f"{x.dtype} on {x.device}"
+            )
+    if k0 % 2 == 0 or k1 % 2 == 0 or (weights[4] is None) != (weights[6] is None):
+        raise RuntimeError(
+            f"lska: kernel sizes are {k0} and {k1}; expected odd ones, both of the dilated pair or none"
+        )
+
+
 class Call:
     """One call's tensors as the kernels want them, its sizes and its bands."""
 
-    def __init__(self, x, parts, dilation):
+    def __init__(self, x, weights, dilation):
+        check(x, weights, dilation)
+        parts = weights[:8]
         self.x = x.contiguous()
         self.parts = [None if t is None else t.contiguous() for t in parts]
+        self.conv1, self.conv1_bias = (
+            None if t is None else t.contiguous() for t in (*weights[8:], None, None)[:2]
+        )
         self.B, self.C, H, W = x.shape
         self.P = H * W
         self.paired = parts[4] is not None
@@ -129,25 +162,27 @@ class Call:
         """s from what by_rows made."""
         return self.pair(rows, self.map(), "columns", (self.parts[3], self.parts[5], self.parts[7]))
 
-    def gate(self, s, conv1, bias, keep=False, gated=True):
+    def gate(self, s, keep, gated=True):
         """y and the product, each where it is wanted and else empty."""
         none = self.x.new_empty(0)
         y, product = self.map() if gated else none, self.map() if keep else none
         m, n, k, warps, stages = GATE_TILE if self.dot else EXACT_GATE_TILE
+        bias = s if self.conv1_bias is None else self.conv1_bias
         _triton.launch(
             kernels.lska_gate_fwd_kernel, self.B * -(-self.C // m) * -(-self.P // n),
-            s, conv1, s if bias is None else bias, self.x, y, product, self.C, self.P,
-            GATE=gated, KEEP=keep, HAS_BIAS=bias is not None, BM=m, BN=n, BK=k, warps=warps, stages=stages,
+            s, self.conv1, bias, self.x, y, product, self.C, self.P,
+            GATE=gated, KEEP=keep, HAS_BIAS=self.conv1_bias is not None,
+            BM=m, BN=n, BK=k, warps=warps, stages=stages,
         )  # fmt: skip
         return y, product
 
-    def gate_bwd(self, grad_y, conv1):
+    def gate_bwd(self, grad_y):
         """ds, the gradient of s."""
         ds = self.map()
         m, n, k, warps, stages = GATE_TILE if self.dot else EXACT_GATE_TILE
         _triton.launch(
             backward.lska_gate_bwd_kernel, self.B * -(-self.C // m) * -(-self.P // n),
-            grad_y, self.x, conv1, ds, self.C, self.P, BM=m, BN=n, BK=k, warps=warps, stages=stages,
+            grad_y, self.x, self.conv1, ds, self.C, self.P, BM=m, BN=n, BK=k, warps=warps, stages=stages,
         )  # fmt: skip
         return ds
 
@@ -225,49 +260,44 @@ def no_pair(x):
 
 def cascade_fwd(x, *rest):
     """`lska_ops::lska_cascade_fwd_triton`"""
-    *parts, dilation = rest
+    *weights, dilation = rest
     if not x.numel():
         return torch.empty_like(x)
-    call = Call(x, parts, dilation)
+    call = Call(x, weights, dilation)
     return like(x, call.by_columns(call.by_rows()))
 
 
 def fwd(x, *rest):
     """`lska_ops::lska_fwd_triton`"""
-    *parts, conv1, conv1_bias, dilation, keep_product = rest
+    *weights, dilation, keep_product = rest
     if not x.numel():
         return torch.empty_like(x), torch.empty_like(x)
-    call = Call(x, parts, dilation)
-    s = call.by_columns(call.by_rows())
-    y, product = call.gate(s, conv1.contiguous(), conv1_bias, keep_product)
+    call = Call(x, weights, dilation)
+    y, product = call.gate(call.by_columns(call.by_rows()), keep_product)
     return like(x, y), product
 
 
 def bwd(grad_y, x, product, *rest):
     """`lska_ops::lska_bwd_triton`"""
-    *parts, conv1, conv1_bias, dilation = rest
+    *weights, dilation = rest
     if not x.numel():
-        grads = [
-            x.new_zeros(shape)
-            for t in (*parts[::2], conv1)
-            if t is not None
-            for shape in (t.shape, t.shape[:1])
-        ]
-        pair = () if parts[4] is not None else no_pair(x)
+        given = [t for t in weights[::2] if t is not None]
+        grads = [x.new_zeros(shape) for t in given for shape in (t.shape, t.shape[:1])]
+        pair = no_pair(x) if len(given) == 3 else ()
         return torch.empty_like(x), *grads[:4], *pair, *grads[4:]
-    call = Call(x, parts, dilation)
-    grad_y, conv1 = grad_y.contiguous(), conv1.contiguous()
+    call = Call(x, weights, dilation)
+    grad_y = grad_y.contiguous()
     rows = call.by_rows()
     s = call.by_columns(rows)
     if not product.numel():
-        product = call.gate(s, conv1, None, keep=True, gated=False)[1]
+        product = call.gate(s, keep=True, gated=False)[1]
     grad_conv1, grad_conv1_bias = call.mix_bwd(grad_y, s)
-    ds = call.gate_bwd(grad_y, conv1)
+    ds = call.gate_bwd(grad_y)
     turned = call.pair(ds, call.map(torch.float32), "none", turned=True)
     v0, v1, b1h, b0v, b1v = call.taps_bwd(call.column, ds, rows, ds)
     h0, h1, b0h, _, _ = call.taps_bwd(call.row, turned, call.x, ds)
     grad_x = call.pair(
-        turned, call.map(), "gate", (conv1_bias, None, None), True, grad_y, product.contiguous()
+        turned, call.map(), "gate", (call.conv1_bias, None, None), True, grad_y, product.contiguous()
     )
     pair = (h1, b1h, v1, b1v) if call.paired else no_pair(x)
     return like(x, grad_x), h0, b0h, v0, b0v, *pair, grad_conv1, grad_conv1_bias
