@@ -16,12 +16,9 @@ import importlib  # noqa: E402
 import itertools  # noqa: E402
 import sys  # noqa: E402
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import triton.language as tl  # noqa: E402
 import triton_guard  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from triton.runtime import interpreter  # noqa: E402
 
 from lska_ops import _triton  # noqa: E402
 from lska_ops.testing import acmix  # noqa: E402
@@ -174,26 +171,10 @@ def first_of(problem):
     return next(iter(problem.tensors))
 
 
-def rounding(convert):
-    """The interpreter's conversion of floats, which cuts bfloat16 off, rounding it to the nearest as GPUs do."""
-
-    def rounded(values, of, to, mode):
-        if of != tl.float32 or to != tl.bfloat16:
-            return convert(values, of, to, mode)
-        values = torch.from_numpy(np.ascontiguousarray(values))
-        return values.bfloat16().view(torch.int16).numpy().view(np.uint16)
-
-    return rounded
-
-
 def main(op, what, first=0, count=0):
     torch.use_deterministic_algorithms(True)  # with it torch.empty is filled with NaN
     _triton.launch = triton_guard.guarding(_triton.launch)
-<<<<<<< HEAD
-    interpreter._convert_float = rounding(interpreter._convert_float)
-=======
     round_as_a_gpu_does(importlib.import_module("triton.runtime.interpreter"))
->>>>>>> tlska
     if what == "edges":
         for edge in EDGES:
             print(edge.__name__, flush=True)
