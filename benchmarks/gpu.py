@@ -23,7 +23,7 @@ from rebuilt import package  # noqa: E402
 
 TOTAL = 525  # seconds for all, so that ten minutes do not cut it off
 LIMITS = {"environment": 60, "build": 200, "tests": 170, "memcheck": 50, "racecheck": 50, "benchmarks": TOTAL}
-TESTS = ("test_gpu_lska.py", "test_gpu_acmix.py", "test_gpu_triton.py")
+TESTS = ("test_gpu_lska.py", "test_gpu_acmix.py", "test_gpu_triton.py", "test_gpu_triton_acmix.py")
 FILES = r"test_gpu_\w+\.py"
 DRY_ARCH = "90"
 DRY_LIMITS = {**LIMITS, "build": 1500, "tests": 300, "benchmarks": 300}  # a CI machine has few cores
