@@ -122,6 +122,7 @@ def passes_nan_and_infinity_on_like_pytorch(op):
 
 
 def follows_autocast(op):
+    op = "local_attention" if op == "acmix" else op  # a problem of acmix is one behind the public function
     problem = next(p for p in small(op, 750_000) if p.dtype == torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y = solve(problem, "triton", False)["y"]
