@@ -3,12 +3,14 @@ PYTHON ?= python3
 PY := .venv/bin/python
 FLOOR := .venv-floor/bin
 FLOOR_PYTHON ?= $(PYTHON)
+ENVS ?= .venv-floor .venv-middle .venv
+VERSIONS := $(notdir $(shell grep -l mark.versions tests/test_*.py))
 ARGS ?=
 # To work here one architecture is enough: this machine's, or any; `pip install .` by itself compiles for all.
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sort -uV)
 export LSKA_OPS_CUDA_ARCHS ?= $(or $(GPUS),90)
 
-.PHONY: help setup demo test packaging abi sanitize mutants fix check floor bench gpu table doctor clean
+.PHONY: help setup demo test packaging abi sanitize mutants fix check floor matrix bench start gpu table doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -56,7 +58,16 @@ floor: .venv-floor/ready  ## the tests with the oldest supported versions
 .venv-floor/ready: Makefile
 	$(FLOOR_PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "torch 2.3.1 needs Python 3.10 to 3.12: make floor FLOOR_PYTHON=python3.11")'
 	$(FLOOR_PYTHON) -m venv .venv-floor
-	$(FLOOR)/pip install torch==2.3.1 torchvision==0.18.1 ultralytics==8.3.0 'numpy<2' scikit-learn pytest
+	$(FLOOR)/pip install torch==2.3.1 torchvision==0.18.1 ultralytics==8.3.0 'numpy<2' scikit-learn onnx onnxruntime onnxslim pytest
+	touch $@
+
+matrix: $(ENVS:%=%/ready)  ## what has to hold in every version: oldest, middle and newest pair; ENVS=.venv-middle for one
+	for env in $(filter-out .venv,$(ENVS)); do $$env/bin/pip install --quiet --no-deps --force-reinstall . || exit; done
+	cd tests && for env in $(ENVS); do ../$$env/bin/python -m pytest -q -m versions $(VERSIONS) $(ARGS) || exit; done
+
+.venv-middle/ready: Makefile
+	$(FLOOR_PYTHON) -m venv .venv-middle
+	.venv-middle/bin/pip install --no-compile torch==2.6.0 torchvision==0.21.0 ultralytics==8.3.228 scikit-learn onnx onnxruntime onnxslim pytest
 	touch $@
 
 packaging: setup  ## pip install for real: with a compiler, without one, and required without one
@@ -85,6 +96,10 @@ bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=
 	$(PY) benchmarks/bench_lska.py $(ARGS)
 	$(PY) benchmarks/bench_acmix.py $(ARGS)
 	$(PY) benchmarks/bench_demo.py $(ARGS)
+	$(PY) benchmarks/bench_yolo.py $(ARGS)
+
+start: setup  ## what our start is worth beside stock ultralytics': 13 trainings on the digits; goes on where it stopped
+	$(PY) benchmarks/bench_start.py $(ARGS)
 
 gpu:  ## all that needs a GPU, under 9 minutes: build, tests, sanitizers, benchmarks; PYTHON= with torch, OUT=folder; DRY=1 without a GPU
 	$(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry-run) $(ARGS)
@@ -96,5 +111,5 @@ doctor: setup  ## what runs on this machine, and what would help
 	$(PY) -m lska_ops doctor
 
 clean:  ## everything that was made, the environments included
-	rm -rf .venv .venv-floor .venv-abi build dist demo *.egg-info
+	rm -rf .venv .venv-floor .venv-middle .venv-abi build dist demo *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

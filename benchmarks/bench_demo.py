@@ -1,7 +1,6 @@
 """Seconds per training step of the demo, ours beside the reference: `python benchmarks/bench_demo.py`."""
 
 import argparse
-import inspect
 import os
 import tempfile
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import report
 import torch
+from networks import trainer_of
 from peers import OURS
 from suite import PATIENCE, QUIET_LOAD, wait_for_quiet
 from timing import interleave, summary
@@ -23,17 +23,9 @@ class Training:
     """One training of the demo's recipe by ultralytics' own trainer, a step at a time."""
 
     def __init__(self, module, backend, data, folder):
-        from ultralytics.models.yolo.detect import DetectionTrainer
-
         os.environ["LSKA_OPS_BACKEND"] = self.backend = backend
-        options = dict(
-            model=f"yolo11n-{module}.yaml", data=str(data), device="cpu", amp=False, workers=0, seed=0,
-            project=str(folder), name=f"{module}-{backend}", exist_ok=True, plots=False,
-        )  # fmt: skip
-        self.trainer = DetectionTrainer(overrides={**RECIPE, **options})
-        setup = self.trainer._setup_train
-        setup(*[1] * len(inspect.signature(setup).parameters))  # 8.3 asks for the number of processes
-        self.trainer.model.train()
+        yaml, name = f"yolo11n-{module}.yaml", f"{module}-{backend}"
+        self.trainer = trainer_of(yaml, data, folder, name=name, device="cpu", **RECIPE)
         self.batches = self._endless()
 
     def _endless(self):

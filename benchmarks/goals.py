@@ -81,6 +81,10 @@ GPU_GOALS = (  # on an H200, for each of the 16-bit dtypes; for float32 below
 GPU_GOALS_FP32 = tuple(
     Goal(f"ACmix forward, n shapes, B={B}", "acmix_fwd", "x eager", 20, N, (B,)) for B in (16, 64)
 )
+YOLO_GOALS = (  # on two CPU cores; `case` is the network without ACmix
+    Goal("yolo11n-ACmix training step, 640 px, B=2", "train", "x reference", 3.5, ("yolo11n",), (2,)),
+    Goal("its peak memory above plain's, ours / reference", "train", "above plain", 0.1, ("yolo11n",), (2,)),
+)
 HEADS = 4  # ACmix's default, which the benchmark runs
 FLEX = "FlexAttention (exact)"
 
@@ -170,6 +174,21 @@ def peak_ratio(lines):
     return int(eager["peak_bytes"]) / int(ours["peak_bytes"])
 
 
+def x_reference(lines):
+    """Of a network with one module: how many times faster ours is than the reference backend."""
+    ours, reference = line_of(lines, "ours"), line_of(lines, "reference")
+    return float(reference["ms"]) / float(ours["ms"]) if ours and reference else None
+
+
+def above_plain(lines):
+    """Peak memory beyond that of the plain network, ours as a part of the reference's."""
+    found = {line["role"]: line["peak_bytes"] for line in lines}
+    if any(found.get(role) in ("", None) for role in ("plain", "ours", "reference")):
+        return None
+    plain, ours, reference = (int(found[role]) for role in ("plain", "ours", "reference"))
+    return (ours - plain) / (reference - plain) if reference > plain else None
+
+
 # metric -> (value of one row, whether large is good)
 METRICS = {
     "x eager": (x_eager, True),
@@ -184,6 +203,8 @@ METRICS = {
     "% copy": (percent_of_copy, True),
     "graph us": (graph_us, False),
     "k53/k7": (k53_k7, False),
+    "x reference": (x_reference, True),
+    "above plain": (above_plain, False),
 }
 
 
@@ -238,13 +259,24 @@ def print_gpu_goals(lines, rows):
         _print_goals(goals, mine, [row for row, d in rows if d == short], f", {short}")
 
 
+def print_yolo_goals(lines):
+    """The same of whole networks, of which the goals speak with ACmix."""
+    print("\nGoals of networks")
+    mine = [line for line in lines if line["module"] in ("plain", "ACmix")]
+    for goal in YOLO_GOALS:
+        _print_goal(goal, *reached(goal, mine, 1))
+
+
 def _print_goals(goals, lines, rows, of):
     print(f"\nGoals{of} (speed-ups are geometric means over a goal's rows, the others the worst row)")
     for goal in goals:
         expected = sum(r.kind == goal.kind and r.case.id in goal.cases and r.B in goal.B for r in rows)
         if expected:
-            value, verdict = reached(goal, lines, expected)
-            sign = ">=" if METRICS[goal.metric][1] else "<="
-            # three decimals: 1.149 must not be printed as 1.15
-            shown = "-" if value is None else f"{value:.3f}"
-            print(f"  {goal.text:<55} {goal.metric:<17} {sign} {goal.limit:<5g} {shown:>8}  {verdict}")
+            _print_goal(goal, *reached(goal, lines, expected))
+
+
+def _print_goal(goal, value, verdict):
+    sign = ">=" if METRICS[goal.metric][1] else "<="
+    # three decimals: 1.149 must not be printed as 1.15
+    shown = "-" if value is None else f"{value:.3f}"
+    print(f"  {goal.text:<55} {goal.metric:<17} {sign} {goal.limit:<5g} {shown:>8}  {verdict}")

@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in one go and under nine minutes: `make gpu`.
 
-Environment, build for this GPU alone, tests, compute-sanitizer, benchmarks: results/<gpu>/gpu.json is written
-as each stage ends, lska.csv and acmix.csv with each row. Makes no environment and downloads nothing. With
---dry-run it goes as far as it can without a GPU.
+Environment, build for this GPU alone, tests, compute-sanitizer, networks, benchmarks: results/<gpu>/gpu.json
+is written as each stage ends, yolo.csv, lska.csv and acmix.csv with each row. Makes no environment, downloads
+nothing. With --dry-run it goes as far as it can without a GPU.
 """
 
 import argparse
@@ -22,7 +22,10 @@ sys.path.append(str(ROOT / "tests"))
 from rebuilt import package  # noqa: E402
 
 TOTAL = 525  # seconds for all, so that ten minutes do not cut it off
-LIMITS = {"environment": 60, "build": 200, "tests": 170, "memcheck": 50, "racecheck": 50, "benchmarks": TOTAL}
+LIMITS = {
+    "environment": 60, "build": 200, "tests": 170, "memcheck": 50, "racecheck": 50, "networks": 75,
+    "benchmarks": TOTAL,
+}  # fmt: skip
 TESTS = ("test_gpu_lska.py", "test_gpu_acmix.py", "test_gpu_triton.py", "test_gpu_triton_acmix.py")
 FILES = r"test_gpu_\w+\.py"
 DRY_ARCH = "90"
@@ -58,7 +61,7 @@ class Gpu:
             command = [sys.executable, "-m", "build_backend", out, "--cuda"]
             command += [] if self.facts["plan"] else ["--without-plan"]
             env = {**os.environ, "LSKA_OPS_CUDA_ARCHS": arch}
-            code, said = call(command, seconds, env=env, cwd=ROOT)
+            code, said = self.call(command, seconds, env, ROOT)
             if code != 0:
                 raise Failed(_ended(code, seconds, said), output=tail(said))
             library, result = out / "_C.so", {"archs": [arch]}
@@ -99,7 +102,14 @@ class Gpu:
             *TESTS,
             *words,
         ]
-        return call(command, seconds, env={**self.env, **env}, cwd=ROOT / "tests")
+        return self.call(command, seconds, {**self.env, **env}, ROOT / "tests")
+
+    def call(self, command, seconds, env, cwd):
+        """Where nothing but the end counts, what a command says is printed only if it fails."""
+        code, said = call(command, seconds, env=env, cwd=cwd, say=not self.dry)
+        if self.dry and code != 0:
+            print("\n".join(tail(said)))
+        return code, said
 
     def sanitizer(self, tool):
         def work(seconds):
@@ -123,6 +133,30 @@ class Gpu:
 
         return work
 
+    def networks(self, seconds):
+        """Whole YOLO networks, which alone need ultralytics."""
+        code, said = call([sys.executable, "-c", "import ultralytics"], seconds, env=self.env, say=False)
+        if code != 0:
+            why = _ended(code, seconds, said)
+            return {"status": f"not run: ultralytics cannot be imported ({why}); pip install ultralytics"}
+        (self.folder / "facts.json").write_text(json.dumps(self.facts["line"]))
+        command = [
+            sys.executable,
+            ROOT / "benchmarks" / "bench_yolo.py",
+            "--device",
+            "cuda",
+            "--dtype",
+            "fp16",
+        ]
+        command += ["--facts", self.folder / "facts.json", "--out", self.results.parent]
+        code, said = call([*command, "--seconds", f"{seconds - 30:.0f}"], seconds, env=self.env, cwd=ROOT)
+        if code is None:
+            return {"status": "not run: out of time"}  # what was measured by then is in the CSV
+        wrong = re.findall(r"(?m)^.*WRONG: .*$", said)
+        if code != 0 or wrong:
+            raise Failed(wrong[0].strip() if wrong else _ended(code, seconds, said), output=tail(said))
+        return {}
+
     def benchmarks(self, seconds):
         state = self.folder / "rows.json"
         command = [sys.executable, ROOT / "benchmarks" / "gpu_rows.py", "--state", state]
@@ -132,7 +166,7 @@ class Gpu:
             command += ["--seconds", f"{seconds - 15:.0f}", "--out", self.results]
             command += ["--facts", self.folder / "facts.json"]
             (self.folder / "facts.json").write_text(json.dumps(self.facts["line"]))
-        code, said = call(command, seconds, env=self.env, cwd=ROOT)
+        code, said = self.call(command, seconds, self.env, ROOT)
         result = json.loads(state.read_text()) if state.exists() else {}
         wrong = [
             f"{row}: {s}" for row, s in result.get("rows", {}).items() if s.startswith(("failed", "WRONG"))
@@ -168,7 +202,8 @@ def _ended(code, seconds, said):
 def run(args, folder, make=Gpu, total=TOTAL):
     """The exit status."""
     limits = DRY_LIMITS if args.dry_run else LIMITS
-    stages, gpu = Stages(None, sum(limits.values()) if args.dry_run else total), make(args, folder)
+    total = sum(limits.values()) if args.dry_run else total
+    stages, gpu = Stages(None, total, say_limits=not args.dry_run), make(args, folder)
     stages.data |= {"dry": args.dry_run, "seeds": SEEDS}
     if stages.run("environment", limits["environment"], gpu.environment) is not None:
         stages.file = gpu.results / ("dry-run.json" if args.dry_run else FILE)
@@ -200,6 +235,7 @@ def go_on(stages, gpu, limits):
         return
     for tool in ("memcheck", "racecheck"):
         stages.run(tool, limits[tool], gpu.sanitizer(tool), optional=True)
+    stages.run("networks", limits["networks"], gpu.networks, optional=True)
     stages.run("benchmarks", limits["benchmarks"], gpu.benchmarks)
 
 

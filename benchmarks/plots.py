@@ -9,11 +9,16 @@ from matplotlib import pyplot, ticker  # noqa: E402
 
 def draw(name, lines, file):
     """Writes one plot of report.plots_of(lines); returns its file."""
-    figure = {"speedup": speedup, "cost_by_k": cost_by_k, "memory": memory}[name](lines)
+    drawings = {"speedup": speedup, "cost_by_k": cost_by_k, "memory": memory, "networks": networks}
+    figure = drawings[name](lines)
     facts = lines[0]
     title = f"{facts['device']}, {facts['isa']}, {facts['threads']} threads, torch {facts['torch']}"
     if any(line["quiet"] != "yes" for line in lines):
         title += " — not publishable: other work was running"
+    return _save(figure, title, file)
+
+
+def _save(figure, title, file):
     figure.suptitle(title, fontsize=9)
     figure.savefig(file, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
@@ -99,3 +104,50 @@ def memory(lines):
     axes.set_xlabel("peak extra memory of the largest k, MB, log scale")
     axes.legend(fontsize=8)
     return figure
+
+
+def networks(lines):
+    """How fast a network with one of our modules is beside the plain one: a pair of bars for each."""
+    bars = {"ours": {}, "reference": {}}
+    for row in by_row(lines).values():
+        plain = next(float(line["ms"]) for line in row if line["role"] == "plain")
+        for line in row:
+            if line["role"] != "plain" and line["ms"]:
+                work = f"{line['kind']} B={line['B']} {line['side']} px {line['dtype']}"
+                label = f"{line['case']}-{line['module']} {work}"
+                bars[line["role"]][label] = 100 * plain / float(line["ms"])
+    labels = list(dict.fromkeys([*bars["ours"], *bars["reference"]]))
+    figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.4 * len(labels)), layout="constrained")
+    for shift, role in ((-0.2, "ours"), (0.2, "reference")):
+        here = [i for i, label in enumerate(labels) if label in bars[role]]
+        axes.barh([i + shift for i in here], [bars[role][labels[i]] for i in here], 0.4, label=role)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(100, color="black", linewidth=0.8)
+    axes.set_xlabel("speed, percent of the plain network's")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def draw_start(trainings, file):
+    """mAP50 by epoch, mean and range over seeds, a panel for each module; the plain network's as a line."""
+    curves, plain, title = trainings.curves, trainings.plain, trainings.title
+    modules = list(dict.fromkeys(module for module, _ in curves))
+    figure, panels = pyplot.subplots(
+        1, len(modules), figsize=(1 + 4 * len(modules), 3.6), layout="constrained", squeeze=False, sharey=True
+    )
+    for axes, module in zip(panels[0], modules, strict=True):
+        for start in dict.fromkeys(start for m, start in curves if m == module):
+            by_epoch = curves[module, start]
+            epochs, values = list(by_epoch), list(by_epoch.values())
+            axes.plot(
+                epochs, [sum(v) / len(v) for v in values], marker="o", markersize=3, label=f"{start} start"
+            )
+            axes.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.25)
+        if plain:
+            axes.axhline(plain[-1], color="black", linestyle="--", linewidth=0.8, label="plain yolo11n")
+        axes.set(title=f"yolo11n-{module}", xlabel="epochs of fine-tuning", ylim=(-0.02, 1.02))
+        axes.title.set_fontsize(9)
+    panels[0][0].set_ylabel("mAP50 on the digits")
+    panels[0][0].legend(fontsize=8)
+    return _save(figure, title, file)

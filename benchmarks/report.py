@@ -1,35 +1,31 @@
 """What becomes of the numbers: terminal table and CSV; from the CSVs alone, README block and plots.
 
-`python benchmarks/report.py` writes README.md's block and the plots; with --check it only says whether the
-block is current.
+`python benchmarks/report.py` writes the block of README.md and its translation, and the plots; with --check
+it only says whether the block is current.
 """
 
 import argparse
-import csv
-import datetime
 import os
-import platform
-import re
-import subprocess
 import sys
-from pathlib import Path
 
-import torch
+import start_report
+import yolo_report
 from evidence import coverage, read_all
 from goals import by_row, geometric_mean, line_of, times, x_best, x_eager
+from provenance import PROVENANCE, RESULTS, ROOT, environment, headline, heads, read, slug, write_table
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+__all__ = ("RESULTS", "ROOT", "environment", "headline", "read", "slug")  # what the benchmarks take from here
+
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 COLUMNS = (
     "row", "kind", "case", "B", "C", "H", "W", "k", "dtype", "provider", "role", "status", "error_ratio",
     "ms", "ms_p20", "ms_p80", "rounds", "graph_ms", "call_ms", "saved_bytes", "peak_bytes",
-    "device", "threads", "isa", "date", "commit", "dirty", "lska_ops", "torch", "python", "load", "quiet",
+    *PROVENANCE,
 )  # fmt: skip
 DEMO = "demo.csv"  # beside the operators' files; of other columns
 DEMO_COLUMNS = (
-    "module", "backend", "imgsz", "batch", "seconds", "seconds_p20", "seconds_p80", "steps", *COLUMNS[21:],
+    "module", "backend", "imgsz", "batch", "seconds", "seconds_p20", "seconds_p80", "steps", *PROVENANCE,
 )  # fmt: skip
 WORK = {
     "lska_cascade_fwd": "LSKA cascade, forward",
@@ -38,57 +34,6 @@ WORK = {
     "acmix_fwd": "ACmix, forward",
     "acmix_fwd_bwd": "ACmix, forward + backward",
 }
-
-
-# What a number needs to be judged
-
-
-def environment(device, load, quiet_load):
-    """Columns that all lines of a run share."""
-    import lska_ops
-
-    cuda = device.type == "cuda"
-    commit = _git("rev-parse", "--short", "HEAD")
-    # Results and the block made from them are what a run itself changes.
-    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
-    return dict(
-        device=torch.cuda.get_device_name() if cuda else _cpu_name(),
-        threads=torch.get_num_threads(),
-        isa=f"sm_{''.join(map(str, torch.cuda.get_device_capability()))}" if cuda
-        else torch.backends.cpu.get_cpu_capability(),
-        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        commit=commit or "unknown",
-        dirty="unknown" if not commit else "yes" if changed else "no",
-        lska_ops=lska_ops.__version__, torch=torch.__version__, python=platform.python_version(),
-        load=f"{load:.2f}", quiet="yes" if load <= quiet_load else "no",
-    )  # fmt: skip
-
-
-def _git(*words):
-    try:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
-
-
-def _cpu_name():
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def slug(facts):
-    """Folder of one device: other threads or another instruction set are another device; not beside a GPU."""
-    threads = "" if facts["isa"].startswith("sm_") else f" {facts['threads']}t"
-    return re.sub(r"[^a-z0-9]+", "-", f"{facts['device']} {facts['isa']}{threads}".lower()).strip("-")
-
-
-def headline(facts):
-    dirty = " with uncommitted changes" if facts["dirty"] == "yes" else ""
-    return (
-        f"{facts['device']}, {facts['isa']}, {facts['threads']} threads, torch {facts['torch']}, "
-        f"{facts['date']}, commit {facts['commit']}{dirty}, load before {facts['load']}"
-    )
 
 
 # Terminal
@@ -132,33 +77,20 @@ def write(file, lines, order):
     kept = [line for line in read(file) if (line["row"], line["dtype"]) not in new] if file.exists() else []
     rank = {row: i for i, row in enumerate(order)}
     merged = sorted([*kept, *lines], key=lambda line: (line["dtype"], rank.get(line["row"], len(rank))))
-    _write(file, COLUMNS, merged)
+    write_table(file, COLUMNS, merged)
 
 
 def write_demo(file, lines):
     """The demo's whole file: its lines are measured together."""
-    _write(file, DEMO_COLUMNS, lines)
-
-
-def _write(file, columns, lines):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as out:
-        table = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-        table.writeheader()
-        for line in lines:
-            table.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in line.items()})
-
-
-def read(file):
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+    write_table(file, DEMO_COLUMNS, lines)
 
 
 def devices(results):
-    """{folder name: lines of all its CSVs but the demo's}."""
-    found = {}
-    for file in sorted(results.glob("*/*.csv"), key=lambda f: (f.parent.name, f.name != "lska.csv", f.name)):
-        found.setdefault(file.parent.name, []).extend(read(file) if file.name != DEMO else [])
+    """{folder name: lines of the operators' CSVs}, of folders that have other CSVs of a device alone none."""
+    names, found = ("lska.csv", "acmix.csv", DEMO, yolo_report.FILE), {}
+    files = (file for file in results.glob("*/*.csv") if file.name in names)
+    for file in sorted(files, key=lambda f: (f.parent.name, names.index(f.name))):
+        found.setdefault(file.parent.name, []).extend(read(file) if file.name in names[:2] else [])
     return found
 
 
@@ -172,19 +104,14 @@ def block(results=RESULTS):
     for folder, lines in found.items():
         text += _device(folder, lines) if lines else ()
         text += _demo(results / folder / DEMO)
+        text += yolo_report.block(results, folder)
     if not any(line["isa"].startswith("sm_") for lines in found.values() for line in lines):
         text.append("GPU: not measured on a GPU yet.")
     if not any(not line["isa"].startswith("sm_") for lines in found.values() for line in lines):
         text.insert(0, "CPU: not measured yet.")
     text += filter(None, map(coverage, read_all(results)))
+    text += start_report.block(results)
     return "\n\n".join(text)
-
-
-def _heads(lines):
-    for facts in {headline(line): line for line in lines}.values():
-        yield f"**{headline(facts)}**" + (
-            "" if facts["quiet"] == "yes" else " — *not publishable: other work was running*"
-        )
 
 
 def _demo(file):
@@ -192,7 +119,7 @@ def _demo(file):
     if not file.exists():
         return
     lines = read(file)
-    yield from _heads(lines)
+    yield from heads(lines)
     table = ["| `make demo` | backend | seconds per step | × reference |", "|---|---|---|---|"]
     seconds = {(line["module"], line["backend"]): float(line["seconds"]) for line in lines}
     for (module, backend), s in seconds.items():
@@ -204,7 +131,7 @@ def _demo(file):
 
 
 def _device(folder, lines):
-    yield from _heads(lines)
+    yield from heads(lines)
     groups = {}
     for row in by_row(lines).values():
         first = row[0]
@@ -288,23 +215,34 @@ def with_block(text, new):
 def main(arguments=None, readme=README, results=RESULTS):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if README.md is not current"
+        "--check", action="store_true", help="write nothing; exit 1 if a README is not current"
     )
     args = parser.parse_args(arguments)
-    text = readme.read_text(encoding="utf-8")
-    current = with_block(text, block(results))
+    new, stale = block(results), []
+    for file in (readme, *sorted(readme.parent.glob("README.*.md"))):  # the others are its translations
+        text = file.read_text(encoding="utf-8")
+        current = with_block(text, new)
+        if text == current:
+            continue
+        stale.append(file.name)
+        if not args.check:
+            file.write_text(current, encoding="utf-8")
     if args.check:
-        if text != current:
-            print(
-                "README.md's results are not those of benchmarks/results; run `make table`", file=sys.stderr
-            )
-        return int(text != current)
-    readme.write_text(current, encoding="utf-8")
+        if stale:
+            names = " and ".join(stale)
+            print(f"{names}: other results than in benchmarks/results; run `make table`", file=sys.stderr)
+        return int(bool(stale))
     import plots
 
+    drawn = []
     for folder, lines in devices(results).items():
-        for name in plots_of(lines):
-            print(os.path.relpath(plots.draw(name, lines, results / folder / f"{name}.png")))
+        drawn += [plots.draw(name, lines, results / folder / f"{name}.png") for name in plots_of(lines)]
+        if networks := yolo_report.measured(results / folder / yolo_report.FILE):
+            drawn.append(plots.draw("networks", networks, results / folder / yolo_report.PLOT))
+    if trainings := start_report.trainings(results):
+        drawn.append(plots.draw_start(trainings, results / start_report.PLOT))
+    for file in drawn:
+        print(os.path.relpath(file))
     return 0
 
 

@@ -22,8 +22,9 @@ class Failed(Exception):
 class Stages:
     """Runs one stage after the other; `data` is what the file holds."""
 
-    def __init__(self, file, total, clock=time.monotonic):
+    def __init__(self, file, total, clock=time.monotonic, say_limits=True):
         self.file, self.total, self.clock, self.begun = file, total, clock, clock()
+        self.say_limits = say_limits
         self.data = {"stages": {}}
 
     def left(self):
@@ -40,7 +41,8 @@ class Stages:
     def run(self, name, limit, work, *, optional=False):
         """The result of `work(seconds)`, a dict, or None where it failed or nothing of the time was left."""
         seconds = min(limit, self.left())
-        print(f"\n== {name} ({max(0, seconds):.0f} s at most)", flush=True)
+        if self.say_limits:
+            print(f"\n== {name} ({max(0, seconds):.0f} s at most)", flush=True)
         if seconds <= 0:
             return self._record(name, "not run: out of time", 0, {}, optional)
         self.data["stages"][name] = {"status": "running"}

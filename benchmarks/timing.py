@@ -122,7 +122,7 @@ def saved_bytes(forward, parameters):
     return sum(sizes.values())
 
 
-def peak_bytes(run, device):
+def peak_bytes(run, device, runs=PEAK_RUNS):
     """Largest extra memory while `run` runs, its results included; None where it cannot be measured.
 
     On a CPU it is the high-water mark of the resident set: unlike PyTorch's own memory events it also sees
@@ -143,7 +143,7 @@ def peak_bytes(run, device):
     if not reset.exists():
         return None
     peaks = []
-    for _ in range(PEAK_RUNS):
+    for _ in range(runs):
         ctypes.CDLL(None).malloc_trim(0)
         reset.write_text("5")
         before = _resident("VmRSS")

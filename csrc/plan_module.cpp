@@ -29,20 +29,23 @@ py::dict lska_plan(bool backward, const LskaSize& size, int64_t shared_bytes, in
                   "dilation_v"_a = g.v1.dilation);
 }
 
-py::dict acmix_plan(const std::string& pass, bool attention, bool shift, const lska_ops::AcmixSize& size,
-                    int64_t shared_bytes, int64_t multiprocessors) {
+py::dict acmix_plan(const std::string& pass, bool attention, bool shift, bool shift_grad,
+                    const lska_ops::AcmixSize& size, int64_t shared_bytes, int64_t multiprocessors) {
   using lska_ops::AcmixPass;
   const AcmixPass which = pass == "forward" ? AcmixPass::forward
                           : pass == "query" ? AcmixPass::query
                           : pass == "key"   ? AcmixPass::key
                                             : throw std::invalid_argument("pass is " + pass);
+  if (shift_grad && !(which == AcmixPass::query && attention && shift))
+    throw std::invalid_argument("shift_grad is of the query pass of both halves");
   const lska_ops::AcmixLayout l =
-      lska_ops::acmix_plan_of(size, which, attention, shift, {shared_bytes, multiprocessors, 0});
+      lska_ops::acmix_plan_of(size, which, attention, shift, {shared_bytes, multiprocessors, 0}, shift_grad);
   using py::literals::operator""_a;
   return py::dict("fits"_a = l.fits, "grid"_a = py::make_tuple(l.grid_x, l.grid_y, l.grid_z),
                   "shared_bytes"_a = l.shared_bytes, "rows"_a = l.rows, "cols"_a = l.cols, "band"_a = l.band,
                   "dims"_a = l.dims, "heads"_a = l.heads, "taps"_a = l.taps, "regular"_a = l.regular,
-                  "cost"_a = l.cost, "window_rows"_a = l.window.rows, "window_pitch"_a = l.window.pitch);
+                  "images"_a = l.images, "cost"_a = l.cost, "window_rows"_a = l.window.rows,
+                  "window_pitch"_a = l.window.pitch);
 }
 
 py::dict acmix_shift_grad_plan(const lska_ops::AcmixSize& size, int64_t shared_bytes,
@@ -75,16 +78,18 @@ PYBIND11_MODULE(_plan, m) {
       "acmix",
       [](const std::string& pass, bool attention, bool shift, int64_t B, int64_t C, int64_t H, int64_t W,
          int64_t head, int64_t kernel_att, int64_t kernel_conv, int64_t stride, int64_t dilation,
-         int64_t element, int64_t shared_bytes, int64_t multiprocessors) {
-        return acmix_plan(pass, attention, shift,
+         int64_t element, int64_t shared_bytes, int64_t multiprocessors, bool shift_grad) {
+        return acmix_plan(pass, attention, shift, shift_grad,
                           {B, C, H, W, head, kernel_att, kernel_conv, stride, dilation, element},
                           shared_bytes, multiprocessors);
       },
       "How a pass of ACmix, \"forward\", \"query\" or \"key\", is spread over a GPU with these limits, for "
-      "numbers of `element` bytes; csrc/acmix/plan.h.",
+      "numbers of `element` bytes; the query pass also with the sums of the shift's weight gradients; "
+      "csrc/acmix/plan.h.",
       py::arg("pass"), py::arg("attention"), py::arg("shift"), py::arg("B"), py::arg("C"), py::arg("H"),
       py::arg("W"), py::arg("head"), py::arg("kernel_att"), py::arg("kernel_conv"), py::arg("stride"),
-      py::arg("dilation"), py::arg("element"), py::arg("shared_bytes"), py::arg("multiprocessors"));
+      py::arg("dilation"), py::arg("element"), py::arg("shared_bytes"), py::arg("multiprocessors"),
+      py::arg("shift_grad") = false);
   m.def(
       "acmix_shift_grad",
       [](int64_t B, int64_t C, int64_t H, int64_t W, int64_t head, int64_t kernel_att, int64_t kernel_conv,

@@ -1,6 +1,7 @@
 """``lska-ops`` and ``python -m lska_ops``: each word calls one function elsewhere."""
 
 import argparse
+import os
 import sys
 
 
@@ -175,7 +176,14 @@ def main(argv=None):
         return _yolo(argv[1:])
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `doctor | head`: whoever reads has enough
+        if args.run is _demo:  # the pipe may be one of the training's
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end
+        return 141  # as of a process that SIGPIPE ended
     except KeyboardInterrupt:
         print("\nlska_ops: stopped", file=sys.stderr)
         return 130

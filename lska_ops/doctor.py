@@ -74,7 +74,9 @@ def _compiled_parts():
         return f"no: {_compiled.problem}"
     info = _compiled.build_info()
     reasons = [f"; no {part}: {reason}" for part, reason in info["reasons"].items()]
-    return f"{' and '.join(info['parts'])}, by {info['compiler']}{''.join(reasons)}"
+    archs = ", ".join(f"sm_{arch}" for arch in info.get("cuda_archs", ()))
+    parts = [f"{part} ({archs})" if part == "cuda" else part for part in info["parts"]]
+    return f"{' and '.join(parts)}, by {info['compiler']}{''.join(reasons)}"
 
 
 def _triton_version():

@@ -321,7 +321,7 @@ class Backbone(nn.Module):
         return self.again(x)
 
 
-def test_swap_in_any_network():
+def test_swap_in_any_network(capsys):
     network = Backbone(["LSKA", "ACmix", "LKA"]).eval()
     x = torch.randn(2, 3, 20, 17)
     with torch.no_grad():
@@ -329,21 +329,28 @@ def test_swap_in_any_network():
     weights, names = network.state_dict(), [name for name, _ in network.named_parameters()]
     calls = []
     network.again.register_forward_hook(lambda *_: calls.append(1))
+    inner = network.stages[1][1].conv1.register_forward_pre_hook(lambda *_: calls.append(2))
     assert swap(network) == ["stages.0.1", "stages.1.1", "stages.2.1"]
+    assert calls == []  # the check that they compute the same runs nobody's hooks
+    assert capsys.readouterr() == ("", "lska_ops: swap: 1 LSKA and 1 ACmix and 1 LKA are ours now: stages.0.1, stages.1.1, stages.2.1\n")  # fmt: skip
     assert [type(stage[1]) for stage in network.stages] == [LSKA, ACmix, LKA]
     assert network.again is network.stages[0][1]
     assert network.state_dict().keys() == weights.keys() and names == [
         name for name, _ in network.named_parameters()
     ]
     assert all(value.data_ptr() == weights[name].data_ptr() for name, value in network.state_dict().items())
-    calls.clear()
     with torch.no_grad():
         y = network(x)
-    assert len(calls) == 2  # hooks of the module stay
+    assert calls == [1, 2, 1]  # hooks of the modules stay
+    inner.remove()
     with lska_backend("reference"), torch.no_grad():
         assert torch.equal(network(x), expected)
     assert y.shape == expected.shape
-    assert swap(network) == []
+    assert swap(network) == [] and swap(network, verbose=False) == []
+    none = "Backbone has no LSKA, LSKATrivial, LKA, LKATrivial or ACmix of others"
+    assert capsys.readouterr().err == f"lska_ops: swap: {none}; it has 1 LSKA and 1 ACmix and 1 LKA of ours\n"
+    assert swap(nn.Linear(1, 1)) == []
+    assert capsys.readouterr().err == f"lska_ops: swap: {none.replace('Backbone', 'Linear')}\n"
 
 
 class lska_backend:

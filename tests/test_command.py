@@ -12,7 +12,9 @@ import torch
 import ultralytics.utils  # noqa: F401, writes the settings of which every process would else print that it does
 
 import lska_ops
+from lska_ops import _compiled, doctor
 from lska_ops.__main__ import main
+from lska_ops.testing import problems
 from lska_ops.yolo import startup
 from lska_ops.yolo.digits import write_digits
 
@@ -117,8 +119,52 @@ def test_command_hook_never_breaks_ultralytics(python, hook, tmp_path):
     code = "import sys; sys.path.insert(0, sys.argv[1]); from ultralytics.nn import tasks; print(tasks.parse_model)"
     done = python("-c", code, tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("<function parse_model")
+    module = hook.with_suffix(".py")
     assert (
-        "not registered by" in done.stderr and "broken" in done.stderr and "lska-ops disable" in done.stderr
+        f"lska_ops: not registered: RuntimeError('broken'); `lska-ops disable` removes {module}, which wanted it\n"
+        in done.stderr
+    )
+    gone = "import sys; sys.modules['lska_ops'] = None\nfrom ultralytics.nn import tasks"  # as after pip uninstall
+    done = python("-c", gone)
+    assert done.returncode == 0 and done.stderr.startswith("lska_ops: not registered: ModuleNotFoundError(")
+    assert done.stderr.endswith(f"it is not installed, so delete {module} and {hook}\n")
+
+
+def test_command_whose_reader_has_enough_says_nothing():
+    command = [sys.executable, "-m", "lska_ops", "doctor"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    started.stdout.close()  # as `head` does
+    assert (started.stderr.read(), started.wait()) == (b"", 141)
+
+
+def test_command_doctor_names_what_is_compiled(monkeypatch):
+    info = dict(parts=["cpu", "cuda"], cuda_archs=["75", "90"], compiler="g++ 12", reasons={"plan": "why"})
+    monkeypatch.setattr(_compiled, "problem", None)
+    monkeypatch.setattr(_compiled, "build_info", lambda: info)
+    assert doctor._compiled_parts() == "cpu and cuda (sm_75, sm_90), by g++ 12; no plan: why"
+    info.update(parts=["cpu"], reasons={})
+    assert doctor._compiled_parts() == "cpu, by g++ 12"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "arguments are nothing; expected an op (lska, "),
+        (["lska", "cpu"], "arguments are lska cpu; expected an op (lska, "),
+        (["lsk", "cpu", "1"], "arguments are lsk cpu 1; expected an op (lska, "),
+        (["lska", "cpu", "one"], "a backend (cuda, "),
+        (["lska", "cuda", "1"], "lska: backend 'cuda' declined: "),
+    ],
+    ids=" ".join,
+)
+def test_command_problems_refuses_in_one_line(capsys, words, message):
+    assert problems.main(*words) == 2
+    said = capsys.readouterr()
+    assert (
+        said.err.startswith("problems: ")
+        and message in said.err
+        and said.err.count("\n") == 1
+        and not said.out
     )
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,6 +245,22 @@ def test_demo_refuses_arguments_in_one_line(capfd, tmp_path, words, message):
     said = capfd.readouterr().err
     assert said.startswith(f"lska_ops: {message}") and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_demo_without_scikit_learn_writes_nothing(in_process, tmp_path, capfd):
+    in_process.setitem(sys.modules, "sklearn.datasets", None)  # as if it were not installed
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 2
+    said = capfd.readouterr().err
+    assert said == 'lska_ops: demo: scikit-learn is not installed; pip install "lska_ops[demo]"\n'
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_example_says_what_its_data_lacks():
+    script = Path(__file__).parents[1] / "examples" / "train.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert last.startswith("data: ") and "dataset/val/images" in last and "Note" not in last
 
 
 def test_demo_does_not_hide_a_bug_in_the_training(in_process, tmp_path):

@@ -75,6 +75,7 @@ def needs(*packages):
         pytest.importorskip(name, reason=f"{name} is not installed; pip install {name}")
 
 
+@pytest.mark.versions
 def test_export_torchscript_runs_without_us(tmp_path, checkpoint):
     file = export(checkpoint, tmp_path, format="torchscript")
     x = picture()
@@ -93,7 +94,9 @@ def test_export_torchscript_runs_without_us(tmp_path, checkpoint):
     assert as_exact(torch.load(tmp_path / "y.pt"), eager(checkpoint), x)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "dynamic", [pytest.param(False, marks=pytest.mark.versions), True], ids=["static", "dynamic"]
+)
 def test_export_onnx(tmp_path, checkpoint, dynamic):
     needs("onnx", "onnxruntime", "onnxslim")
     import onnx

@@ -61,6 +61,7 @@ def test_gpu_script_dry_run_reaches_what_needs_the_gpu(tmp_path):
     done, data = dry_run(tmp_path, "--library", str(Path(lska_ops.__file__).parent / "_C.so"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "dry run: the next step needs a GPU" in done.stdout
+    assert "at most" not in done.stdout and "test_gpu_lska.py::" not in done.stdout
     assert {name: stage["status"] for name, stage in data["stages"].items()} == dict.fromkeys(
         ("environment", "build", "tests", "benchmarks"), "ok"
     )
@@ -140,7 +141,7 @@ def run_made(tmp_path, **told):
     return made, code, json.loads(file.read_text()) if file.exists() else None
 
 
-NAMES = ["environment", "build", "tests", "memcheck", "racecheck", "benchmarks"]
+NAMES = ["environment", "build", "tests", "memcheck", "racecheck", "networks", "benchmarks"]
 
 
 def test_gpu_script_writes_after_each_stage(tmp_path):

@@ -74,6 +74,13 @@ def test_insert_keeps_the_text_and_moves_the_numbers_of_comments(tmp_path):
     assert insert(write(tmp_path, SMALL), "LSKA", 1, k_size=11) == expected
 
 
+def test_insert_misspelt_source_is_answered_with_the_name():
+    with pytest.raises(
+        InsertError, match=r"^yolo11n-LKSA.yaml: does not exist; .* did you mean yolo11n-LSKA.yaml\?$"
+    ):
+        remove("yolo11n-LKSA.yaml", "LSKA")
+
+
 def test_insert_puts_the_scale_of_the_name_first(tmp_path):
     made = insert(write(tmp_path, SMALL, "yolo1s.yaml"), "LSKA", 1)
     assert list(yaml.safe_load(made)["scales"].items()) == [("s", [0.5, 0.5, 1024]), ("n", [0.5, 0.25, 1024])]

@@ -130,15 +130,17 @@ def test_plan_published_maps_stay_in_shared_memory(capability):
         assert plan["kernel"] == "stream", size
 
 
+# pass, attention, shift, sums of the shift's weight gradients
 ACMIX_PASSES = (
-    ("forward", True, True),
-    ("forward", True, False),
-    ("forward", False, True),
-    ("query", True, True),
-    ("query", True, False),
-    ("key", True, True),
-    ("key", True, False),
-    ("key", False, True),
+    ("forward", True, True, False),
+    ("forward", True, False, False),
+    ("forward", False, True, False),
+    ("query", True, True, False),
+    ("query", True, True, True),
+    ("query", True, False, False),
+    ("key", True, True, False),
+    ("key", True, False, False),
+    ("key", False, True, False),
 )
 
 
@@ -170,9 +172,9 @@ def test_plan_acmix_covers_every_pixel_once_within_limits(part):
         maps, quads, taps = weights["parts"] * size["head"], -(-size["head"] // 4), size["kernel_conv"] ** 2
         of_map = quads * (size["kernel_conv"] if size["stride"] == 1 and taps == 9 else taps)
         assert split(maps * of_map, weights["tasks"], z * weights["parts"] // 3), (size, limits, weights)
-        for which, attention, shift in ACMIX_PASSES:
-            plan = _plan.acmix(which, attention, shift, **size, **limits)
-            said = f"_plan.acmix({which!r}, {attention}, {shift}, **{size}, **{limits}) = {plan}"
+        for which, attention, shift, sums in ACMIX_PASSES:
+            plan = _plan.acmix(which, attention, shift, **size, **limits, shift_grad=sums)
+            said = f"_plan.acmix({which!r}, {attention}, {shift}, **{size}, **{limits}, shift_grad={sums}) = {plan}"
             if not plan["fits"]:
                 assert attention and shift, f"what each half needs fits every GPU: {said}"
                 continue
@@ -180,7 +182,12 @@ def test_plan_acmix_covers_every_pixel_once_within_limits(part):
             x, y, z = plan["grid"]
             D = size["C"] // size["head"]
             blocks = 1 if shift and attention else size["head"] if attention else math.ceil(D / plan["dims"])
-            assert x == size["B"] * blocks and x < 2**31 and max(y, z) < 2**16, said
+            assert x < 2**31 and max(y, z) < 2**16, said
+            if sums:  # a block has every x-th image, and half the GPU has blocks
+                assert x == plan["images"] <= size["B"], said
+                assert 2 * x * y * z >= min(size["B"] * y * z, multiprocessors), said
+            else:
+                assert x == size["B"] * blocks and plan["images"] == size["B"], said
             assert split(H, plan["rows"], y) and split(W, plan["cols"], z), said
             assert 0 < plan["shared_bytes"] <= shared_bytes, said
             assert 1 <= plan["band"] <= plan["rows"] and 1 <= plan["dims"] <= D, said

@@ -20,6 +20,7 @@ from lska_ops import LKA, LSKA, ACmix, LKATrivial, LSKATrivial
 from lska_ops.yolo import insert
 from lska_ops.yolo.digits import write_digits
 from lska_ops.yolo.model_file import InsertError
+from lska_ops.yolo.registration import identity_start
 from lska_ops.yolo.transfer import start_as_identity
 
 
@@ -103,7 +104,9 @@ def small(*ours, at=6, **changes):
 
 
 @pytest.mark.parametrize("module", ["LSKA", "ACmix"])
-@pytest.mark.parametrize("scale, tensors", [("n", 499), ("m", 649), ("l", 1015)])
+@pytest.mark.parametrize(
+    "scale, tensors", [pytest.param("n", 499, marks=pytest.mark.versions), ("m", 649), ("l", 1015)]
+)
 def test_transfer_every_tensor_and_no_pixel(tmp_path, said, scale, tensors, module):
     plain = trained(build(f"yolo11{scale}.yaml"))
     path = saved(plain, tmp_path / f"yolo11{scale}.pt")
@@ -294,6 +297,15 @@ def test_transfer_opt_out(said):
     lska_ops.register(identity_start=True)
     model.load(plain)
     assert torch.equal(boxes(model), boxes(plain))
+    lska_ops.register(identity_start=False)
+    lska_ops.unregister()
+    lska_ops.register()
+    assert identity_start()  # unregister() forgets the choice
+    for wrong in ("no", 0, 1.0):
+        with pytest.raises(TypeError) as error:
+            lska_ops.register(identity_start=wrong)
+        assert str(error.value) == f"register: identity_start is {wrong!r}; expected True, False or None"
+    assert identity_start()
     assert said() == [
         f"{count}/{count} tensors of the source",
         f"{count}/{count} tensors of the source, 1 LSKA layer starts as identity",
@@ -310,11 +322,11 @@ def changed_row(i, row):
 @pytest.mark.parametrize(
     "source, message",
     [
-        (changed_row(1, [-1, 1, "GhostConv", [128, 3, 2]]), "the source does not fit: its row 1 is GhostConv, row 1 here is Conv; tensors are taken by name alone"),
-        (changed_row(6, [-1, 1, "C3", [128]]), "the source does not fit: its row 6 is C3, row 6 here is Conv; tensors are taken by name alone"),
+        (changed_row(1, [-1, 1, "GhostConv", [128, 3, 2]]), "the source does not fit: its row 1 is GhostConv, row 1 here is Conv; tensors are taken by name alone; 1 LSKA layer starts at random"),
+        (changed_row(6, [-1, 1, "C3", [128]]), "the source does not fit: its row 6 is C3, row 6 here is Conv; tensors are taken by name alone; 1 LSKA layer starts at random"),
         ({**SMALL, "backbone": SMALL["backbone"][:2], "head": [[-1, 1, "Conv", [64, 3, 2]], [[1, 2], 1, "Detect", ["nc"]]]},
-         "the source does not fit: it has 4 rows beside ours, here are 8; tensors are taken by name alone"),
-        (changed_row(1, [-1, 1, "Conv", [128, 5, 2]]), "the source does not fit: its row 1 has conv.weight [32, 16, 5, 5], row 1 (Conv) here [32, 16, 3, 3]"),
+         "the source does not fit: it has 4 rows beside ours, here are 8; tensors are taken by name alone; 1 LSKA layer starts at random"),
+        (changed_row(1, [-1, 1, "Conv", [128, 5, 2]]), "the source does not fit: its row 1 has conv.weight [32, 16, 5, 5], row 1 (Conv) here [32, 16, 3, 3]; 1 LSKA layer starts at random"),
         (changed_row(7, [[2, 3], 1, "Detect", ["nc"]]), "not wired as in the source: row 8 (Detect)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -330,9 +342,27 @@ def test_transfer_says_what_does_not_fit(said, source, message):
 
 def test_transfer_another_scale_does_not_fit(said):
     build(small(("LSKA",))).load(build({**SMALL, "scale": "s"}))
-    assert said()[0].startswith(
+    line = said()[0]
+    assert line.startswith(
         "the source does not fit: its row 1 has conv.weight [64, 32, 3, 3], row 1 (Conv) here [32, 16, 3, 3]; its row 2 has"
     )
+    assert line.endswith("; it is of scale s, this model of scale n; 1 LSKA layer starts at random")
+
+
+def test_transfer_another_family_does_not_fit(said):
+    ultralytics.YOLO("yolo11n-LSKA.yaml").model.load(build("yolov8n.yaml"))
+    assert said() == [
+        "the source does not fit: it has 23 rows beside ours, here are 24; it is made from yolov8n.yaml, this model from "
+        "yolo11n-LSKA.yaml; tensors are taken by name alone; 3 LSKA layers start at random"
+    ]
+
+
+def test_transfer_by_name_alone_says_what_that_leaves_at_random(said):
+    source, model = build(small(("LSKA",), ("ACmix",))), small(("LSKA",), ("ACmix",))
+    model["head"][-1] = [-1, 1, "Conv", [16, 1]]
+    model["head"].append([[8, 3], 1, "Detect", ["nc"]])  # one row more behind ours, whose numbers stay
+    build(model).load(source)
+    assert said()[0].endswith("; tensors are taken by name alone")
 
 
 def test_transfer_row_that_cannot_be_the_identity(said):

@@ -22,7 +22,7 @@ import lska_ops
 from lska_ops import LSKA, ACmix
 from lska_ops.yolo import registration
 from lska_ops.yolo.digits import write_digits
-from lska_ops.yolo.registration import CFG, NAMES
+from lska_ops.yolo.registration import CFG, NAMES, near_model
 
 SCALES = "nsmlx"
 PARAMETERS = {
@@ -61,6 +61,7 @@ def parse(d):
     return tasks.parse_model(copy.deepcopy(d), 3, verbose=False)[0]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("module", PARAMETERS)
 def test_yolo_seed_models_by_bare_name(module, scale):
@@ -195,6 +196,20 @@ def test_yolo_weights_and_random_state_as_without_us():
     assert all(torch.equal(ours[name], value) for name, value in by_hand.items())
 
 
+@pytest.mark.parametrize("name, meant", [("yolo11-LKSA.yaml", "yolo11-LSKA.yaml"), ("yolo11x-lska.yaml", "yolo11x-LSKA.yaml"), ("yolo11nACmx.yml", "yolo11n-ACmix.yaml"),
+                                         ("yolo12s.yaml", None), ("yolo11n-seg.yaml", None), ("yolov8n-LSKA.yaml", None), ("runs/yolo11-LKSA.yaml", None)])  # fmt: skip
+def test_yolo_misspelt_name_of_a_shipped_model(name, meant):
+    assert near_model(name) == meant
+
+
+def test_yolo_unknown_model_file_is_answered_with_the_name_that_is_near():
+    with pytest.raises(FileNotFoundError, match=r"does not exist; did you mean yolo11n?-LSKA.yaml\?$"):
+        ultralytics.YOLO("yolo11n-LKSA.yaml")
+    with pytest.raises(FileNotFoundError) as error:
+        ultralytics.YOLO("nothing-like-it.yaml")
+    assert "did you mean" not in str(error.value)
+
+
 def patched():
     return (
         tasks.parse_model,
@@ -207,6 +222,7 @@ def patched():
     )
 
 
+@pytest.mark.versions
 def test_yolo_register_twice_and_unregister():
     inside = patched()
     lska_ops.register()
@@ -466,12 +482,13 @@ def test_yolo_checkpoint_opens_in_a_fresh_process(tmp_path):
         expected = model.model(x)[0]
     path = tmp_path / "best.pt"
     torch.save({"model": model.model, "train_args": {}, "epoch": -1, "ema": None}, path)
-    torch.save((x, expected), tmp_path / "io.pt")
+    torch.save((x, expected, torch.get_num_threads()), tmp_path / "io.pt")
     code = (
         "import sys, torch\n"
         "from ultralytics import YOLO\n"  # nothing of ours is imported
         "model = YOLO(sys.argv[1]).model.eval()\n"
-        "x, expected = torch.load(sys.argv[2])\n"
+        "x, expected, threads = torch.load(sys.argv[2])\n"
+        "torch.set_num_threads(threads)\n"  # as where `expected` was made: sums depend on it
         "with torch.inference_mode(): assert torch.equal(model(x)[0], expected)\n"
         "again = YOLO('yolo11n-LSKA.yaml')\n"  # as train() does from a checkpoint's YAML
         "print('opened')\n"

@@ -159,7 +159,31 @@ def is_registered_as_torch_wants(op):
         assert all(torch.equal(a, b) for a, b in zip((y, *grads), expected.values(), strict=True))
 
 
+def spans_several_tiles(op):
+    """Of LSKA, along either axis and in the 1x1 product's channels; the random problems are too small for it."""
+    if op != "lska":
+        return
+    for shape, dtype, backward in (
+        ((1, 1, 40, 2), torch.float32, True),
+        ((1, 1, 2, 70), torch.bfloat16, True),
+        ((1, 33, 1, 2), torch.float32, True),
+        ((1, 65, 1, 1), torch.float16, False),
+    ):
+        C, k0, k1 = shape[1], 3, 5
+        problem = next(p for p in small(op, 770_000) if p.dtype == dtype)
+        kernels = ((C, 1, 1, k0), (C, 1, k0, 1), (C, 1, 1, k1), (C, 1, k1, 1), (C, C, 1, 1))
+        problem.tensors = {"x": torch.randn(shape).to(dtype)}
+        for name, kernel in zip(OPS[op].NAMES, kernels, strict=True):
+            problem.tensors[name] = (torch.randn(kernel) / (kernel[1] * kernel[2] * kernel[3]) ** 0.5).to(
+                dtype
+            )
+            problem.tensors[f"{name}_bias"] = torch.randn(C).to(dtype)
+        problem.options, problem.grad_y = {"dilation": 2}, torch.randn(shape).to(dtype)
+        assert wrong(problem, backward, again=False) is None, (shape, dtype)
+
+
 EDGES = (
+    spans_several_tiles,
     takes_any_layout,
     answers_an_empty_batch,
     passes_nan_and_infinity_on_like_pytorch,
@@ -181,8 +205,7 @@ def main(op, what, first=0, count=0):
             print(edge.__name__, flush=True)
             edge(op)
         return 0
-    few = op != "lska" and what == "backward"
-    problems = small(op, int(first), FEW_PIXELS if few else MOST_PIXELS)
+    problems = small(op, int(first), FEW_PIXELS if what == "backward" else MOST_PIXELS)
     for i in range(int(count)):
         problem = next(problems)
         print(problem.repro("triton"), flush=True)

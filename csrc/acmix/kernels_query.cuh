@@ -87,16 +87,20 @@ LSKA_DEVICE void store_query(const AcmixArguments& a, int64_t plane_at, const Ac
 // A block owns a tile of queries, of all heads (with the shift's part of q's gradient) or of one. Reads q and
 // grad_y, k and v with the halo of the windows, lse; writes the gradient of q and delta once, and its part of
 // the gradients of conv_p and rate1. It is the backward of reference.attention with respect to q and conv_p.
+// Where there is room for all sums of the composite weights' gradients it adds them up, too, over the tiles
+// at one place of several images.
 template <class T>
 LSKA_KERNEL_FEW_BLOCKS(kAcmixThreads)
 acmix_query_bwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
-  const AcmixTile t = acmix_tile(a, a.Ho, a.Wo);
+  AcmixTile t = acmix_tile(a, a.Ho, a.Wo);
   const AcmixWindow<false> w(a, t);
   const int64_t plane = int64_t(a.H) * a.W, out_plane = int64_t(a.Ho) * a.Wo;
   float *position = shared_at<float>(l.position), *sums = shared_at<float>(l.sums);
   float *weights = shared_at<float>(l.weights), *second = shared_at<float>(l.products);
   float *pixels = shared_at<float>(l.pixels), *composite = shared_at<float>(l.composite);
+  float* shift_sums = shared_at<float>(l.shift_sums);
+  const int shift_count = l.shift_grad ? 3 * a.C * a.G * a.kernel_conv * a.kernel_conv : 0;
   const int band = l.band_pixels, of_row = l.runs * kAcmixRun;
   T *own = shared_at<T>(l.own_at), *window = shared_at<T>(l.window_at), *grads = shared_at<T>(l.grads_at);
   const int top = t.row * a.stride - l.window.ahead_y, left = t.col * a.stride - l.window.ahead_x;
@@ -105,92 +109,96 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
   const Staged<T> q{own, l.own, t.row, t.col}, k{window, l.window, top, left},
       v{window + l.dims * l.window.elements, l.window, top, left}, g{grads, of_grads, grads_top, grads_left};
   const float rate1 = rate_of<T>(a.rate1), rate2 = rate_of<T>(a.rate2), scale = 1.f / square_root(float(a.D));
-  const T* grad_y = static_cast<const T*>(a.grad_y) + t.image * a.C * out_plane;
 
   w.fill();
   for (int i = thread_index(); i < 2 * a.D; i += thread_count()) {
     position[i] = load(static_cast<const T*>(a.conv_p) + i);
     sums[i] = 0.f;
   }
-  if (l.shift) stage(grad_y, out_plane, a.Wo, a.C, 1, a.Ho, a.Wo, grads_top, grads_left, of_grads, grads);
+  for (int i = thread_index(); i < shift_count; i += thread_count()) shift_sums[i] = 0.f;
   float deltas = 0.f;
-
-  for (int h = t.head; h < t.head + l.heads; ++h) {
-    const T* maps = static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;
-    const auto bring = [&](int dim, int dims, bool all) LSKA_INLINE {
-      barrier();
-      stage(maps + dim * plane, plane, a.W, dims, a.stride, a.Ho, a.Wo, t.row, t.col, l.own, own);
-      stage(maps + (a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, top, left, l.window, window);
-      if (all) {
-        stage(maps + (2 * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, top, left, l.window,
-              window + l.dims * l.window.elements);
-        if (!l.shift)
-          stage(grad_y + (h * a.D + dim) * out_plane, out_plane, a.Wo, dims, 1, a.Ho, a.Wo, t.row, t.col,
-                l.own, grads);
-      }
-      if (l.shift) stage_composite(a, h, 0, 1, dim, dims, composite);
-      barrier();
-    };
-    if (l.whole) bring(0, a.D, true);
-    for (int band_row = 0; band_row < t.rows; band_row += l.band) {
-      for (int dim = 0; dim < a.D; dim += l.dims) {
-        const int dims = min(l.dims, a.D - dim);
-        if (!l.whole) bring(dim, dims, true);
-        const auto put = [&](float* to) LSKA_INLINE {
-          return [=, &l](int pixel, int tap, float sum) LSKA_INLINE {
-            float& at = to[tap * l.band_pixels + pixel];
-            at = dim ? at + sum : sum;
-          };
-        };
-        products(w, band_row, q, 1, k, dims, put(weights));
-        Staged<T> of_head = g;
-        if (l.shift) of_head.data += (h * a.D + dim) * of_grads.elements;
-        products(w, band_row, of_head, 1, v, dims, put(second));
-        slopes(l, t, band_row, q, 1, dim, dims, position, pixels, dim == 0);
-      }
-      barrier();
-      deltas += query_pairs<T>(w, t, h, band_row, scale, rate1, weights, second, pixels);
-      barrier();
-      for (int dim = 0; dim < a.D; dim += l.dims) {
-        const int dims = min(l.dims, a.D - dim);
-        if (!l.whole) bring(dim, dims, false);
-        for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
-          float sum[4][4] = {};
-          accumulate(w, run, weights, k, first, some, sum);
-          const int count = min(kAcmixRun, t.col + t.cols - run.x);
-#pragma unroll
-          for (int d = 0; d < 4; ++d) {
-            if (d >= some) continue;
-            const float* p = position + 2 * (dim + first + d);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              sum[d][i] = multiply_add(p[0], pixels[2 * band + run.place + i], sum[d][i]);
-              sum[d][i] = multiply_add(p[1], pixels[3 * band + run.place + i], sum[d][i]);
-            }
-            if (l.shift) {
-              float shifted[1][4] = {};
-              shift_backward(a, g, run, count, composite, (dim + first + d) * a.G, first + d, dims, shifted);
-#pragma unroll
-              for (int i = 0; i < 4; ++i) sum[d][i] = multiply_add(rate2, shifted[0][i], sum[d][i]);
-            }
-            store_query<T>(a, (t.image * 3 * a.C + h * a.D + dim + first + d) * plane, run, count, sum[d]);
-          }
-        });
-        // A warp owns one of the sums.
-        const int lane = thread_index() % kWarp, pixels_here = min(l.band, t.rows - band_row) * of_row;
-        for (int i = thread_index() / kWarp; i < 2 * dims; i += thread_count() / kWarp) {
-          float sum = 0.f;
-          for (int n = lane; n < pixels_here; n += kWarp) {
-            const int row = n / of_row, x = n - row * of_row;
-            if (x < t.cols)
-              sum = multiply_add(to_float(*q.at(i / 2, t.row + band_row + row, t.col + x)),
-                                 pixels[(2 + i % 2) * band + n], sum);
-          }
-          sum = warp_sum(sum);
-          if (lane == 0) sums[2 * dim + i] += sum;
+  for (; t.image < a.B; t.image += l.images) {
+    const T* grad_y = static_cast<const T*>(a.grad_y) + t.image * a.C * out_plane;
+    if (l.shift) stage(grad_y, out_plane, a.Wo, a.C, 1, a.Ho, a.Wo, grads_top, grads_left, of_grads, grads);
+    for (int h = t.head; h < t.head + l.heads; ++h) {
+      const T* maps = static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;
+      const auto bring = [&](int dim, int dims, bool all) LSKA_INLINE {
+        barrier();
+        stage(maps + dim * plane, plane, a.W, dims, a.stride, a.Ho, a.Wo, t.row, t.col, l.own, own);
+        stage(maps + (a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, top, left, l.window, window);
+        if (all) {
+          stage(maps + (2 * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, top, left, l.window,
+                window + l.dims * l.window.elements);
+          if (!l.shift)
+            stage(grad_y + (h * a.D + dim) * out_plane, out_plane, a.Wo, dims, 1, a.Ho, a.Wo, t.row, t.col,
+                  l.own, grads);
         }
+        if (l.shift) stage_composite(a, h, 0, 1, dim, dims, composite);
+        barrier();
+        if (all && l.shift_grad) shift_weights(a, t, {q, k, v}, g, h, dim, dims, shift_sums);
+      };
+      if (l.whole) bring(0, a.D, true);
+      for (int band_row = 0; band_row < t.rows; band_row += l.band) {
+        for (int dim = 0; dim < a.D; dim += l.dims) {
+          const int dims = min(l.dims, a.D - dim);
+          if (!l.whole) bring(dim, dims, true);
+          const auto put = [&](float* to) LSKA_INLINE {
+            return [=, &l](int pixel, int tap, float sum) LSKA_INLINE {
+              float& at = to[tap * l.band_pixels + pixel];
+              at = dim ? at + sum : sum;
+            };
+          };
+          products(w, band_row, q, 1, k, dims, put(weights));
+          Staged<T> of_head = g;
+          if (l.shift) of_head.data += (h * a.D + dim) * of_grads.elements;
+          products(w, band_row, of_head, 1, v, dims, put(second));
+          slopes(l, t, band_row, q, 1, dim, dims, position, pixels, dim == 0);
+        }
+        barrier();
+        deltas += query_pairs<T>(w, t, h, band_row, scale, rate1, weights, second, pixels);
+        barrier();
+        for (int dim = 0; dim < a.D; dim += l.dims) {
+          const int dims = min(l.dims, a.D - dim);
+          if (!l.whole) bring(dim, dims, false);
+          for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
+            float sum[4][4] = {};
+            accumulate(w, run, weights, k, first, some, sum);
+            const int count = min(kAcmixRun, t.col + t.cols - run.x);
+#pragma unroll
+            for (int d = 0; d < 4; ++d) {
+              if (d >= some) continue;
+              const float* p = position + 2 * (dim + first + d);
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                sum[d][i] = multiply_add(p[0], pixels[2 * band + run.place + i], sum[d][i]);
+                sum[d][i] = multiply_add(p[1], pixels[3 * band + run.place + i], sum[d][i]);
+              }
+              if (l.shift) {
+                float shifted[1][4] = {};
+                shift_backward(a, g, run, count, composite, (dim + first + d) * a.G, first + d, dims,
+                               shifted);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) sum[d][i] = multiply_add(rate2, shifted[0][i], sum[d][i]);
+              }
+              store_query<T>(a, (t.image * 3 * a.C + h * a.D + dim + first + d) * plane, run, count, sum[d]);
+            }
+          });
+          // A warp owns one of the sums.
+          const int lane = thread_index() % kWarp, pixels_here = min(l.band, t.rows - band_row) * of_row;
+          for (int i = thread_index() / kWarp; i < 2 * dims; i += thread_count() / kWarp) {
+            float sum = 0.f;
+            for (int n = lane; n < pixels_here; n += kWarp) {
+              const int row = n / of_row, x = n - row * of_row;
+              if (x < t.cols)
+                sum = multiply_add(to_float(*q.at(i / 2, t.row + band_row + row, t.col + x)),
+                                   pixels[(2 + i % 2) * band + n], sum);
+            }
+            sum = warp_sum(sum);
+            if (lane == 0) sums[2 * dim + i] += sum;
+          }
+        }
+        barrier();
       }
-      barrier();
     }
   }
   deltas = block_sum(deltas, shared_floats());
@@ -198,6 +206,8 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
   float* parts = a.parts + block * (2 * a.D + 1);
   for (int i = thread_index(); i < 2 * a.D; i += thread_count()) write_global(parts + i, sums[i]);
   if (thread_index() == 0) write_global(parts + 2 * a.D, deltas);
+  for (int i = thread_index(); i < shift_count; i += thread_count())
+    write_global(a.shift_parts + block * shift_count + i, shift_sums[i]);
 }
 
 }  // namespace lska_ops

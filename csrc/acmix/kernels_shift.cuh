@@ -105,6 +105,57 @@ LSKA_DEVICE void shift_backward(const AcmixArguments& a, const Staged<T>& grads,
                        dims * a.G * taps, sum);
 }
 
+// to [D][G][3][G][taps] += the gradients of one head's composite weights for some dims, from q, k and v of a
+// tile and grad_y around it. A thread owns a channel of grad_y and a row of taps (or one tap), and starts at
+// a pixel of its own, as a warp's channels may lie in the same banks.
+template <class T>
+LSKA_DEVICE void shift_weights(const AcmixArguments& a, const AcmixTile& t, const Staged<T> (&maps)[3],
+                               const Staged<T>& grads, int head, int dim, int dims, float* to) {
+  const AcmixLayout& l = a.layout;
+  const int k = a.kernel_conv, c = k / 2, taps = k * k, channels = dims * a.G, runs = t.rows * l.runs;
+  const bool fast = l.regular && k == 3;
+  for (int task = thread_index(); task < channels * (fast ? k : taps); task += thread_count()) {
+    const int line = task / channels, channel = task - line * channels, d = channel / a.G;
+    const int dy = (fast ? line : line / k) - c, dx = line % k - c;
+    float sum[3][3] = {};
+    int nth = task % runs;
+    for (int i = 0; i < runs; ++i, nth = nth + 1 < runs ? nth + 1 : 0) {
+      const AcmixRun run = acmix_run(l, t, nth, 0);
+      const int count = min(kAcmixRun, t.col + t.cols - run.x);
+      if (uint32_t(run.y - dy) >= uint32_t(a.Ho)) continue;
+      float grad[12], v[4];
+      if (fast) {
+        const T* from = grads.at(dim * a.G + channel, run.y - dy, run.x - kAcmixAhead);
+#pragma unroll
+        for (int j = 0; j < 3; ++j) load_four(from + 4 * j, grad + 4 * j);
+      }
+#pragma unroll
+      for (int part = 0; part < 3; ++part) {
+        const T* from = maps[part].at(d, run.y, run.x);
+        if (fast) load_four(from, v);
+#pragma unroll
+        for (int j = 0; j < kAcmixRun; ++j) {
+          if (j >= count) continue;
+          if (fast) {
+#pragma unroll
+            for (int tap = 0; tap < 3; ++tap)
+              sum[part][tap] = multiply_add(grad[kAcmixAhead + 1 + j - tap], v[j], sum[part][tap]);
+          } else if (uint32_t(run.x + j - dx) < uint32_t(a.Wo)) {
+            const float there = to_float(*grads.at(dim * a.G + channel, run.y - dy, run.x + j - dx));
+            sum[part][0] = multiply_add(there, to_float(from[j]), sum[part][0]);
+          }
+        }
+      }
+    }
+    float* const out = to + ((int64_t(dim) * a.G + channel) * 3 * a.G + head) * taps + line * (fast ? 3 : 1);
+#pragma unroll
+    for (int part = 0; part < 3; ++part)
+#pragma unroll
+      for (int tap = 0; tap < 3; ++tap)
+        if (fast || tap == 0) out[part * a.G * taps + tap] += sum[part][tap];
+  }
+}
+
 struct AcmixComposeArguments {
   const void* fc;        // [taps, 3 G] of T
   const void* dep_conv;  // [D, G, taps, taps] of T

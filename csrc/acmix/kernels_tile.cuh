@@ -21,6 +21,7 @@ struct AcmixArguments {
   const float* initial;       // like out: what another kernel has computed; null for nothing
   void* out;                  // forward [B, C, Ho, Wo], backward [B, 3, C, H, W]; of T or float
   float* parts;               // query: [blocks, 2 D + 1], of conv_p's gradient and rate1's
+  float* shift_parts;  // query: [blocks, D, G, 3 G, kernel_conv^2], of the composite weights' gradients
   bool out_float;
   int64_t B;
   int C, G, D, H, W, Ho, Wo, kernel_att, kernel_conv, stride, dilation;
@@ -99,8 +100,9 @@ template <class T>
 LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int dims, int step, int height,
                        int width, int top, int left, const AcmixRegion& r, T* to) {
   constexpr int N = kVector<T>;
-  const int begin = max(left + r.spare, 0), end = min(left + r.pitch - r.spare, width), lines = dims * r.rows;
-  const int groups = step > 1 ? r.pitch : (max(end - begin, 0) + 2 * N - 2) / N;
+  const int from_x = left + r.spare, to_x = left + r.cols - r.spare, lines = dims * r.rows;
+  const int begin = max(from_x, 0), end = min(to_x, width);
+  const int groups = step > 1 ? r.cols : (max(end - begin, 0) + 2 * N - 2) / N;
   for (int i = thread_index(); i < lines * groups; i += thread_count()) {
     const int line = i / groups, group = i - line * groups, dim = line / r.rows,
               y = top + line - dim * r.rows;
@@ -124,11 +126,11 @@ LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int d
       for (int x = max(first, begin); x < min(first + N, end); ++x) row[x - left] = read_global(from + x);
     }
   }
-  const int before = min(max(-left, 0), r.pitch),
-            beyond = before + min(max(left + r.pitch - width, 0), r.pitch - before);
+  const int before = min(max(-from_x, 0), to_x - from_x),
+            beyond = before + min(max(to_x - width, 0), to_x - from_x - before);
   for (int i = thread_index(); i < lines * beyond; i += thread_count()) {
     const int line = i / beyond, nth = i - line * beyond;
-    round_to(0.f, to[line * r.pitch + (nth < before ? nth : r.pitch - beyond + nth)]);
+    round_to(0.f, to[line * r.pitch + r.spare + (nth < before ? nth : to_x - from_x - beyond + nth)]);
   }
 }
 

@@ -23,8 +23,8 @@ struct Parameters {
 
 // A search of some hundred layouts; the sizes of a model come again in every step.
 inline AcmixLayout plan_of(const AcmixSize& s, AcmixPass pass, bool attention, bool shift,
-                           const GpuLimits& device) {
-  using Key = std::array<int64_t, 15>;
+                           const GpuLimits& device, bool shift_grad = false) {
+  using Key = std::array<int64_t, 16>;
   thread_local std::map<Key, AcmixLayout> known;
   const Key key{s.B,
                 s.C,
@@ -39,11 +39,12 @@ inline AcmixLayout plan_of(const AcmixSize& s, AcmixPass pass, bool attention, b
                 s.element,
                 attention,
                 shift,
+                shift_grad,
                 device.shared_bytes,
                 device.multiprocessors};
   if (const auto found = known.find(key); found != known.end()) return found->second;
   if (known.size() > 1000) known.clear();
-  return known[key] = acmix_plan_of(s, pass, attention, shift, device);
+  return known[key] = acmix_plan_of(s, pass, attention, shift, device, shift_grad);
 }
 
 // One checked call.
@@ -153,8 +154,8 @@ struct Call {
   }
 
   // The layout of one pass. The limits above fit 64 KiB, the least that a GPU of 7.5 or newer has.
-  AcmixLayout layout(AcmixPass pass, bool with_attention, bool with_shift) const {
-    const AcmixLayout l = plan_of(s, pass, with_attention, with_shift, device.limits);
+  AcmixLayout layout(AcmixPass pass, bool with_attention, bool with_shift, bool shift_grad = false) const {
+    const AcmixLayout l = plan_of(s, pass, with_attention, with_shift, device.limits, shift_grad);
     STD_TORCH_CHECK(l.fits, op, ": qkv has shape ", in_words(qkv.sizes()), " and the window reaches ",
                     s.reach(), " pixels; that does not fit ", device.limits.shared_bytes,
                     " bytes of shared memory");
@@ -169,15 +170,24 @@ struct Call {
     return both.fits && both.cost <= layout(AcmixPass::forward, true, false).cost +
                                          layout(AcmixPass::forward, false, true).cost + between;
   }
-  bool fuses_backward() const {
-    if (!attention || !shift || s.stride > 1) return false;
+  // Likewise; and the sums of the shift's weight gradients by the query pass, if that moves less than reading
+  // all maps once more.
+  struct Backward {
+    bool fused, shift_grad;
+  };
+  Backward plans_backward() const {
+    if (!attention || !shift || s.stride > 1) return {};
     const AcmixLayout query = plan_of(s, AcmixPass::query, true, true, device.limits);
+    const AcmixLayout with = plan_of(s, AcmixPass::query, true, true, device.limits, true);
     const AcmixLayout key = plan_of(s, AcmixPass::key, true, true, device.limits);
+    if (!query.fits || !key.fits) return {};
+    const double apart = acmix_plan::traffic(acmix_plan_shift_grad(s, device.limits), s);
     const double between = 3 * double(8 - s.element) / double(s.element) * double(s.H * s.W);
-    return query.fits && key.fits &&
-           query.cost + key.cost <= layout(AcmixPass::query, true, false).cost +
-                                        layout(AcmixPass::key, true, false).cost +
-                                        layout(AcmixPass::key, false, true).cost + between;
+    const bool shift_grad = with.fits && with.cost <= query.cost + apart;
+    const bool fused = (shift_grad ? with.cost : query.cost + apart) + key.cost <=
+                       layout(AcmixPass::query, true, false).cost + layout(AcmixPass::key, true, false).cost +
+                           layout(AcmixPass::key, false, true).cost + between + apart;
+    return {fused, fused && shift_grad};
   }
 
   void compose() {

@@ -1,21 +1,26 @@
 // ACmix's backward launchers, on what launch.h has.
 #pragma once
 
+#include <optional>
+
 #include "csrc/acmix/launch.h"
 
 namespace lska_ops::acmix_cuda {
 
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The gradients of fc, dep_conv and rate2: sums over pixels of the composite weights' gradients, then theirs.
-inline void shift_weights_bwd(const Call& call, const Tensor& grad_y, Tensor& grad_fc, Tensor& grad_dep_conv,
-                              Tensor& grad_rate2) {
+// Parts of the composite weights' gradients, which are sums over pixels: [count, D, G, 3 G, taps].
+struct ShiftParts {
+  Tensor parts;
+  int64_t count;
+};
+
+inline ShiftParts shift_parts(const Call& call, const Tensor& grad_y) {
   const AcmixSize& s = call.s;
   const AcmixShiftGradPlan p = acmix_plan_shift_grad(s, call.device.limits);
   STD_TORCH_CHECK(p.fits, call.op, ": head = ", s.G, " does not fit ", call.device.limits.shared_bytes,
                   " bytes of shared memory");
-  const int64_t taps = s.conv_taps(), n = s.C * 3 * s.G * taps;
-  const Tensor parts = call.floats({p.groups * n}), total = call.floats({n});
+  const Tensor parts = call.floats({p.groups * s.C * 3 * s.G * s.conv_taps()});
   AcmixShiftGradArguments a{};
   a.qkv = call.arguments.qkv;
   a.grad_y = grad_y.const_data_ptr();
@@ -26,7 +31,21 @@ inline void shift_weights_bwd(const Call& call, const Tensor& grad_y, Tensor& gr
   a.rows = p.rows, a.cols = p.cols, a.runs = p.runs, a.tasks = p.tasks, a.splits = p.splits;
   a.parts_at_once = p.parts, a.groups = int(p.groups), a.fast = p.fast, a.grads_at = p.grads_at,
   a.sums_at = p.sums_at;
-  const AcmixSumArguments sum{a.parts, p.groups, n, static_cast<float*>(total.data_ptr())};
+  call.with_type([&](auto t) {
+    call.start(acmix_shift_grad_kernel<typename decltype(t)::type>, {s.D(), p.groups, p.blocks_z},
+               p.shared_bytes, a);
+  });
+  return {parts, p.groups};
+}
+
+// The gradients of fc, dep_conv and rate2 from those parts.
+inline void shift_weights_bwd(const Call& call, const ShiftParts& p, Tensor& grad_fc, Tensor& grad_dep_conv,
+                              Tensor& grad_rate2) {
+  const AcmixSize& s = call.s;
+  const int64_t taps = s.conv_taps(), n = s.C * 3 * s.G * taps;
+  const Tensor total = call.floats({n});
+  const AcmixSumArguments sum{static_cast<const float*>(p.parts.const_data_ptr()), p.count, n,
+                              static_cast<float*>(total.data_ptr())};
   const AcmixShiftEndArguments end{sum.out,
                                    call.arguments.composite,
                                    call.fc,
@@ -41,16 +60,16 @@ inline void shift_weights_bwd(const Call& call, const Tensor& grad_y, Tensor& gr
   const int64_t sums = taps * 3 * s.G + 1, weights = ceil_div(s.C * taps * taps, kAcmixThreads);
   call.with_type([&](auto t) {
     using T = typename decltype(t)::type;
-    call.start(acmix_shift_grad_kernel<T>, {s.D(), p.groups, p.blocks_z}, p.shared_bytes, a);
     call.start(acmix_sum_kernel, {ceil_div(n, kAcmixThreads), 1, 1}, 0, sum);
     call.start(acmix_shift_end_kernel<T>, {sums + weights, 1, 1}, kAcmixThreads / kWarp * 4, end);
   });
 }
 
 // The gradients of q, k and v, conv_p and rate1: query by query, then key by key, which needs the former's
-// delta. Where the shift does not go along, it comes first, as floats that the two then add to.
-inline void maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse, Tensor& grad_qkv,
-                     Tensor& grad_conv_p, Tensor& grad_rate1) {
+// delta. Where the shift does not go along, it comes first, as floats that the two then add to. Returns the
+// parts of the composite weights' gradients, if the query pass adds them up.
+inline std::optional<ShiftParts> maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse,
+                                          Tensor& grad_qkv, Tensor& grad_conv_p, Tensor& grad_rate1) {
   const AcmixSize& s = call.s;
   AcmixArguments base = call.arguments;
   base.grad_y = grad_y.const_data_ptr();
@@ -62,9 +81,11 @@ inline void maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse, 
     });
   };
   base.out = grad_qkv.mutable_data_ptr();
-  if (!call.attention) return key(base, false, true);
-
-  const bool fused = call.fuses_backward();
+  if (!call.attention) {
+    key(base, false, true);
+    return {};
+  }
+  const auto [fused, shift_grad] = call.plans_backward();
   const Tensor delta = call.floats({s.B, s.G, s.Ho(), s.Wo()});
   Tensor shifted = call.floats({call.shift && !fused ? s.B * 3 * s.C * s.H * s.W : 0});
   if (call.shift && !fused) {
@@ -77,10 +98,12 @@ inline void maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse, 
   base.lse = static_cast<float*>(lse.data_ptr());
   base.delta = static_cast<float*>(delta.data_ptr());
   AcmixArguments a = base;
-  a.layout = call.layout(AcmixPass::query, true, fused);
+  a.layout = call.layout(AcmixPass::query, true, fused, shift_grad);
   const int64_t blocks = a.layout.grid_x * a.layout.grid_y * a.layout.grid_z;
   const Tensor parts = call.floats({blocks, 2 * s.D() + 1});
   a.parts = static_cast<float*>(parts.data_ptr());
+  const ShiftParts shift_sums{call.floats({shift_grad ? blocks * s.C * 3 * s.G * s.conv_taps() : 0}), blocks};
+  a.shift_parts = static_cast<float*>(shift_sums.parts.data_ptr());
   const AcmixQueryEndArguments end{a.parts, blocks, grad_conv_p.mutable_data_ptr(),
                                    grad_rate1.mutable_data_ptr(), int(s.D())};
   call.with_type([&](auto t) {
@@ -89,6 +112,7 @@ inline void maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse, 
     call.start(acmix_query_end_kernel<T>, {2 * s.D() + 1, 1, 1}, kAcmixThreads / kWarp * 4, end);
   });
   key(base, true, fused);
+  return shift_grad ? std::optional(shift_sums) : std::nullopt;
 }
 
 inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_y, const Tensor& qkv,
@@ -108,8 +132,9 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   Tensor grad_dep_conv = gradient(call.shift, {s.C, k * k, k, k});
   if (!call.empty()) {
     if (call.shift) call.compose();
-    maps_bwd(call, grad_y, lse, grad_qkv, grad_conv_p, grad_rate1);
-    if (call.shift) shift_weights_bwd(call, grad_y, grad_fc, grad_dep_conv, grad_rate2);
+    const std::optional<ShiftParts> parts = maps_bwd(call, grad_y, lse, grad_qkv, grad_conv_p, grad_rate1);
+    if (call.shift)
+      shift_weights_bwd(call, parts ? *parts : shift_parts(call, grad_y), grad_fc, grad_dep_conv, grad_rate2);
   }
   return {grad_qkv, grad_conv_p, grad_fc, grad_dep_conv, grad_rate1, grad_rate2};
 }

@@ -39,14 +39,16 @@ struct AcmixSize {
 };
 
 // Rows and columns of a map in shared memory, for each dim; `ahead` of them lie before the tile's first.
-// `spare` columns at either end are there for the alignment of what follows, and are not loaded.
+// `spare` columns at either end are there for the alignment of what follows, and are not loaded. Where they
+// leave room for a row's last columns, the next row begins a run earlier: the pitch is less than the columns.
 struct AcmixRegion {
-  int rows, pitch, ahead_y, ahead_x, spare;
+  int rows, cols, pitch, ahead_y, ahead_x, spare;
   int elements;  // of one dim
 };
 
 struct AcmixLayout {
   bool attention, shift;         // what the kernel computes
+  bool shift_grad;               // query: the sums of the shift's weight gradients, too
   bool regular, whole;           // whole: all dims of a head at once
   int rows, cols, runs;          // of a tile; runs in a row
   int band;                      // rows whose weights of the window are in shared memory at once
@@ -54,10 +56,11 @@ struct AcmixLayout {
   int dims, heads;               // dims in shared memory at once; heads of a block
   int taps;                      // of a line: as many pixels lie between the first and the last of a window
   int parts;                     // of q, k, v: those whose shift weights are in shared memory at once
+  int64_t images;                // from one image of a block to its next
   AcmixRegion own, window, grads;
   // Where each lies in shared memory, in bytes.
-  int table_y, table_x, position, sums, weights, products, pixels, total, composite, own_at, window_at,
-      grads_at;
+  int table_y, table_x, position, sums, weights, products, pixels, total, composite, shift_sums, own_at,
+      window_at, grads_at;
   int64_t shared_bytes, grid_x, grid_y, grid_z;
   double cost;  // what is moved for each channel and image, made dearer by idle threads
   bool fits;
@@ -67,9 +70,15 @@ namespace acmix_plan {
 
 inline int64_t ceil_div_any(int64_t a, int64_t b) { return a >= 0 ? ceil_div(a, b) : -(-a / b); }
 
-inline AcmixRegion region(int64_t rows, int64_t width, int64_t ahead_y, int64_t ahead_x, int64_t spare = 0) {
-  const int64_t pitch = round_up(width, kAcmixRun);
-  return {int(rows), int(pitch), int(ahead_y), int(ahead_x), int(spare), int(rows * pitch)};
+inline AcmixRegion region(int64_t rows, int64_t width, int64_t ahead_y, int64_t ahead_x, int64_t spare = 0,
+                          bool overlaps = false) {
+  const int64_t cols = round_up(width, kAcmixRun),
+                pitch = overlaps && 2 * spare >= kAcmixRun ? cols - kAcmixRun : cols;
+  return {int(rows), int(cols), int(pitch), int(ahead_y), int(ahead_x), int(spare), int(rows * pitch)};
+}
+// Of some dims, with the last row's columns beyond the pitch.
+inline int64_t elements(const AcmixRegion& r, int64_t dims) {
+  return dims * r.elements + (dims > 0 ? r.cols - r.pitch : 0);
 }
 
 inline void set_regions(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
@@ -79,7 +88,8 @@ inline void set_regions(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
                           int64_t scale) {  // a tile's pixels, `scale` apart, and what surrounds them
     const int64_t x = l.regular ? (y ? kAcmixAhead : 0) : y;
     const int64_t span = l.regular ? width : (width - 1) * scale + 1;
-    return region((l.rows - 1) * scale + 1 + 2 * y, span + 2 * x, y, x, l.regular ? x - y : 0);
+    return region((l.rows - 1) * scale + 1 + 2 * y, span + 2 * x, y, x, l.regular ? x - y : 0,
+                  pass != AcmixPass::key);  // whose window's pixels are also counted through, without gaps
   };
   if (pass == AcmixPass::key) {
     l.own = around(0, 1);
@@ -118,15 +128,16 @@ inline void set_memory(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
   l.total = take(forward && l.shift ? (fused ? s.C : s.G * l.dims) * l.tile_pixels : 0, 4);
   l.parts = !l.shift ? 0 : !l.attention ? 3 : forward ? (l.whole ? 3 : 2) : key ? 2 : 1;
   l.composite = take(int64_t(l.parts) * l.dims * s.G * s.conv_taps(), 4);
-  const int64_t e = s.element, own = int64_t(l.dims) * l.own.elements,
-                window = int64_t(l.dims) * l.window.elements;
+  l.shift_sums = take(l.shift_grad ? 3 * s.C * s.G * s.conv_taps() : 0, 4);
+  const int64_t e = s.element, own = elements(l.own, key ? 2 * l.dims : l.dims);
   const bool windows = l.attention || forward, owns = l.attention || forward;
-  l.own_at = take(!owns ? 0 : key ? 2 * own : own, e);
-  l.window_at = take(!windows ? 0 : key ? window : (l.whole || !forward || !l.attention ? 2 : 1) * window, e);
+  l.own_at = take(owns ? own : 0, e);
+  const int64_t at_once = key || (forward && l.attention && !l.whole) ? 1 : 2;
+  l.window_at = take(windows ? elements(l.window, at_once * l.dims) : 0, e);
   // grad_y: in a block that computes both, of all channels; else of the dims at hand.
   const int64_t channels = fused ? s.C : l.attention ? l.dims : s.G * l.dims;
-  const int64_t grads = forward ? 0 : l.attention && !l.shift && !key ? l.own.elements : l.grads.elements;
-  l.grads_at = take(channels * grads, e);
+  const AcmixRegion& grads = l.attention && !l.shift && !key ? l.own : l.grads;
+  l.grads_at = take(forward ? 0 : elements(grads, channels), e);
   l.shared_bytes = at;
 }
 
@@ -149,23 +160,34 @@ inline double traffic(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass) 
   const double tiles = double(ceil_div(H, l.rows) * ceil_div(W, l.cols));
   const double composite =
       l.shift ? tiles * double(l.parts * s.G * s.conv_taps()) * 2. / double(s.element) : 0.;
+  // Written by each block, and read to be added up.
+  const double blocks = double(l.grid_x * l.grid_y * l.grid_z) / double(s.B);
+  const double sums = l.shift_grad ? blocks * double(6 * s.G * s.conv_taps()) * 4. / double(s.element) : 0.;
   if (forward) return maps(conv) + 2 * maps(most) + maps(0) + composite;
-  if (!key) return maps(0) * (2 + again) + maps(conv) + (2 + again) * maps(att) + composite;
+  if (!key) return maps(0) * (2 + again) + maps(conv) + (2 + again) * maps(att) + composite + sums;
   if (!l.attention) return maps(conv) + 3 * maps(0) + composite;
   return 4 * maps(0) + maps(most) * (2 + again * (l.shift ? 1 : 2)) + composite;
 }
 
-inline void set_grid(AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
+inline void set_grid(AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const GpuLimits& device) {
   const bool key = pass == AcmixPass::key;
   l.heads = l.shift ? int(s.G) : 1;
   l.grid_x = s.B * (l.attention ? (l.shift ? 1 : s.G) : ceil_div(s.D(), l.dims));
   l.grid_y = ceil_div(key ? s.H : s.Ho(), l.rows);
   l.grid_z = ceil_div(key ? s.W : s.Wo(), l.cols);
+  l.images = s.B;
+  // Sums are many: a block adds up as many images as leave each multiprocessor a block.
+  if (l.shift_grad) {
+    const int64_t most =
+        std::max<int64_t>(1, std::min(s.B, ceil_div(l.grid_x * l.grid_y * l.grid_z, device.multiprocessors)));
+    l.grid_x = l.images = ceil_div(s.B, most);
+  }
 }
 
 // Less is better: what is moved, by a device that has work for all and by blocks whose threads have.
 inline double cost(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const GpuLimits& device) {
-  const double blocks = double(l.grid_x * l.grid_y * l.grid_z), wanted = double(device.multiprocessors);
+  const double blocks = double(l.shift_grad ? s.B : l.grid_x) * double(l.grid_y * l.grid_z);
+  const double wanted = double(device.multiprocessors);
   const double tasks = double(l.attention ? l.band * l.runs * l.taps : l.rows * l.runs * l.dims);
   const double busy = std::min(1., tasks / kAcmixThreads);
   return traffic(l, s, pass) * std::max(1., wanted / blocks) / (0.4 + 0.6 * busy);
@@ -175,7 +197,7 @@ inline double cost(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass, con
 
 // The cheapest layout that fits; fits is false where none does.
 inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attention, bool shift,
-                                 const GpuLimits& device) {
+                                 const GpuLimits& device, bool shift_grad = false) {
   const bool key = pass == AcmixPass::key;
   const int64_t H = key ? s.H : s.Ho(), W = key ? s.W : s.Wo();
   AcmixLayout best{};
@@ -183,6 +205,7 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
     AcmixLayout l{};
     l.attention = attention;
     l.shift = shift;
+    l.shift_grad = shift_grad;
     l.regular = s.regular();
     l.rows = int(rows);
     l.cols = int(cols);
@@ -194,7 +217,7 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
     l.whole = dims == s.D();
     acmix_plan::set_regions(l, s, pass);
     acmix_plan::set_memory(l, s, pass);
-    acmix_plan::set_grid(l, s, pass);
+    acmix_plan::set_grid(l, s, pass, device);
     l.fits = l.shared_bytes <= device.shared_bytes && l.grid_x <= kMaxGrid && l.grid_y <= kMaxGridYZ &&
              l.grid_z <= kMaxGridYZ;
     if (!l.fits) return false;
@@ -246,9 +269,10 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
     p.runs = int(ceil_div(cols, kAcmixRun));
     const int64_t width = p.runs * kAcmixRun, ahead = p.fast ? kAcmixAhead : c;
     const int64_t span = p.fast ? width : (width - 1) * s.stride + 1;
-    p.maps = acmix_plan::region((rows - 1) * s.stride + 1 + 2 * c, span + 2 * ahead, c, ahead, ahead - c);
+    p.maps =
+        acmix_plan::region((rows - 1) * s.stride + 1 + 2 * c, span + 2 * ahead, c, ahead, ahead - c, true);
     p.grads = acmix_plan::region(rows, width, 0, 0);
-    const int64_t maps = round_up(p.parts * s.G * p.maps.elements * s.element, 16);
+    const int64_t maps = round_up(acmix_plan::elements(p.maps, p.parts * s.G) * s.element, 16);
     const int64_t grads = round_up(s.G * p.grads.elements * s.element, 16);
     p.shared_bytes = maps + grads + kAcmixThreads * 12 * 4;
     if (p.shared_bytes > limit) return false;
@@ -276,5 +300,16 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
                                  std::min<int64_t>(p.units, kMaxGridYZ));
   return p;
 }
+
+namespace acmix_plan {
+
+// As above: what crosses global memory for each channel and image.
+inline double traffic(const AcmixShiftGradPlan& p, const AcmixSize& s) {
+  const int64_t reach = s.conv_reach();
+  return 3 * with_halo(s.H, p.rows * s.stride, reach) * with_halo(s.W, p.cols * s.stride, reach) +
+         double(s.Ho() * s.Wo());
+}
+
+}  // namespace acmix_plan
 
 }  // namespace lska_ops

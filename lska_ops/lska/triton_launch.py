@@ -21,6 +21,7 @@ MIX_TILE = (32, 32, 32, 4, 2)  # channels, channels, pixels summed
 GRAM_TILE = (32, 16, 4, 2)  # positions a side, pixels summed
 PIECE = 1024  # pixels of an image that are summed in one go
 MOST_PARTS = 16  # of a sum; each is a matrix in memory
+ALL_REGISTERS = 255  # of a thread, for kernels of which the assembler would spill a few
 BLOCK = 256  # of what is computed number by number
 OLDEST_TENSOR_CORES = (8, 0)  # that multiply bfloat16
 
@@ -195,7 +196,7 @@ class Call:
         _triton.launch(
             backward.lska_mix_bwd_kernel, splits * -(-self.C // m) * -(-self.C // n),
             grad_y, self.x, s, parts, bias_parts, self.B, self.C, self.P, PIECE, splits,
-            BM=m, BN=n, BK=k, warps=warps, stages=stages,
+            BM=m, BN=n, BK=k, warps=warps, stages=stages, registers=ALL_REGISTERS,
         )  # fmt: skip
         return self.sum(parts, self.C, self.C, 1, 1), self.sum(bias_parts, self.C)
 
@@ -220,7 +221,7 @@ class Call:
         gram = self.floats(splits, self.C, 2 * r + 1, a.L)
         sums, weighted = self.floats(splits, self.C, a.L), self.floats(splits, self.C, a.L)
         tiles, size = splits * self.C * -(-a.L // side), (self.B, self.C, a.L, a.M, a.stride, a.other_stride)
-        options = dict(BT=side, BK=summed, warps=warps, stages=stages, registers=255)
+        options = dict(BT=side, BK=summed, warps=warps, stages=stages, registers=ALL_REGISTERS)
         _triton.launch(
             backward.lska_gram_bwd_kernel, tiles * (2 * -(-r // side) + 1),
             grad, source, gram, *size, r, splits, DOT=self.dot, **options,
@@ -238,7 +239,7 @@ class Call:
             grad0, grad1, one, two, three, self.C, a.L, r, a.K0, a.K1, a.d, splits,
             PAIR=self.paired, COLUMNS=a.vertical,
             HAS=bias is not None, HAS_WEIGHTED=weighted_bias is not None,
-            K0P=power_of_two(a.K0), K1P=power_of_two(a.K1), BX=64,
+            K0P=power_of_two(a.K0), K1P=power_of_two(a.K1), BX=64, registers=ALL_REGISTERS,
         )  # fmt: skip
         return grad0, grad1, one, two, three
 

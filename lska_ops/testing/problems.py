@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .._backends import ORDER, choose
 from . import acmix, halves, lska
 
 DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -95,8 +96,19 @@ def ratios(problem, answers, backend="cpu"):
     return OPS[problem.op].ratios(answers, exact, problem.options, grad_y, backend)
 
 
-def main(op, backend, seed):
+def main(*words):
+    if len(words) != 3 or words[0] not in OPS or words[1] not in ORDER or not words[2].isdecimal():
+        got = " ".join(words) or "nothing"
+        expected = f"an op ({', '.join(OPS)}), a backend ({', '.join(ORDER)}) and a number"
+        print(f"problems: arguments are {got}; expected {expected}, as in lska cpu 123", file=sys.stderr)
+        return 2
+    op, backend, seed = words
     problem = random_problem(op, int(seed))
+    try:
+        choose(op, backend, next(iter(problem.tensors.values())))
+    except RuntimeError as error:  # the backend declines
+        print(f"problems: {error}", file=sys.stderr)
+        return 2
     print(problem.repro(backend))
     found = ratios(problem, solve(problem, backend), backend)
     for name, ratio in found.items():

@@ -4,6 +4,7 @@ A checkpoint holds whole modules by the name of their class, which a fork of ult
 author put it. The names are read first; for the load alone, and at those places alone, ours stand in.
 """
 
+import collections
 import contextlib
 import copy
 import importlib
@@ -40,13 +41,15 @@ class CheckpointError(ValueError):
     """A checkpoint, or a module in it, is not what its name says. Nothing was written or changed."""
 
 
-def swap(model):
+def swap(model, verbose=True):
     """Turns every published LSKA, LKA and ACmix in a network into ours, in place, with its weights.
 
-    They are found by the name of their class; their shapes are checked, and one map is sent through both.
+    They are found by the name of their class; their shapes are checked, and one map is sent through copies of
+    both, whose hooks do not run.
 
     Args:
         model: any ``nn.Module``, of ultralytics or not: VAN, a ResNet with ACmix ...
+        verbose: whether a line on stderr says what was found.
 
     Returns:
         list of str: names of the modules that are ours now, as in ``model.named_modules()``.
@@ -68,7 +71,27 @@ def swap(model):
     for module, cls, state in found.values():
         module.__class__ = cls
         module.__dict__ = state
+    if verbose:
+        print(f"lska_ops: swap: {_swapped(model, found)}", file=sys.stderr)
     return list(found)
+
+
+def _swapped(model, found):
+    """ "2 LSKA and 1 ACmix are ours now: stages.0.1, ..."; where there was none, whether some are ours."""
+    if found:
+        count = _counted(cls for _, cls, _ in found.values())
+        names = ", ".join(name or "the model itself" for name in found)
+        return f"{count} {'is' if len(found) == 1 else 'are'} ours now: {names}"
+    classes = tuple(modules_of_ours().values())
+    ours = _counted(type(m) for m in model.modules() if isinstance(m, classes))
+    beside = f"; it has {ours} of ours" if ours else ""
+    return f"{type(model).__name__} has no {', '.join(PUBLISHED[:-1])} or {PUBLISHED[-1]} of others{beside}"
+
+
+def _counted(classes):
+    """ "2 LSKA and 1 ACmix"."""
+    counts = collections.Counter(cls.__name__ for cls in classes)
+    return " and ".join(f"{n} {name}" for name, n in counts.items())
 
 
 def convert(source, out):
@@ -292,11 +315,17 @@ def _refused(cls, children, state, where):
     )
 
 
+def _without_hooks(module):
+    """A copy to try in float32: hooks are their owner's, who counts on every call, and may not be copied."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    none = {id(vars(m)[kind]): collections.OrderedDict() for m in module.modules() for kind in kinds}
+    return copy.deepcopy(module, none).cpu().float().eval()
+
+
 def _check_same(cls, module, state, where):
     """One map through both: equal shapes do not say what a forward makes of them."""
-    theirs = copy.deepcopy(module).cpu().float().eval()
-    ours = cls.__new__(cls)
-    ours.__dict__ = _as_ours(cls, copy.deepcopy(module).cpu().float().eval().__dict__, where)
+    theirs, ours = _without_hooks(module), cls.__new__(cls)
+    ours.__dict__ = _as_ours(cls, _without_hooks(module).__dict__, where)
     side = 2 * getattr(ours, "kernel_att", getattr(ours, "k_size", 7))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, ours._modules["conv1"].in_channels, side, side, generator=generator)

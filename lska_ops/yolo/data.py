@@ -34,7 +34,8 @@ def check_data(data):
     try:
         config = check_det_dataset(str(data.resolve()), autodownload=False)
     except (FileNotFoundError, KeyError, SyntaxError, TypeError, ValueError) as error:
-        raise DataError(f"data: {data}: {' '.join(str(error.args[0]).split())}") from error
+        said, _, _ = " ".join(str(error.args[0]).split()).partition(" Note dataset download directory")
+        raise DataError(f"data: {data}: {said}") from error
     return {split: _check_split(split, config[split], len(config["names"])) for split in ("train", "val")}
 
 

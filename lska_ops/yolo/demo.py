@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from .data import check_data
-from .digits import write_digits
+from .digits import digits_loader, write_digits
 from .registration import register
 
 # What the digits need, made for two cores; your own data gets ultralytics' defaults.
@@ -48,9 +48,11 @@ def demo(module="LSKA", epochs=None, imgsz=None, data=None, device="cpu", out="d
     """
     _check_arguments(epochs, imgsz, device)
     out = Path(out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
     own = bool(data)
     try:
+        if not own:
+            digits_loader()  # before anything is written
+        out.mkdir(parents=True, exist_ok=True)
         _work_offline(out)
         data = Path(data).resolve() if own else write_digits(out)
     except ImportError as error:

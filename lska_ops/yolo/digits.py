@@ -9,6 +9,15 @@ SMALLEST, LARGEST = 40, 112  # pixels a side of a pasted digit
 HELD_OUT = 360  # of the 1,797 digits; only validation scenes show them
 
 
+def digits_loader():
+    """scikit-learn's function that gives its digits; ImportError, which says what would help, without it."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError('demo: scikit-learn is not installed; pip install "lska_ops[demo]"') from error
+    return load_digits
+
+
 def write_digits(folder, train=640, val=96, seed=0):
     """Writes scenes with 3 to 6 digits of random size each, boxes in YOLO's label format, and the data YAML.
 
@@ -24,11 +33,7 @@ def write_digits(folder, train=640, val=96, seed=0):
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError('demo: scikit-learn is not installed; pip install "lska_ops[demo]"') from error
-    digits = load_digits()
+    digits = digits_loader()()
     order = np.random.default_rng(seed).permutation(len(digits.target))
     folder = Path(folder).resolve()
     for split, scenes, pool in (("train", train, order[HELD_OUT:]), ("val", val, order[:HELD_OUT])):

@@ -32,12 +32,17 @@ class Finder:
 
                 lska_ops.register()
             except Exception as error:  # said, not raised: this process may not care for us
-                print(
-                    f"lska_ops: not registered by {__file__}: {error!r}; `lska-ops disable`", file=sys.stderr
-                )
+                print(f"lska_ops: not registered: {error!r}; {way_out(error)}", file=sys.stderr)
 
         spec.loader.exec_module = exec_module
         return spec
+
+
+def way_out(error):
+    """How to be rid of this file: its command goes with the package."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "lska_ops":
+        return f"it is not installed, so delete {__file__} and {__file__.removesuffix('py')}pth"
+    return f"`lska-ops disable` removes {__file__}, which wanted it"
 
 
 sys.meta_path.insert(0, Finder)

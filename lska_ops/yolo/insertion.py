@@ -16,8 +16,9 @@ _SIDE = 256  # pixels; a picture of a side that every stride divides
 def insert(source, module, after, *, out=None, **options):
     """A model YAML with `module` put behind rows of it, as text.
 
-    Whatever read such a row reads the new one instead, the inputs of the head included. Comments stay; the
-    numbers that comments of rows begin with move along.
+    Whatever read such a row reads the new one instead, the inputs of the head included. Comments stay, and
+    the numbers that those of rows begin with move along; only those behind a scale that count its parameters
+    go, which no longer hold.
 
     Args:
         source: path of a model YAML, or a name such as "yolo11n.yaml".

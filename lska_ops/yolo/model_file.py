@@ -4,7 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from .registration import CFG
+from .registration import CFG, near_model
 
 PICTURE = -1  # what the first row reads
 
@@ -229,8 +229,9 @@ def _find(source):
                 return Path(found)
     if path.is_file():
         raise InsertError(f"{source}: is no YAML; expected a model's .yaml, as a checkpoint is made from one")
+    hint = f"; did you mean {near}?" if (near := near_model(source)) else ""
     raise InsertError(
-        f"{source}: does not exist; expected the path of a model YAML, or a name that ultralytics has"
+        f"{source}: does not exist; expected the path of a model YAML, or a name that ultralytics has{hint}"
     )
 
 

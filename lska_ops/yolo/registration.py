@@ -41,14 +41,19 @@ def register(identity_start=None):
 
     Args:
         identity_start: False keeps the published initial values of inserted modules, True starts them as the
-            identity; None leaves it as the last call said, at first True.
+            identity. None leaves it as the last call said, at first and after :func:`unregister` True: a
+            checkpoint that opens, the start-up hook and libraries register as well, and must not undo what
+            you chose.
 
     Raises:
         ImportError: ultralytics is not installed.
+        TypeError: identity_start is something else; nothing is changed.
     """
     global _registration, _unregistered_by_user, _identity_start
     from . import checkpoints, transfer
 
+    if not (identity_start is None or isinstance(identity_start, bool)):
+        raise TypeError(f"register: identity_start is {identity_start!r}; expected True, False or None")
     try:
         from ultralytics import nn
         from ultralytics.nn import tasks
@@ -58,7 +63,7 @@ def register(identity_start=None):
     classes = modules()
     with _lock:
         _unregistered_by_user = False
-        _identity_start = _identity_start if identity_start is None else bool(identity_start)
+        _identity_start = _identity_start if identity_start is None else identity_start
         if _registration is not None:
             return
         _registration = object()
@@ -152,7 +157,23 @@ def _check_yaml(original, file, suffix=(".yaml", ".yml"), hard=True):
     ours = CFG / Path(str(file)).name
     if str(file) == ours.name and ours.is_file() and not original(file, suffix, hard=False):
         return str(ours)
-    return original(file, suffix, hard=hard)
+    try:
+        return original(file, suffix, hard=hard)
+    except FileNotFoundError as error:
+        if near := near_model(file):
+            raise FileNotFoundError(f"{error}; did you mean {near}?") from error
+        raise
+
+
+def near_model(file):
+    """The name of a shipped model YAML that a bare name nearly is, its scale kept; None for any other."""
+    path = Path(str(file))
+    if path.name != str(file):
+        return None
+    before, scale, behind = re.fullmatch(r"(.*?\d+)([nslmx]?)(?![a-z])(.*)|.*", path.stem).groups("")
+    shipped = {_letters(each.stem): each.name for each in CFG.glob("*.yaml")}
+    near = difflib.get_close_matches(_letters(before + behind), shipped, n=1, cutoff=0.85)
+    return shipped[near[0]].replace("-", f"{scale}-", 1) if near else None
 
 
 def _generate_ddp_file(original, trainer):
@@ -198,11 +219,12 @@ def _unknown_name(error, rows, tasks):
 
 def _near(name, known):
     """The names that differ from `name` in case or punctuation alone; if there are none, similar ones."""
+    same = [n for n in known if _letters(n) == _letters(name)]
+    return same or difflib.get_close_matches(name, known, n=3)
 
-    def letters(text):
-        return re.sub(r"[\W_]", "", text).lower()
 
-    return [n for n in known if letters(n) == letters(name)] or difflib.get_close_matches(name, known, n=3)
+def _letters(text):
+    return re.sub(r"[\W_]", "", text).lower()
 
 
 def _fill_in_channels(rows, d, ch, ours, parse):

@@ -57,15 +57,15 @@ def load(original, model, weights, verbose=True):
         return original(model, weights, verbose)
     match = Match(source, model)
     if problems := match.there.differences(match.here):
-        text = f"{_name(source)} does not fit: {_few(problems)}; tensors are taken by name alone"
-        _say("warning", verbose, text)
+        text = f"{_does_not_fit(match, problems)}; tensors are taken by name alone"
+        _say("warning", verbose, text + _at_random(_not_in(source, model)))
         return original(model, weights, verbose)
     match.pair()
     problems = match.other_tensors()
     started, reasons = _start_as_identity(match.new) if identity_start() and not problems else ([], [])
     original(model, match.renumbered(), verbose)
     if problems:
-        _say("warning", verbose, f"{_name(source)} does not fit: {_few(problems)}")
+        _say("warning", verbose, _does_not_fit(match, problems) + _at_random(match.new.values()))
     if others := match.there.other_reads(match.here):
         _say("warning", verbose, f"not wired as in {_name(source)}: {_few(others)}")
     if problems or not match.same():
@@ -130,6 +130,31 @@ class Match:
                         mine is not None and mine.shape == value.shape and torch.equal(mine, value.to(mine))
                     )
         return count, total
+
+
+def _does_not_fit(match, problems):
+    """ "yolo11s.pt does not fit: its row 0 has ...; it is of scale s, this model of scale n"."""
+    text = f"{_name(match.source)} does not fit: {_few(problems)}"
+    for key, its, ours in (("scale", "of scale", "of scale"), ("yaml_file", "made from", "from")):
+        there, here = (Path(str(m.yaml.get(key) or "")).name for m in (match.source, match.model))
+        if there and here and there != here:
+            return f"{text}; it is {its} {there}, this model {ours} {here}"
+    return text
+
+
+def _at_random(layers):
+    layers = list(layers)
+    return f"; {_count(layers)} start{'s' * (len(layers) == 1)} at random" if layers else ""
+
+
+def _not_in(source, model):
+    """Layers of ours that find no tensors of their names and shapes."""
+    theirs = {key: value.shape for key, value in source.state_dict().items()}
+    mine = model.state_dict()
+    for j, layer in enumerate(model.model):
+        keys = [key for key in mine if key.startswith(f"model.{j}.")]
+        if _has_ours(layer) and any(theirs.get(key) != mine[key].shape for key in keys):
+            yield layer
 
 
 def _summary(match, started, reasons):

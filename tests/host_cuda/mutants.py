@@ -26,6 +26,7 @@ class Mutant:
 
 
 GRADIENTS, TRAFFIC, STREAMS = "gradients_within_bound", "reads_and_writes", "streams_within_bound"
+SUMS = "weight_gradients_of"
 SECONDS = 300  # a test takes less than twenty, two at a time
 MUTANTS = [
     Mutant(
@@ -318,8 +319,14 @@ MUTANTS += [
     Mutant(
         "a column that is never loaded",
         "acmix/plan.h",
-        "l.regular ? x - y : 0);",
-        "l.regular && y ? x - y + 1 : 0);",
+        "l.regular ? x - y : 0,",
+        "l.regular && y ? x - y + 1 : 0,",
+    ),
+    Mutant(
+        "a column that two rows share and both need",
+        "acmix/plan.h",
+        "overlaps && 2 * spare >= kAcmixRun",
+        "overlaps && spare > 0",
     ),
     Mutant(
         "shift's taps not turned around",
@@ -343,6 +350,41 @@ MUTANTS += [
         GRADIENTS,
     ),
     Mutant(
+        "weights' gradient by the query pass: taps not turned around",
+        SHIFT,
+        "multiply_add(grad[kAcmixAhead + 1 + j - tap], v[j], sum[part][tap]);",
+        "multiply_add(grad[kAcmixAhead - 1 + j + tap], v[j], sum[part][tap]);",
+        SUMS,
+    ),
+    Mutant(
+        "weights' gradient by the query pass: a row of taps too many",
+        SHIFT,
+        "if (uint32_t(run.y - dy) >= uint32_t(a.Ho)) continue;",
+        "if (run.y - dy < 0) continue;",
+        SUMS,
+    ),
+    Mutant(
+        "weights' gradient by the query pass: every image begins anew",
+        SHIFT,
+        "if (fast || tap == 0) out[part * a.G * taps + tap] += sum[part][tap];",
+        "if (fast || tap == 0) out[part * a.G * taps + tap] = sum[part][tap];",
+        SUMS,
+    ),
+    Mutant(
+        "weights' gradient by the query pass: another head's place",
+        SHIFT,
+        "* 3 * a.G + head) * taps + line",
+        "* 3 * a.G + a.G - 1 - head) * taps + line",
+        SUMS,
+    ),
+    Mutant(
+        "query pass: the last image of a block left out",
+        QUERY,
+        "for (; t.image < a.B; t.image += l.images) {",
+        "for (; t.image < a.B - (a.B > 2); t.image += l.images) {",
+        SUMS,
+    ),
+    Mutant(
         "rate2's gradient with rate2",
         SHIFT,
         "store(static_cast<T*>(a.grad_rate2), sum);",
@@ -352,8 +394,8 @@ MUTANTS += [
     Mutant(
         "conv_p's gradient of the first band only",
         QUERY,
-        "float sum = sums[2 * dim + i];",
-        "float sum = 0.f;",
+        "if (lane == 0) sums[2 * dim + i] += sum;",
+        "if (lane == 0) sums[2 * dim + i] = sum;",
         GRADIENTS,
     ),
     Mutant(
