@@ -75,7 +75,7 @@ ACMIX = [
     Mutant("rate2 in the shift", SHIFT,
            "    total *= tl.load(rate2).to(tl.float32)\n    at = (image * C", "    at = (image * C"),
     Mutant("taps turned around", SHIFT, "KC // 2 - tap // KC, here_x", "tap // KC - KC // 2, here_x"),
-    Mutant("one image of the batch", SHIFT, "(split + 1) * every // splits", "split * every // splits + 1"),
+    Mutant("one image of the batch", SHIFT, "image, n = nth // blocks,", "image, n = nth // blocks * 0,"),
     Mutant("parts of one split", LAUNCH, "parts.sum(0) if splits > 1 else parts[0]", "parts[0]"),
     Mutant("gradient between queries", LAUNCH, "if stride > 1 and before", "if stride > 8 and before"),
 ]  # fmt: skip
