@@ -26,7 +26,7 @@ LIMITS = {
     "environment": 60, "build": 200, "tests": 170, "memcheck": 50, "racecheck": 50, "networks": 75,
     "benchmarks": TOTAL,
 }  # fmt: skip
-TESTS = ("test_gpu_lska.py", "test_gpu_acmix.py", "test_gpu_triton.py")
+TESTS = ("test_gpu_lska.py", "test_gpu_acmix.py", "test_gpu_triton.py", "test_gpu_triton_acmix.py")
 FILES = r"test_gpu_\w+\.py"
 DRY_ARCH = "90"
 DRY_LIMITS = {**LIMITS, "build": 1500, "tests": 300, "benchmarks": 300}  # a CI machine has few cores

@@ -101,13 +101,13 @@ def test_gpu_acmix_small_set_within_bound(dtype):
     judge(Row("acmix_fwd_bwd", Case("tiles", 16, 24, 40), 1, 7), dtype)
 
 
-def judge(row, dtype, acmix=lska_ops.acmix, memory_format=torch.contiguous_format):
+def judge(row, dtype, acmix=lska_ops.acmix, memory_format=torch.contiguous_format, backend="cuda"):
     """The whole call, its projections included, and once more from q, k, v on."""
     problem = Problem(row, dtype, DEVICE).like(memory_format=memory_format)
     pairs, m, options = problem.pairs(), problem.module, problem.options()
-    run = problem.runner(lambda x: acmix(x, *pairs, m.rate1, m.rate2, **options, backend="cuda"))
+    run = problem.runner(lambda x: acmix(x, *pairs, m.rate1, m.rate2, **options, backend=backend))
     gate = Gate(problem)
-    worst, ratio = gate.worst(gate.answers(problem, run), "cuda")
+    worst, ratio = gate.worst(gate.answers(problem, run), backend)
     assert ratio <= 1, f"{row.id} {dtype}: {worst} is {ratio:.3g} times the bound"
 
 

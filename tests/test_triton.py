@@ -12,6 +12,7 @@ import torch
 
 import lska_ops
 from lska_ops import _backends, _triton
+from lska_ops.acmix import compiled as acmix_compiled
 from lska_ops.lska import compiled
 
 TESTS = Path(__file__).parent
@@ -99,6 +100,18 @@ def test_triton_declines_an_old_gpu_but_no_gpu_of_amd(gpu, monkeypatch):
 def test_triton_declines_a_side_beyond_its_counting(gpu):
     x = SimpleNamespace(device=ON_GPU.device, dtype=torch.float16, shape=(1, 1, 2, 16385))
     says(compiled.why_not_triton(x), "x has a side of 16385", "take 16384 at most; use smaller maps")
+
+
+def test_triton_declines_more_of_acmix_than_it_counts(gpu):
+    why_not = acmix_compiled.why_not_triton
+    assert why_not(ON_GPU) is None and why_not(ON_GPU, head=2, dims=8, kernel_conv=None, stride=3) is None
+    x = SimpleNamespace(device=ON_GPU.device, dtype=torch.float16, shape=(1, 12, 2, 32769))
+    says(why_not(x), "x has a side of 32769", "take 32768 at most; use smaller maps")
+    says(
+        why_not(ON_GPU, head=512, dims=128, kernel_conv=5),
+        "512 heads of 128 dims with 5 x 5 taps",
+        "use fewer",
+    )
 
 
 def test_triton_is_chosen_where_cuda_declines(gpu, monkeypatch):

@@ -58,7 +58,28 @@ LSKA = [
     Mutant("the other's taps", BACKWARD, "acc0 += found * w1", "acc0 += found"),
     Mutant("gate's part of grad_x", KERNELS, "acc += tl.load(grad_y + plane + at", "acc = tl.load(grad_y + plane + at"),
 ]  # fmt: skip
-GROUPS = (("lska", LSKA),)
+SHIFT = "triton_kernels_shift.py"
+ACMIX = [
+    Mutant("corner's multiplicity", KERNELS, "return direct + first + last", "return direct + first"),
+    Mutant("border row reflected too", KERNELS, "tl.minimum(i, 2 * (L - 1) - i)", "tl.minimum(i, 2 * L - 1 - i)"),
+    Mutant("last column of the window", KERNELS, "for tap_x in range(K):", "for tap_x in range(K - (K > 1)):"),
+    Mutant("softmax's sum not scaled", KERNELS, "total * shrink + weight", "total + weight"),
+    Mutant("lse in other units", KERNELS, "top + tl.log(total)", "1.4427 * (top + tl.log(total))"),
+    Mutant("no positions", KERNELS, "logit = SCALE * (sums + (", "logit = SCALE * (sums + 0 * ("),
+    Mutant("rate1 in the gradient of v", BACKWARD, "    grad_v *= rate\n", ""),
+    Mutant("delta in the gradient of k", BACKWARD, "(weight * (products - delta))", "(weight * products)"),
+    Mutant("delta in the positions' gradient", BACKWARD, "(far_x - delta * mean_x)", "far_x"),
+    Mutant("queries not counted often", BACKWARD, "times.to(tl.float32) * tl.exp", "tl.exp"),
+    Mutant("last row of queries", BACKWARD, "for nth_y in range(rows):", "for nth_y in range(rows - (rows > 1)):"),
+    Mutant("channel order of the shift", SHIFT, "(image * C + d * G + heads)", "(image * C + heads * D + d)"),
+    Mutant("rate2 in the shift", SHIFT,
+           "    total *= tl.load(rate2).to(tl.float32)\n    at = (image * C", "    at = (image * C"),
+    Mutant("taps turned around", SHIFT, "KC // 2 - tap // KC, here_x", "tap // KC - KC // 2, here_x"),
+    Mutant("one image of the batch", SHIFT, "image, n = nth // blocks,", "image, n = nth // blocks * 0,"),
+    Mutant("parts of one split", LAUNCH, "parts.sum(0) if splits > 1 else parts[0]", "parts[0]"),
+    Mutant("gradient between queries", LAUNCH, "if stride > 1 and before", "if stride > 8 and before"),
+]  # fmt: skip
+GROUPS = (("lska", LSKA), ("acmix", ACMIX))
 
 
 def caught(op, problems, said):

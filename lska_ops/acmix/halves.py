@@ -110,9 +110,9 @@ def shift_aggregate(q, k, v, fc, dep_conv, *, head, stride=1, backend="auto"):
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: `cpu` and `cuda` round once to the dtype of q and compute everything between in float32 (`cpu`
-        float64 for float64, which `cuda` declines), in a fixed order; `reference` rounds after fc and after
-        dep_conv.
+    Numerics: `cpu`, `cuda` and `triton` round once to the dtype of q and compute everything between in
+        float32 (`cpu` float64 for float64, which the others decline), in a fixed order; `reference` rounds
+        after fc and after dep_conv.
 
     Memory: as for :func:`local_attention` the three maps are read as one, and copied where they are not; for
         backward only that is kept. `reference` keeps two copies of them and K_c * K_c / G maps.

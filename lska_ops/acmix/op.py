@@ -76,11 +76,12 @@ def acmix(
         ValueError: a shape or option does not fit; the message names argument, got and expected.
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
-    Numerics: positions are computed in float32 at least. `cpu` and `cuda` round q, k, v and the result once
-        to the dtype of x and compute everything between in float32 (`cpu` float64 for float64, which `cuda`
-        declines), in a fixed order; `reference` rounds to the dtype of x after each step, as PyTorch does.
+    Numerics: positions are computed in float32 at least. `cpu`, `cuda` and `triton` round q, k, v and the
+        result once to the dtype of x and compute everything between in float32, without tensor cores (`cpu`
+        float64 for float64, which the others decline), in a fixed order; `reference` rounds to the dtype of x
+        after each step, as PyTorch does.
 
-    Memory: for backward, `cpu` and `cuda` keep x, q, k, v and one number per pixel and head; `reference`
+    Memory: for backward, all but `reference` keep x, q, k, v and one number per pixel and head; `reference`
         about 2 K * K maps of the size of q.
     """
     pairs = (conv1, conv2, conv3, conv_p, fc, dep_conv)

@@ -73,7 +73,7 @@ class _Call(NamedTuple):
         small = min(self.H, self.W) <= self.K // 2 * self.dilation
         return chunks, dict(
             K=self.K, STRIDE=self.stride, DILATION=self.dilation, SMALL=bool(small), BD=BD, CHUNKS=chunks,
-            P=P, warps=warps, SCALE=self.D**-0.5,
+            P=P, warps=warps, registers=255, SCALE=self.D**-0.5,
             WIDE=bool((chunks * BD + 1) * self.H * self.W >= BITS_32),
         )  # fmt: skip
 
