@@ -172,7 +172,8 @@ def children():
     yield started
     for process in started.values():
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def ended(process):
@@ -184,7 +185,7 @@ def ended(process):
 
 
 @needs_triton
-@pytest.mark.parametrize("op, direction", [problem[:2] for problem in PROBLEMS], ids="-".join)
+@pytest.mark.parametrize("op, direction", [problem[:2] for problem in PROBLEMS])
 def test_triton_random_problems_within_bound(children, op, direction):
     code, _, last = ended(children[op, direction])
     assert code == 0 and "within the bound" in last, last
