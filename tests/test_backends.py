@@ -57,6 +57,17 @@ def test_backends_asked_for_by_name_never_falls_back(monkeypatch):
         call("reference")
 
 
+def test_backends_auto_leaves_triton_on_a_cpu_to_those_who_ask_for_it(monkeypatch):
+    """TRITON_INTERPRET=1, set to debug other kernels, is no wish for a slow interpreter of ours."""
+    x = torch.empty(1, 4, 5, 5)
+    monkeypatch.setitem(_backends.WHY_NOT["lska"], "triton", lambda x, **_: None)
+    assert _backends.choose("lska", "auto", x) in ("cpu", "reference")
+    assert _backends.choose("lska", "triton", x) == "triton"
+    monkeypatch.setitem(_backends.WHY_NOT["lska"], "cpu", lambda x, **_: "it is raining; wait")
+    assert _backends.choose("lska", "auto", x) == "reference"
+    assert "triton: yes\n" in explain("lska", x)
+
+
 def test_backends_import_needs_neither_ultralytics_nor_sklearn():
     code = (
         "import sys\n"
