@@ -70,7 +70,9 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
 
     Memory: `cuda`, `triton` and `cpu` keep two maps of the size of x for backward (`cpu` one for the half
         dtypes), `reference` six. While it runs, `triton` holds one more map in float32, backward two and two
-        of x's dtype. `cpu` keeps up to 8 MB of scratch memory for each thread that calls it.
+        of x's dtype, and for the weights' gradients up to ``16 C^2`` and ``16 C (2 r + 1) max(H, W)`` numbers
+        of float32, where r pixels are the reach of both kernels to one side. `cpu` keeps up to 8 MB of
+        scratch memory for each thread that calls it.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
     for name, pair in zip(NAMES, pairs, strict=False):
