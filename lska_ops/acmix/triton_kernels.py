@@ -7,6 +7,9 @@ which need all, are added up chunk by chunk for each.
 import triton
 import triton.language as tl
 
+# Numbers for whose divisors and ones no kernel is compiled anew; those of a map's sides are worth it.
+SIZES = ("blocks", "strip", "maps", "columns", "rows", "cols", "splits", "pictures", "n")
+
 
 @triton.jit
 def strip_pixels(block, P: tl.constexpr, height, width, strip):
@@ -120,7 +123,7 @@ def slopes_of(q, conv_p, pixels, mask, D, plane, BD: tl.constexpr, CHUNKS: tl.co
     return along_x, along_y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def acmix_fwd_kernel(
     qkv, conv_p, rate1, before, y, lse, blocks, G, D, H, W, Ho, Wo, strip,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,

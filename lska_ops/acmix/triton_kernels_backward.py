@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .triton_kernels import (
+    SIZES,
     dims_of,
     load_position,
     per_pixel,
@@ -16,7 +17,7 @@ from .triton_kernels import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def acmix_query_bwd_kernel(
     qkv, grad_y, conv_p, rate1, lse, before, grad_qkv, facts, parts, blocks, maps, columns,
     G, D, H, W, Ho, Wo, strip,
@@ -104,7 +105,7 @@ def acmix_query_bwd_kernel(
         tl.store(part + tl.cast(D, tl.int64) * 2 * columns, tl.sum(tl.where(inside, delta, 0.0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def acmix_key_bwd_kernel(
     qkv, grad_y, rate1, lse, before, grad_qkv, facts, blocks, maps, rows, cols,
     G, D, H, W, Ho, Wo, strip,

@@ -7,10 +7,10 @@
 import triton
 import triton.language as tl
 
-from .triton_kernels import split_program, strip_pixels
+from .triton_kernels import SIZES, split_program, strip_pixels
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def acmix_compose_kernel(fc, dep_conv, composite, n, G, T: tl.constexpr, BLOCK: tl.constexpr):
     """A program owns BLOCK of the n composite weights; reads fc [T, 3G] and dep_conv [D G, T, T]."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -23,7 +23,7 @@ def acmix_compose_kernel(fc, dep_conv, composite, n, G, T: tl.constexpr, BLOCK: 
     tl.store(composite + i, total, mask=i < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def acmix_shift_fwd_kernel(
     qkv, composite, rate2, y, blocks, D, H, W, Ho, Wo, strip,
     G: tl.constexpr, KC: tl.constexpr, STRIDE: tl.constexpr, BG: tl.constexpr, P: tl.constexpr,
@@ -57,7 +57,7 @@ def acmix_shift_fwd_kernel(
     tl.store(y + at, total.to(y.dtype.element_ty), mask=is_head[:, None] & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def acmix_shift_bwd_kernel(
     grad_y, composite, rate2, grad_qkv, blocks, D, H, W, Ho, Wo, strip,
     G: tl.constexpr, KC: tl.constexpr, STRIDE: tl.constexpr, BG: tl.constexpr, P: tl.constexpr,
@@ -94,7 +94,7 @@ def acmix_shift_bwd_kernel(
     tl.store(grad_qkv + at, total.to(grad_qkv.dtype.element_ty), mask=is_head[:, None] & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def acmix_shift_grad_kernel(
     qkv, grad_y, parts, pictures, blocks, splits, D, H, W, Ho, Wo,
     G: tl.constexpr, KC: tl.constexpr, STRIDE: tl.constexpr, BG: tl.constexpr, BM: tl.constexpr,
@@ -131,7 +131,7 @@ def acmix_shift_grad_kernel(
     tl.store(at, tl.sum(total, 2), mask=(g < G)[:, None] & (m < 3 * G)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def acmix_dep_conv_bwd_kernel(total, fc, rate2, grad_dep_conv, n, G, T: tl.constexpr, BLOCK: tl.constexpr):
     """A program owns BLOCK of dep_conv's n gradients [D G, T, T]: the composite weights' gradients `total`
     times fc [T, 3G], summed over m."""

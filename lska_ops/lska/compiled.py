@@ -65,16 +65,17 @@ DEPTHWISE = (
 
 def register_triton():
     """The ops of csrc/lska/schema.h by Triton; imports it."""
-    from . import triton_launch
+    from . import triton_kernels, triton_kernels_backward, triton_launch
 
+    kernels = _triton.kernels_of(triton_kernels, triton_kernels_backward)
     weights = f"{DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation"
     grads = ", ".join(["Tensor"] * 11)
     schema = f"(Tensor x, {DEPTHWISE}int dilation) -> Tensor"
-    _triton.register("lska_cascade_fwd", schema, triton_launch.cascade_fwd, _cascade_fwd)
+    _triton.register("lska_cascade_fwd", schema, triton_launch.cascade_fwd, _cascade_fwd, kernels)
     schema = f"(Tensor x, {weights}, bool keep_product) -> (Tensor y, Tensor product)"
-    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_cuda)
+    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_cuda, kernels)
     schema = f"(Tensor grad_y, Tensor x, Tensor product, {weights}) -> ({grads})"
-    _triton.register("lska_bwd", schema, triton_launch.bwd, _bwd)
+    _triton.register("lska_bwd", schema, triton_launch.bwd, _bwd, kernels)
 
 
 if _compiled.problem is None:

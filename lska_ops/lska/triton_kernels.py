@@ -223,7 +223,7 @@ def lska_gate_fwd_kernel(
     tile = tl.program_id(0) % tiles
     m = tile % tiles_m * BM + tl.arange(0, BM)
     n = tile // tiles_m * BN + tl.arange(0, BN)
-    size = C.to(tl.int64) * P
+    size = tl.cast(C, tl.int64) * P
     acc = tl.zeros([BM, BN], tl.float32)
     for start in range(0, C, BK):
         k = start + tl.arange(0, BK)

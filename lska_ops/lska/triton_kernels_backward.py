@@ -19,7 +19,7 @@ def lska_gate_bwd_kernel(grad_y, x, weight, ds, C, P, BM: tl.constexpr, BN: tl.c
     tile = tl.program_id(0) % tiles
     m = tile % tiles_m * BM + tl.arange(0, BM)
     n = tile // tiles_m * BN + tl.arange(0, BN)
-    size = C.to(tl.int64) * P
+    size = tl.cast(C, tl.int64) * P
     acc = tl.zeros([BM, BN], tl.float32)
     for start in range(0, C, BK):
         k = start + tl.arange(0, BK)
@@ -48,7 +48,7 @@ def lska_mix_bwd_kernel(
     m = tile // tiles_n * BM + tl.arange(0, BM)
     n = tile % tiles_n * BN + tl.arange(0, BN)
     pieces = tl.cdiv(P, PIECE)
-    size = C.to(tl.int64) * P
+    size = tl.cast(C, tl.int64) * P
     acc = tl.zeros([BM, BN], tl.float32)
     total = tl.zeros([BM], tl.float32)
     for piece in range(split, B * pieces, splits):
