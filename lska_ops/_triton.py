@@ -5,6 +5,7 @@ Imports Triton when a call on a GPU first asks for it, never before.
 
 import importlib
 import os
+import threading
 from functools import cache
 
 import torch
@@ -13,6 +14,8 @@ OLDEST_TORCH = (2, 6)
 OLDEST_GPU = (7, 5)
 # Triton reads it when a kernel is defined; its kernels then run on tensors of the CPU, for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_registering = threading.Lock()
 
 
 def why_not(x, op):
@@ -35,15 +38,38 @@ _why_not_device._dynamo_marked_constant = True
 @cache
 def _ask_device(op, index):
     """What does not change while the process lives; registers the ops where the answer is None."""
-    if reason := problem():
+    if reason := problem() or _why_not_start():
         return reason
     if not INTERPRETED and torch.version.hip is None:
         capability = torch.cuda.get_device_capability(index)
         if capability < OLDEST_GPU:
             name = torch.cuda.get_device_name(index)
             return f"{name} has compute capability {capability[0]}.{capability[1]}; use a GPU of 7.5 or newer"
-    importlib.import_module(f"{__package__}.{op}.compiled").register_triton()
+    with _registering:
+        _register_once(op)
     return None
+
+
+@cache
+def _register_once(op):
+    """Whatever the device: a second registration would destroy an op that another thread may be in."""
+    importlib.import_module(f"{__package__}.{op}.compiled").register_triton()
+
+
+def _why_not_start():
+    """Why no kernel starts although Triton is there: it compiles code for the host at the first one."""
+    if INTERPRETED:
+        return None
+    try:
+        importlib.import_module("triton.runtime").driver.active.get_current_target()
+    except Exception as error:  # of the compiler, the linker, the driver: Triton lets all of them through
+        said = _one_line(error)
+        return f"triton cannot start kernels ({said}); install gcc and Python's headers"
+    return None
+
+
+def _one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def problem():
@@ -52,12 +78,17 @@ def problem():
         return f"torch is {torch.__version__} and the Triton kernels need 2.6 or newer; upgrade torch"
     try:
         importlib.import_module("triton")
-    except (ImportError, OSError, RuntimeError) as error:
-        return f"triton cannot be imported ({' '.join(str(error).split())}); install the one for this torch"
+    except Exception as error:  # a broken one raises more than ImportError
+        return f"triton cannot be imported ({_one_line(error)}); install the one for this torch"
     return None
 
 
-def register(name, schema, function, fake):
+def kernels_of(*modules):
+    """All kernels that modules define or import."""
+    return [value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")]
+
+
+def register(name, schema, function, fake, kernels):
     """The op ``lska_ops::<name>_triton``, which torch.compile sees through.
 
     Args:
@@ -65,10 +96,15 @@ def register(name, schema, function, fake):
         schema: arguments and returns, as ``(Tensor x) -> Tensor``: the compiled ops' own.
         function: its implementation; starts its kernels by :func:`launch`.
         fake: makes tensors like the results from tensors like the arguments.
+        kernels: those it may start.
     """
     # What an interpreted kernel does cannot be traced.
     make = torch.library.custom_op if INTERPRETED else torch.library.triton_op
     make(f"lska_ops::{name}_triton", function, mutates_args=(), schema=schema).register_fake(fake)
+    # torch.compile's cache on disk asks here whether a kernel has changed; it finds none behind launch().
+    known = getattr(torch._library.triton, "triton_ops_to_kernels", None)
+    if known is not None and not INTERPRETED:
+        known[f"lska_ops::{name}_triton"] = list(kernels)
 
 
 def launch(kernel, programs, *arguments, warps=4, stages=2, registers=None, **constants):

@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,18 +47,29 @@ def says(reason, *words):
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine on which nothing is missing: an RTX 4090, torch 2.9, Triton."""
-    machine = SimpleNamespace(capability=(8, 9), triton=True)
+    machine = SimpleNamespace(capability=(8, 9), import_error=None, start_error=None, registered=[])
     _triton._ask_device.cache_clear()
+    monkeypatch.setattr(_triton, "_register_once", cache(_triton._register_once.__wrapped__))
     monkeypatch.setattr(_triton, "INTERPRETED", False)
     monkeypatch.setattr(torch, "__version__", "2.9.1")
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: machine.capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "RTX 4090")
 
+    def get_current_target():
+        if machine.start_error:
+            raise machine.start_error
+
     def import_module(name):
-        if name == "triton" and not machine.triton:
-            raise ImportError("No module named 'triton'")
-        return SimpleNamespace(register_triton=lambda: None)
+        if name == "triton" and machine.import_error:
+            raise machine.import_error
+        active = SimpleNamespace(get_current_target=get_current_target)
+
+        def register():
+            machine.registered.append(name)
+            time.sleep(0.05)  # another thread comes in between
+
+        return SimpleNamespace(driver=SimpleNamespace(active=active), register_triton=register)
 
     monkeypatch.setattr(_triton, "importlib", SimpleNamespace(import_module=import_module))
     yield machine
@@ -84,9 +98,25 @@ def test_triton_declines_an_older_torch(gpu, monkeypatch):
     )
 
 
-def test_triton_declines_without_triton(gpu):
-    gpu.triton = False
-    says(compiled.why_not_triton(ON_GPU), "triton cannot be imported (No module named 'triton')", "install")
+@pytest.mark.parametrize("error", [ImportError("No module\nnamed x"), AttributeError("No module named x")])
+def test_triton_declines_without_triton(gpu, error):
+    gpu.import_error = error
+    says(compiled.why_not_triton(ON_GPU), "triton cannot be imported (No module named x)", "install the one")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to find\nC compiler."), AssertionError()])
+def test_triton_declines_where_its_first_launch_would_fail(gpu, error):
+    gpu.start_error = error
+    why = " ".join(str(error).split()) or "AssertionError"
+    says(compiled.why_not_triton(ON_GPU), f"triton cannot start kernels ({why}); install gcc and Python's")
+    assert not gpu.registered
+
+
+def test_triton_registers_once_for_all_devices_and_threads(gpu):
+    devices = [SimpleNamespace(**{**vars(ON_GPU), "device": torch.device("cuda", i)}) for i in (0, 1)]
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(compiled.why_not_triton, 2 * devices)) == {None}
+    assert gpu.registered == ["lska_ops.lska.compiled"]
 
 
 def test_triton_declines_an_old_gpu_but_no_gpu_of_amd(gpu, monkeypatch):
@@ -253,6 +283,17 @@ def test_triton_guard_pages_are_forbidden():
 
 
 @needs_triton
+def test_triton_kernels_are_known_to_the_cache_of_torch_compile():
+    known = getattr(torch._library.triton, "triton_ops_to_kernels", None)
+    if known is None:
+        pytest.skip("triton: this torch does not ask which kernels an op has")
+    _triton._register_once("lska")
+    for op in (torch.ops.lska_ops.lska_fwd_triton, torch.ops.lska_ops.lska_bwd_triton):
+        names = {kernel.fn.__name__ for kernel in known[op.default._name]}
+        assert {"lska_pair_kernel", "lska_gate_fwd_kernel", "lska_gram_bwd_kernel"} < names
+
+
+@needs_triton
 def test_triton_is_seen_through_by_torch_compile(monkeypatch):
     """Traced on a CPU, where the kernels cannot run: the graphs hold the kernels, not an opaque op."""
     from functorch.compile import make_boxed_func
@@ -265,8 +306,7 @@ def test_triton_is_seen_through_by_torch_compile(monkeypatch):
         driver, "_active", SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
     )
     monkeypatch.setitem(_backends.WHY_NOT["lska"], "triton", lambda x, **_: None)
-    if not hasattr(torch.ops.lska_ops, "lska_fwd_triton"):
-        compiled.register_triton()
+    _triton._register_once("lska")
     graphs = []
 
     def keep(graph, inputs):

@@ -78,15 +78,16 @@ def register_triton():
     """The ops of csrc/acmix/schema.h by Triton; imports it."""
     from . import triton_launch
 
+    kernels = _triton.kernels_of(triton_launch)
     parameters = (
         "Tensor? conv_p, Tensor? fc, Tensor? dep_conv, Tensor? rate1, Tensor? rate2, int head, "
         "int kernel_att, int stride, int dilation"
     )
     schema = f"(Tensor qkv, {parameters}) -> (Tensor y, Tensor lse)"
-    _triton.register("acmix_core_fwd", schema, triton_launch.fwd, _core_fwd)
+    _triton.register("acmix_core_fwd", schema, triton_launch.fwd, _core_fwd, kernels)
     grads = ", ".join(["Tensor"] * 6)
     schema = f"(Tensor grad_y, Tensor qkv, Tensor lse, {parameters}) -> ({grads})"
-    _triton.register("acmix_core_bwd", schema, triton_launch.bwd, _core_bwd)
+    _triton.register("acmix_core_bwd", schema, triton_launch.bwd, _core_bwd, kernels)
 
 
 if _compiled.problem is None:
