@@ -32,8 +32,13 @@ def lska_calls(dtype):
     """A call of every kernel and variant; of (whether they are for tensor cores, how to make them)."""
     from lska_ops.lska import triton_launch
 
-    small, trivial = (*CASES[2][1:], 5, 7), (256, 20, 68, 3, 0)
-    for C, H, W, k0, k1 in (small, trivial) if dtype != torch.bfloat16 else (small,):
+    small, trivial, one = (*CASES[2][1:], 5, 7), (256, 20, 68, 3, 0), (1, 1, 1, 3, 3)
+    of_dtype = {
+        torch.float16: (small, trivial, one),
+        torch.bfloat16: (small,),
+        torch.float32: (small, trivial),
+    }
+    for C, H, W, k0, k1 in of_dtype[dtype]:
         x = torch.empty(1, C, H, W, dtype=dtype)
         shapes = [(C, 1, 1, k0), (C, 1, k0, 1), (C, 1, 1, k1), (C, 1, k1, 1)]
         parts = [
@@ -55,12 +60,12 @@ def acmix_calls(dtype):
     from lska_ops.acmix import triton_launch
 
     of_dims = {
-        torch.float16: (16, 32, 64, 128, 192, 300),
+        torch.float16: (16, 32, 64, 128, 192, 300, 1),
         torch.bfloat16: (16,),
         torch.float32: (16, 64, 192),
     }
     for D in of_dims[dtype]:
-        options, side = ((4, 7, 1, 1), 20) if D < 300 else ((2, 3, 2, 2), 2)
+        options, side = {1: ((1, 3, 1, 1), 1), 300: ((2, 3, 2, 2), 2)}.get(D, ((4, 7, 1, 1), 20))
         G, outputs, like = options[0], -(-side // options[2]), torch.empty(0, dtype=dtype)
         C = G * D
         qkv, y = like.new_empty(2, 3 * C, side, side), like.new_empty(2, C, outputs, outputs)
@@ -139,7 +144,7 @@ def variants(op, tensor_cores):
 
 
 def chosen(op, archs):
-    """(variant, arch): each kernel's first variant on every architecture, the others on one each, in turns."""
+    """(variant, arch): each kernel's first variant, and below sm_80 bfloat16, on every one; others on one each."""
     modern = variants(op, lambda x: x.dtype != torch.float32)
     old = variants(op, lambda x: False)
     for arch in archs:
@@ -147,7 +152,8 @@ def chosen(op, archs):
         for i, variant in enumerate(old if arch < 80 else modern):
             first = variant.kernel not in seen
             seen.add(variant.kernel)
-            if first or archs[i % len(archs)] == arch:
+            emulated = arch < 80 and "bf16" in variant.dtypes  # no instruction multiplies it there
+            if first or emulated or archs[i % len(archs)] == arch:
                 yield variant, arch
 
 
