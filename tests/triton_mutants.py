@@ -94,7 +94,7 @@ def caught(op, problems, said):
             os.dup2(file.fileno(), 2)
         code = 2
         try:
-            code = problems(op, "backward", FIRST, PROBLEMS)
+            code = problems(f"{op}:backward:{FIRST}:{PROBLEMS}")
         finally:
             sys.stdout.flush()
             os._exit(code)
