@@ -65,9 +65,9 @@ DEPTHWISE = (
 
 def register_triton():
     """The ops of csrc/lska/schema.h by Triton; imports it."""
-    from . import triton_kernels, triton_kernels_backward, triton_launch
+    from . import triton_launch
 
-    kernels = _triton.kernels_of(triton_kernels, triton_kernels_backward)
+    kernels = _triton.kernels_of(triton_launch.kernels, triton_launch.backward)
     weights = f"{DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation"
     grads = ", ".join(["Tensor"] * 11)
     schema = f"(Tensor x, {DEPTHWISE}int dilation) -> Tensor"
