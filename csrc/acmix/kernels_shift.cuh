@@ -296,13 +296,19 @@ struct AcmixSumArguments {
   float* out;  // [n]
 };
 
-// A thread owns one of n sums and adds its parts in their order.
+// A block owns as many of the n sums as a warp has lanes. A warp adds every so-manieth part, as parts are too
+// many for one after the other, and the first warp adds the warps' sums in their order.
 LSKA_KERNEL(256)
 acmix_sum_kernel(const AcmixSumArguments a) {
-  const int64_t i = block_x() * thread_count() + thread_index();
-  if (i >= a.n) return;
-  float sum = 0.f;
-  for (int64_t part = 0; part < a.count; ++part) sum += read_global(a.parts + part * a.n + i);
+  const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = thread_count() / kWarp;
+  const int64_t i = block_x() * kWarp + lane;
+  float *sums = shared_floats(), sum = 0.f;
+  for (int64_t part = warp; i < a.n && part < a.count; part += warps)
+    sum += read_global(a.parts + part * a.n + i);
+  sums[thread_index()] = sum;
+  barrier();
+  if (warp != 0 || i >= a.n) return;
+  for (int w = 1; w < warps; ++w) sum += sums[w * kWarp + lane];
   write_global(a.out + i, sum);
 }
 
