@@ -166,6 +166,7 @@ def main(arguments=None):
     lines = report.read(file) if file.exists() else []
     done = {(line["module"], line["start"], int(line["seed"])) for line in lines}
     plain = args.work / runs[0].name / "weights" / "last.pt"
+    facts = report.environment(torch.device("cpu"), 0.0, 0.0)  # of the code that is loaded, whatever comes
     left = [run for run in runs if run[:3] not in done and args.only in run.name]
     if left and runs[0] not in left and not plain.is_file():
         raise SystemExit(f"{plain} is not there, where the others start; remove {file}, run without --only")
@@ -176,9 +177,9 @@ def main(arguments=None):
         print(f"\n[{number}/{len(left)}, {time.monotonic() - begun:.0f} s] {run.name}", flush=True)
         source = None if run is runs[0] else plain
         used = {**(RECIPE if source is None else TUNED), **recipe}
-        facts = report.environment(torch.device("cpu"), 0.0, 0.0)
         maps, tensors = train(run, data, source, args.work, used)
-        write_run(file, run, maps, tensors, scenes[0], used, facts)
+        date = report.environment(torch.device("cpu"), 0.0, 0.0)["date"]
+        write_run(file, run, maps, tensors, scenes[0], used, facts | {"date": date})
         print(f"{run.name}: mAP50 {' '.join(f'{value:.3f}' for value in maps)}")
     print(file)
 

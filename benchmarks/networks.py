@@ -46,10 +46,12 @@ def trainer_of(model, data, folder, **options):
         exist_ok=True,
         plots=False,
     )
+    threads = torch.get_num_threads()
     trainer = DetectionTrainer(overrides={**shared, **options})
     setup = trainer._setup_train
     setup(*[1] * len(inspect.signature(setup).parameters))  # 8.3 asks for the number of processes
     trainer.model.train()
+    torch.set_num_threads(threads)  # on a CPU ultralytics leaves a core out, for all that follows
     return trainer
 
 
@@ -98,6 +100,8 @@ class Inference:
         from ultralytics.nn.autobackend import AutoBackend
 
         torch.manual_seed(0)
+        torch.use_deterministic_algorithms(False)  # a trainer before may have asked for them, a user has not
+        torch.backends.cudnn.deterministic = False
         network = YOLO(yaml_of(scale, module)).model
         without_symmetries(network)
         _settle(network)

@@ -34,7 +34,7 @@ class Trainings(NamedTuple):
 
     plain: list  # mAP50 of the plain network, by epoch
     curves: dict  # {(module, start): {epoch: [mAP50 of each seed]}}
-    tensors: dict  # {(module, start): "how many/of how many" arrived}
+    tensors: dict  # {(module, start): {"how many/of how many" arrived: None}, more than one if seeds differ}
     title: str
 
 
@@ -47,7 +47,7 @@ def trainings(results):
     for line in lines:
         key = line["module"], line["start"]
         curves.setdefault(key, {}).setdefault(int(line["epoch"]), []).append(float(line["map50"]))
-        tensors.setdefault(key, f"{line['tensors']}/{line['of']}")
+        tensors.setdefault(key, {})[f"{line['tensors']}/{line['of']}"] = None
     plain = [value for values in curves.pop(("plain", "scratch"), {}).values() for value in values]
     first, dates = lines[0], sorted({line["date"][:10] for line in lines})
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
@@ -75,7 +75,12 @@ def block(results):
         "|---" * (last + 5) + "|",
     ]
     for (module, start), by_epoch in found.curves.items():
-        cells = [f"yolo11n-{module}", start, found.tensors[module, start], str(len(by_epoch[0]))]
+        cells = [
+            f"yolo11n-{module}",
+            start,
+            " and ".join(found.tensors[module, start]),
+            str(len(by_epoch[0])),
+        ]
         cells += [_cell(by_epoch[epoch]) for epoch in sorted(by_epoch)]
         table.append(f"| {' | '.join(cells)} |")
     yield "\n".join(table)

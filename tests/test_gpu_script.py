@@ -141,7 +141,7 @@ def run_made(tmp_path, **told):
     return made, code, json.loads(file.read_text()) if file.exists() else None
 
 
-NAMES = ["environment", "build", "tests", "memcheck", "racecheck", "networks", "benchmarks"]
+NAMES = ["environment", "build", "tests", "memcheck", "racecheck", "benchmarks", "networks"]
 
 
 def test_gpu_script_writes_after_each_stage(tmp_path):

@@ -96,9 +96,9 @@ acmix_fwd_kernel(const AcmixArguments a) {
   for (int h = t.head; h < t.head + l.heads; ++h) {
     const T* maps = static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;
     const auto bring = [&](int part, int dim, int dims) LSKA_INLINE {
-      const Staged<T>& to = part == 0 ? q : part == 1 ? k : v;
-      stage(maps + (int64_t(part) * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, to.top, to.left, to.r,
-            const_cast<T*>(to.data));
+      const Staged<T> to = part == 0 ? q : part == 1 ? k : v;
+      stage(maps + (int64_t(part) * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, to.top, to.left,
+            part == 0 ? l.own : l.window, const_cast<T*>(to.data));
     };
     const auto shift = [&](int part, int parts, int dim, int dims) LSKA_INLINE {
       const auto staged = [&](int p) LSKA_INLINE { return part + p == 0 ? q : part + p == 1 ? k : v; };
@@ -107,6 +107,7 @@ acmix_fwd_kernel(const AcmixArguments a) {
     if (two) {
       const int dims = min(l.dims, a.D - t.dim);
       barrier();
+#pragma unroll
       for (int part = 0; part < 3; ++part) bring(part, t.dim, dims);
       if (l.shift) stage_composite(a, h, 0, 3, t.dim, dims, composite);
       barrier();

@@ -9,9 +9,9 @@ namespace lska_ops {
 template <class T>
 LSKA_DEVICE void query_facts(const AcmixArguments& a, const AcmixTile& t, int head, const Staged<T>& q,
                              int dim, int dims, const float* position, float* facts) {
-  const int elements = q.r.elements;
+  const int elements = q.elements();
   for (int n = thread_index(); n < elements; n += thread_count()) {
-    const int row = n / q.r.pitch, y = q.top + row, x = q.left + n - row * q.r.pitch;
+    const int row = n / q.pitch, y = q.top + row, x = q.left + n - row * q.pitch;
     if (y < 0 || y >= a.Ho || x < 0 || x >= a.Wo) continue;
     if (dim == 0) {
       const int64_t at = ((t.image * a.G + head) * a.Ho + y) * a.Wo + x;

@@ -176,10 +176,13 @@ LSKA_DEVICE void fill_table(const AcmixArguments& a, int first, int owned, int l
 template <class T>
 struct Staged {
   const T* data;
-  AcmixRegion r;
-  int top, left;  // of the region, in the map's own pixels
+  int rows, pitch;  // of the region; no more of it: the choice of one of three is made in registers
+  int top, left;    // of the region, in the map's own pixels
+  LSKA_DEVICE Staged(const T* data, const AcmixRegion& r, int top, int left)
+      : data(data), rows(r.rows), pitch(r.pitch), top(top), left(left) {}
+  LSKA_DEVICE int elements() const { return rows * pitch; }  // of one dim
   LSKA_DEVICE const T* at(int dim, int y, int x) const {
-    return data + (dim * r.rows + y - top) * r.pitch + x - left;
+    return data + (dim * rows + y - top) * pitch + x - left;
   }
 };
 
@@ -244,8 +247,8 @@ template <class T, bool kKey, class Out>
 LSKA_DEVICE void products(const AcmixWindow<kKey>& w, int band_row, const Staged<T>& own, int own_step,
                           const Staged<T>& window, int dims, const Out& out) {
   const AcmixLayout& l = w.a.layout;
-  const int rows = min(l.band, w.t.rows - band_row), runs = rows * l.runs, own_dim = own.r.elements,
-            window_dim = window.r.elements;
+  const int rows = min(l.band, w.t.rows - band_row), runs = rows * l.runs, own_dim = own.elements(),
+            window_dim = window.elements();
   for (int task = thread_index(); task < runs * l.taps; task += thread_count()) {
     const int tap_y = task / runs;
     const AcmixRun run = acmix_run(l, w.t, task - tap_y * runs, band_row);

@@ -160,7 +160,7 @@ def _check_yaml(original, file, suffix=(".yaml", ".yml"), hard=True):
     try:
         return original(file, suffix, hard=hard)
     except FileNotFoundError as error:
-        if near := near_model(file):
+        if (near := near_model(file)) and near != str(file):  # what is there twice is refused, too
             raise FileNotFoundError(f"{error}; did you mean {near}?") from error
         raise
 
@@ -172,7 +172,7 @@ def near_model(file):
         return None
     before, scale, behind = re.fullmatch(r"(.*?\d+)([nslmx]?)(?![a-z])(.*)|.*", path.stem).groups("")
     shipped = {_letters(each.stem): each.name for each in CFG.glob("*.yaml")}
-    near = difflib.get_close_matches(_letters(before + behind), shipped, n=1, cutoff=0.85)
+    near = difflib.get_close_matches(_letters(before + behind), shipped, n=1, cutoff=0.9)
     return shipped[near[0]].replace("-", f"{scale}-", 1) if near else None
 
 
