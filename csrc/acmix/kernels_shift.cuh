@@ -106,20 +106,27 @@ LSKA_DEVICE void shift_backward(const AcmixArguments& a, const Staged<T>& grads,
 }
 
 // to [D][G][3][G][taps] += the gradients of one head's composite weights for some dims, from q, k and v of a
-// tile and grad_y around it. A thread owns a channel of grad_y and a row of taps (or one tap), and starts at
-// a pixel of its own, as a warp's channels may lie in the same banks.
+// tile and grad_y around it. A task is a channel of grad_y and a row of taps (or one tap). Where tasks are
+// few, neighbouring lanes share one's runs and add theirs up, in a fixed order. Each lane starts at a run of
+// its own, as a warp's channels may lie in the same banks.
 template <class T>
 LSKA_DEVICE void shift_weights(const AcmixArguments& a, const AcmixTile& t, const Staged<T> (&maps)[3],
                                const Staged<T>& grads, int head, int dim, int dims, float* to) {
   const AcmixLayout& l = a.layout;
   const int k = a.kernel_conv, c = k / 2, taps = k * k, channels = dims * a.G, runs = t.rows * l.runs;
   const bool fast = l.regular && k == 3;
-  for (int task = thread_index(); task < channels * (fast ? k : taps); task += thread_count()) {
+  const int tasks = channels * (fast ? k : taps);
+  int splits = 1;  // lanes that share a task
+  while (splits < kWarp && 2 * splits * tasks <= thread_count()) splits *= 2;
+  const int split = thread_index() % splits;
+  for (int from = 0; from < tasks; from += thread_count() / splits) {  // all lanes reach the shuffles
+    const int task = from + thread_index() / splits;
     const int line = task / channels, channel = task - line * channels, d = channel / a.G;
     const int dy = (fast ? line : line / k) - c, dx = line % k - c;
     float sum[3][3] = {};
-    int nth = task % runs;
-    for (int i = 0; i < runs; ++i, nth = nth + 1 < runs ? nth + 1 : 0) {
+    int nth = (task * splits + split) % runs;
+    for (int i = split; task < tasks && i < runs;
+         i += splits, nth += nth + splits < runs ? splits : splits - runs) {
       const AcmixRun run = acmix_run(l, t, nth, 0);
       const int count = min(kAcmixRun, t.col + t.cols - run.x);
       if (uint32_t(run.y - dy) >= uint32_t(a.Ho)) continue;
@@ -147,6 +154,13 @@ LSKA_DEVICE void shift_weights(const AcmixArguments& a, const AcmixTile& t, cons
         }
       }
     }
+    for (int mask = splits / 2; mask > 0; mask /= 2) {
+#pragma unroll
+      for (int part = 0; part < 3; ++part)
+#pragma unroll
+        for (int tap = 0; tap < 3; ++tap) sum[part][tap] += shuffle_xor(sum[part][tap], mask);
+    }
+    if (task >= tasks || split != 0) continue;
     float* const out = to + ((int64_t(dim) * a.G + channel) * 3 * a.G + head) * taps + line * (fast ? 3 : 1);
 #pragma unroll
     for (int part = 0; part < 3; ++part)
@@ -282,13 +296,19 @@ struct AcmixSumArguments {
   float* out;  // [n]
 };
 
-// A thread owns one of n sums and adds its parts in their order.
+// A block owns as many of the n sums as a warp has lanes. A warp adds every so-manieth part, as parts are too
+// many for one after the other, and the first warp adds the warps' sums in their order.
 LSKA_KERNEL(256)
 acmix_sum_kernel(const AcmixSumArguments a) {
-  const int64_t i = block_x() * thread_count() + thread_index();
-  if (i >= a.n) return;
-  float sum = 0.f;
-  for (int64_t part = 0; part < a.count; ++part) sum += read_global(a.parts + part * a.n + i);
+  const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = thread_count() / kWarp;
+  const int64_t i = block_x() * kWarp + lane;
+  float *sums = shared_floats(), sum = 0.f;
+  for (int64_t part = warp; i < a.n && part < a.count; part += warps)
+    sum += read_global(a.parts + part * a.n + i);
+  sums[thread_index()] = sum;
+  barrier();
+  if (warp != 0 || i >= a.n) return;
+  for (int w = 1; w < warps; ++w) sum += sums[w * kWarp + lane];
   write_global(a.out + i, sum);
 }
 

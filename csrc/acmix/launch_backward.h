@@ -60,7 +60,7 @@ inline void shift_weights_bwd(const Call& call, const ShiftParts& p, Tensor& gra
   const int64_t sums = taps * 3 * s.G + 1, weights = ceil_div(s.C * taps * taps, kAcmixThreads);
   call.with_type([&](auto t) {
     using T = typename decltype(t)::type;
-    call.start(acmix_sum_kernel, {ceil_div(n, kAcmixThreads), 1, 1}, 0, sum);
+    call.start(acmix_sum_kernel, {ceil_div(n, kWarp), 1, 1}, kAcmixThreads * 4, sum);
     call.start(acmix_shift_end_kernel<T>, {sums + weights, 1, 1}, kAcmixThreads / kWarp * 4, end);
   });
 }

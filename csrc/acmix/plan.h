@@ -176,11 +176,10 @@ inline void set_grid(AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const G
   l.grid_y = ceil_div(key ? s.H : s.Ho(), l.rows);
   l.grid_z = ceil_div(key ? s.W : s.Wo(), l.cols);
   l.images = s.B;
-  // Sums are many: a block adds up as many images as leave each multiprocessor a block.
+  // Sums are many: only as many blocks write theirs as run at once, each for as few images as that allows.
   if (l.shift_grad) {
-    const int64_t most =
-        std::max<int64_t>(1, std::min(s.B, ceil_div(l.grid_x * l.grid_y * l.grid_z, device.multiprocessors)));
-    l.grid_x = l.images = ceil_div(s.B, most);
+    const int64_t at_once = std::clamp<int64_t>(device.multiprocessors / (l.grid_y * l.grid_z), 1, s.B);
+    l.grid_x = l.images = ceil_div(s.B, ceil_div(s.B, at_once));
   }
 }
 
@@ -303,11 +302,12 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
 
 namespace acmix_plan {
 
-// As above: what crosses global memory for each channel and image.
+// As above: what crosses global memory for each channel and image. Blocks that share the sums load the same.
 inline double traffic(const AcmixShiftGradPlan& p, const AcmixSize& s) {
   const int64_t reach = s.conv_reach();
-  return 3 * with_halo(s.H, p.rows * s.stride, reach) * with_halo(s.W, p.cols * s.stride, reach) +
-         double(s.Ho() * s.Wo());
+  const double map = with_halo(s.H, p.rows * s.stride, reach) * with_halo(s.W, p.cols * s.stride, reach);
+  const double sums = double(p.groups * 6 * s.G * s.conv_taps()) * 4. / double(s.element) / double(s.B);
+  return double(p.blocks_z) * (double(p.parts) * map + double(s.Ho() * s.Wo())) + sums;
 }
 
 }  // namespace acmix_plan
