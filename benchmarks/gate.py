@@ -26,18 +26,18 @@ STAGES = {"lska_cascade_fwd": 4, "lska_fwd": 6, "lska_fwd_bwd": 6}
 MOST = 1 << 27  # values of all windows of one map: a gigabyte in float64
 
 
-def images_judged(problem, most=MOST):
+def images_judged(problem, most=None):
     B, *image = problem.x.shape
     if problem.row.op == "lska":
         return B
     windows = problem.row.k**2 * torch.Size(image).numel()
-    return max(1, min(B, most // windows))
+    return max(1, min(B, (most or MOST) // windows))
 
 
 class Gate:
     """The float64 truth of one problem, and the verdict on others' results."""
 
-    def __init__(self, problem, most=MOST):
+    def __init__(self, problem, most=None):
         self.images, self.batch = images_judged(problem, most), len(problem.x)
         if self.images < self.batch:
             problem = problem.last(self.images)
