@@ -296,8 +296,8 @@ struct AcmixSumArguments {
   float* out;  // [n]
 };
 
-// A block owns as many of the n sums as a warp has lanes. A warp adds every so-manieth part, as parts are too
-// many for one after the other, and the first warp adds the warps' sums in their order.
+// A block owns as many of the n sums as a warp has lanes. Each warp adds its share of the parts, which are
+// too many for one thread, and the first warp adds the warps' sums in their order.
 LSKA_KERNEL(256)
 acmix_sum_kernel(const AcmixSumArguments a) {
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = thread_count() / kWarp;
