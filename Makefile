@@ -6,6 +6,8 @@ FLOOR_PYTHON ?= $(PYTHON)
 ENVS ?= .venv-floor .venv-middle .venv
 VERSIONS := $(notdir $(shell grep -l mark.versions tests/test_*.py))
 ARGS ?=
+# Two processes; a file's tests stay together, for they share what they build. ARGS='-n 0' for a debugger.
+TESTS := -m pytest -q -n 2 --dist loadfile
 # To work here one architecture is enough: this machine's, or any; `pip install .` by itself compiles for all.
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sort -uV)
 export LSKA_OPS_CUDA_ARCHS ?= $(or $(GPUS),90)
@@ -35,7 +37,7 @@ demo: setup  ## train, validate and predict on handwritten digits; ARGS='--modul
 	$(PY) -m lska_ops demo $(ARGS)
 
 test: setup  ## the tests; ARGS='-k acmix'
-	$(PY) -m pytest -q $(ARGS)
+	$(PY) $(TESTS) $(ARGS)
 
 fix: setup  ## format
 	$(PY) -m ruff check --fix --quiet .
@@ -53,21 +55,21 @@ check: setup  ## format, lint, rules of the tree, README's results current
 floor: .venv-floor/ready  ## the tests with the oldest supported versions
 	$(FLOOR)/pip install --quiet --no-deps --force-reinstall .
 	cd tests && ../$(FLOOR)/python -c 'import lska_ops; assert "site-packages" in lska_ops.__file__, lska_ops'
-	cd tests && ../$(FLOOR)/pytest -q $(ARGS)
+	cd tests && ../$(FLOOR)/python $(TESTS) $(ARGS)
 
 .venv-floor/ready: Makefile
 	$(FLOOR_PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "torch 2.3.1 needs Python 3.10 to 3.12: make floor FLOOR_PYTHON=python3.11")'
 	$(FLOOR_PYTHON) -m venv .venv-floor
-	$(FLOOR)/pip install torch==2.3.1 torchvision==0.18.1 ultralytics==8.3.0 'numpy<2' scikit-learn onnx onnxruntime onnxslim pytest
+	$(FLOOR)/pip install torch==2.3.1 torchvision==0.18.1 ultralytics==8.3.0 'numpy<2' scikit-learn onnx onnxruntime onnxslim pytest pytest-xdist
 	touch $@
 
 matrix: $(ENVS:%=%/ready)  ## what has to hold in every version: oldest, middle and newest pair; ENVS=.venv-middle for one
 	for env in $(filter-out .venv,$(ENVS)); do $$env/bin/pip install --quiet --no-deps --force-reinstall . || exit; done
-	cd tests && for env in $(ENVS); do ../$$env/bin/python -m pytest -q -m versions $(VERSIONS) $(ARGS) || exit; done
+	cd tests && for env in $(ENVS); do ../$$env/bin/python $(TESTS) -m versions $(VERSIONS) $(ARGS) || exit; done
 
 .venv-middle/ready: Makefile
 	$(FLOOR_PYTHON) -m venv .venv-middle
-	.venv-middle/bin/pip install --no-compile torch==2.6.0 torchvision==0.21.0 ultralytics==8.3.228 scikit-learn onnx onnxruntime onnxslim pytest
+	.venv-middle/bin/pip install --no-compile torch==2.6.0 torchvision==0.21.0 ultralytics==8.3.228 scikit-learn onnx onnxruntime onnxslim pytest pytest-xdist
 	touch $@
 
 packaging: setup  ## pip install for real: with a compiler, without one, and required without one

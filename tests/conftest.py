@@ -1,3 +1,4 @@
+import logging
 import os
 import sys
 import tempfile
@@ -18,6 +19,19 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def logged():
+    """All that ultralytics' logger is told."""
+    from ultralytics.utils import LOGGER
+
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    LOGGER.addHandler(handler)
+    yield lines
+    LOGGER.removeHandler(handler)
 
 
 def published(op):

@@ -1,6 +1,5 @@
 """Every example as a user starts it, in an empty folder and without a network, with little to do."""
 
-import logging
 import re
 import runpy
 import shutil
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from ultralytics.engine.model import Model
-from ultralytics.utils import LOGGER
 
 import lska_ops
 from lska_ops.yolo.digits import write_digits
@@ -21,12 +19,12 @@ SMALL = ("--epochs", "1", "--imgsz", "64", "--pictures", "4")
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
+def start(tmp_path, monkeypatch, logged):
     """Runs an example's file as a script; gives the models it trained and what ultralytics' logger was told.
 
     Of its trainings only the folder is changed, and that nothing is drawn.
     """
-    models, lines = [], []
+    models = []
     train = Model.train
 
     def elsewhere(model, *args, **options):
@@ -36,9 +34,6 @@ def start(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError(f"an example asks the network for {args[:1]}")
 
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    LOGGER.addHandler(handler)
     monkeypatch.setattr(Model, "train", elsewhere)
     for name in ("getaddrinfo", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
@@ -48,10 +43,9 @@ def start(tmp_path, monkeypatch):
     def run(name, *words, file=None):
         monkeypatch.setattr(sys, "argv", [name, *words])
         runpy.run_path(str(file or EXAMPLES / name), run_name="__main__")
-        return models, "\n".join(lines)
+        return models, "\n".join(logged)
 
     yield run
-    LOGGER.removeHandler(handler)
     lska_ops.unregister()
 
 

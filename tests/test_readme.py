@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import logging
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +14,6 @@ from test_yolo import PARAMETERS, SCALES
 from ultralytics import YOLO
 from ultralytics.engine.model import Model
 from ultralytics.nn import tasks
-from ultralytics.utils import LOGGER
 
 import lska_ops
 from lska_ops.__main__ import main
@@ -204,25 +202,14 @@ def saved(name, path):
     lska_ops.unregister()
 
 
-@pytest.fixture
-def said():
-    """All that ultralytics' logger is told."""
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    LOGGER.addHandler(handler)
-    yield lines
-    LOGGER.removeHandler(handler)
-
-
-def test_readme_python_runs(folder, said):
+def test_readme_python_runs(folder, logged):
     saved("yolo11n.yaml", "yolo11n.pt")
     names = {}
     assert len(blocks("python")) > 3
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), names)
     promised = re.findall(r"^# (lska_ops: .*)", "\n".join(blocks("python")), re.M)
-    assert promised and not [line for line in promised if line not in said], said
+    assert promised and not [line for line in promised if line not in logged], logged
     assert names["attended"].shape == names["shifted"].shape == names["q"].shape
 
 

@@ -137,7 +137,7 @@ def test_yolo_other_families_build(name, module):
         ([-1, 1, "SPPF_LSKA", []], lambda m: m.lska.k_size == 11 and m.m.kernel_size == 5),
         ([-1, 1, "SPPF_LSKA", [3, 7]], lambda m: m.lska.k_size == 7 and m.m.kernel_size == 3),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, list) else "",
 )
 def test_yolo_row_options(row, expected):
     if expected is None:
