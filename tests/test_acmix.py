@@ -19,6 +19,8 @@ from lska_ops.testing.problems import random_problem, ratios, solve
 
 HALF = (torch.float16, torch.bfloat16)
 
+pytestmark = pytest.mark.versions
+
 
 def module(*args, dtype=torch.float64, seed=0, **options):
     """An ACmix away from its initial values, where shifts and equal rates would hide mistakes."""

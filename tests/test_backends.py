@@ -8,6 +8,8 @@ import torch
 
 from lska_ops import LSKA, ACmix, _backends, explain, lska
 
+pytestmark = pytest.mark.versions
+
 
 def call(backend):
     pairs = [(c.weight, c.bias) for c in LSKA(4).children()]

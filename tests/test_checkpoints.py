@@ -21,6 +21,8 @@ from lska_ops.yolo import CheckpointError, convert
 from lska_ops.yolo.checkpoints import foreign_names
 from lska_ops.yolo.registration import NAMES
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture(autouse=True)
 def registered():

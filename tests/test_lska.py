@@ -14,6 +14,8 @@ from lska_ops.testing import PUBLISHED, error_ratio, relative_error
 DESIGNS = (LSKA, LSKATrivial, LKA, LKATrivial)
 HALF = (torch.float16, torch.bfloat16)
 
+pytestmark = pytest.mark.versions
+
 
 def module(C=6, k_size=7, dtype=torch.float64, design=LSKA, seed=0):
     torch.manual_seed(seed)
