@@ -6,8 +6,15 @@ import sys
 import torch
 from torch import nn
 
-# torch 2.3 has no such function, and no cheap way to ask.
-_has_any_global_hook = getattr(nn.modules.module, "_has_any_global_hook", bool)
+
+def _has_any_global_hook():
+    hooks = nn.modules.module  # where register_module_forward_hook and the like keep them, in every version
+    return bool(
+        hooks._global_forward_pre_hooks
+        or hooks._global_forward_hooks
+        or hooks._global_backward_pre_hooks
+        or hooks._global_backward_hooks
+    )
 
 
 class FusedModule(nn.Module):
