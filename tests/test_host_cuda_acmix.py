@@ -54,6 +54,32 @@ def check(problem, backward):
     )
 
 
+def half(problem, attention):
+    """What the registered ops take for one half alone, after qkv."""
+    t, o = problem.tensors, problem.options
+    names = ("conv_p", None, None, "rate1", None) if attention else (None, "fc", "dep_conv", None, "rate2")
+    return [t[n] if n else None for n in names], list(o.values())
+
+
+def check_half(host, problem, attention):
+    """One half, judged as the whole without the other."""
+    given, options = half(problem, attention)
+    other = "rate2" if attention else "rate1"
+    y, lse = host.acmix_core_fwd_cuda(problem.tensors["qkv"], *given, *options)
+    grads = host.acmix_core_bwd_cuda(problem.grad_y, problem.tensors["qkv"], lse, *given, *options)
+    assert attention or lse.shape == (0,)
+    problem.tensors[other] = torch.zeros_like(problem.tensors[other])
+    answers = {"y": y, "grad_qkv": grads[0]}
+    names = ("conv_p", "fc", "dep_conv", "rate1", "rate2")
+    for name, part, grad in zip(names, given, grads[1:], strict=True):
+        assert grad.shape == ((0,) if part is None else part.shape)
+        if part is not None:
+            answers[f"grad_{name}"] = grad
+    found = ratios(problem, answers, "cuda")
+    worst = max(found, key=found.get)
+    assert found[worst] <= 1, f"{worst} is {found[worst]:.3g} times the bound: {problem.repro('cuda')}"
+
+
 def parts(device, count, first):
     part = count // len(DEVICES)
     return range(first + list(DEVICES).index(device) * part, first + (list(DEVICES).index(device) + 1) * part)
@@ -154,36 +180,15 @@ def test_host_cuda_acmix_wide_maps_within_bound(host):
         problem.dtype, problem.grad_y = torch.float32, normal(1, G, 3, 297)
         on(host, "narrow")
         check(problem, backward=True)
-
-
-def half(problem, attention):
-    """What the registered ops take for one half alone, after qkv."""
-    t, o = problem.tensors, problem.options
-    names = ("conv_p", None, None, "rate1", None) if attention else (None, "fc", "dep_conv", None, "rate2")
-    return [t[n] if n else None for n in names], list(o.values())
+        check_half(host, problem, attention=False)  # whose weight gradients a kernel of its own adds up
 
 
 @pytest.mark.parametrize("attention", [True, False], ids=["attention", "shift"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_host_cuda_acmix_halves_are_the_whole_without_the_other(host, device, attention):
     for seed in range(530_000, 530_012):
-        problem = problem_of(seed)
-        given, options = half(problem, attention)
-        other = "rate2" if attention else "rate1"
         on(host, device, seed)
-        y, lse = host.acmix_core_fwd_cuda(problem.tensors["qkv"], *given, *options)
-        grads = host.acmix_core_bwd_cuda(problem.grad_y, problem.tensors["qkv"], lse, *given, *options)
-        assert attention or lse.shape == (0,)
-        problem.tensors[other] = torch.zeros_like(problem.tensors[other])
-        answers = {"y": y, "grad_qkv": grads[0]}
-        names = ("conv_p", "fc", "dep_conv", "rate1", "rate2")
-        for name, part, grad in zip(names, given, grads[1:], strict=True):
-            assert grad.shape == ((0,) if part is None else part.shape)
-            if part is not None:
-                answers[f"grad_{name}"] = grad
-        found = ratios(problem, answers, "cuda")
-        worst = max(found, key=found.get)
-        assert found[worst] <= 1, f"{worst} is {found[worst]:.3g} times the bound: {problem.repro('cuda')}"
+        check_half(host, problem_of(seed), attention)
 
 
 @pytest.mark.parametrize("op", ["local_attention", "shift_aggregate"])
