@@ -80,7 +80,9 @@ def all_rows(op, args):
 
 
 def parse(op, arguments=None):
-    parser = argparse.ArgumentParser(description=f"Benchmark of {op}: ours, PyTorch eager and torch.compile.")
+    peers = "PyTorch eager, torch.compile" + (", FlexAttention" if op == "acmix" else "")
+    description = f"Benchmark of {op}: our backends (cpu; cuda and triton with --device cuda), {peers}."
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--quick", action="store_true", help="few rows and rounds: that it runs, not how fast"
     )

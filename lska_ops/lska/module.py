@@ -26,7 +26,7 @@ def split_kernel(k_size, dilation=None, op="LSKA"):
         return split
     nearest = [next((k for k in sizes if _split(k, dilation)), None) for sizes in _outwards(k_size, dilation)]
     rule = "an odd k0 + (k1 - 1) * d with k0 = 2d - 1 and k1 = 3, 5, ..."
-    given = f" and d = {dilation}" if dilation is not None else ""
+    given = f" and d = {dilation if dilation is not None else '2, 3, ... (1 where dilation=1 is given)'}"
     raise ValueError(
         f"{op}: k_size is {k_size}; expected {rule}{given}; the nearest that work: "
         + ", ".join(str(k) for k in nearest if k is not None)
