@@ -65,6 +65,7 @@ floor: .venv-floor/ready  ## the tests with the oldest supported versions
 
 matrix: $(ENVS:%=%/ready)  ## what has to hold in every version: oldest, middle and newest pair; ENVS=.venv-middle for one
 	for env in $(filter-out .venv,$(ENVS)); do $$env/bin/pip install --quiet --no-deps --force-reinstall . || exit; done
+	cd tests && for env in $(filter-out .venv,$(ENVS)); do ../$$env/bin/python -c 'import lska_ops; assert "site-packages" in lska_ops.__file__, lska_ops' || exit; done
 	cd tests && for env in $(ENVS); do ../$$env/bin/python $(TESTS) -m versions $(VERSIONS) $(ARGS) || exit; done
 
 .venv-middle/ready: Makefile
