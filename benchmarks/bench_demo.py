@@ -6,6 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pinned  # noqa: F401
 import report
 import torch
 from networks import trainer_of

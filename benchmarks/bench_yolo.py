@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import pinned  # noqa: F401
 import report
 import suite
 import torch

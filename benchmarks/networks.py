@@ -104,7 +104,7 @@ class Inference:
         torch.backends.cudnn.deterministic = False
         network = YOLO(yaml_of(scale, module)).model
         without_symmetries(network)
-        _settle(network)
+        _settle(network, side)
         self.facts = facts_of(network, side)
         half = dtype == torch.float16
         self.network = AutoBackend(network.eval(), device=device, fp16=half, fuse=True, verbose=False)
@@ -124,14 +124,19 @@ class Inference:
 
 
 @torch.no_grad()
-def _settle(network):
-    """BatchNorms get statistics: with the initial ones maps fade to denormal numbers, which are slow."""
+def _settle(network, side):
+    """BatchNorms get statistics: with the initial ones maps fade to denormal numbers, which are slow.
+
+    They are those of pictures of that side: with others' the maps of a large network grow, until ACmix's
+    logits are beyond what its error bound can follow.
+    """
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for m in norms:
         m.momentum = 1.0
     with asking("reference"):
-        network.train()(torch.rand(2, 3, 320, 320))  # of 64 px the last maps are too small for a variance
+        side = max(side, 320)  # of 64 px the last maps are too small for a variance
+        network.train()(torch.rand(1, 3, side, side))
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
 

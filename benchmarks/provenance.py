@@ -56,20 +56,27 @@ def slug(facts):
     return re.sub(r"[^a-z0-9]+", "-", f"{facts['device']} {facts['isa']}{threads}".lower()).strip("-")
 
 
-def headline(facts):
+def machine(facts):
+    return f"{facts['device']}, {facts['isa']}, {facts['threads']} threads, torch {facts['torch']}"
+
+
+def run_of(facts):
     dirty = " with uncommitted changes" if facts["dirty"] == "yes" else ""
-    return (
-        f"{facts['device']}, {facts['isa']}, {facts['threads']} threads, torch {facts['torch']}, "
-        f"{facts['date']}, commit {facts['commit']}{dirty}, load before {facts['load']}"
-    )
+    return f"{facts['date']}, commit {facts['commit']}{dirty}, load before {facts['load']}"
+
+
+def headline(facts):
+    return f"{machine(facts)}, {run_of(facts)}"
 
 
 def heads(lines):
-    """The headline of each run that lines come from, and whether it may be published."""
+    """A title for each machine and torch that lines come from: its runs, and which may not be published."""
+    titles = {}
     for facts in {headline(line): line for line in lines}.values():
-        yield f"**{headline(facts)}**" + (
-            "" if facts["quiet"] == "yes" else " — *not publishable: other work was running*"
-        )
+        refused = "" if facts["quiet"] == "yes" else " — *not publishable: other work was running*"
+        titles.setdefault(machine(facts), []).append(run_of(facts) + refused)
+    for title, runs in titles.items():
+        yield f"**{title}** ({'; '.join(runs)})"
 
 
 def write_table(file, columns, lines):

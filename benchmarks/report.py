@@ -12,9 +12,28 @@ import start_report
 import yolo_report
 from evidence import coverage, read_all
 from goals import by_row, geometric_mean, line_of, times, x_best, x_eager
-from provenance import PROVENANCE, RESULTS, ROOT, environment, headline, heads, read, slug, write_table
+from provenance import (
+    PROVENANCE,
+    RESULTS,
+    ROOT,
+    environment,
+    headline,
+    heads,
+    read,
+    run_of,
+    slug,
+    write_table,
+)
 
-__all__ = ("RESULTS", "ROOT", "environment", "headline", "read", "slug")  # what the benchmarks take from here
+__all__ = (
+    "RESULTS",
+    "ROOT",
+    "environment",
+    "headline",
+    "read",
+    "run_of",
+    "slug",
+)  # what the benchmarks take from here
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -100,18 +119,39 @@ def devices(results):
 def block(results=RESULTS):
     """The text between README.md's markers."""
     found = devices(results)
+    parts = {folder: _parts(results, folder, lines) for folder, lines in found.items()}
+    cpus = [folder for folder, lines in found.items() if not any(map(_on_gpu, lines))]
+    shown = max(cpus, key=lambda folder: sum(map(len, parts[folder])), default=None)
     text = []
-    for folder, lines in found.items():
-        text += _device(folder, lines) if lines else ()
-        text += _demo(results / folder / DEMO)
-        text += yolo_report.block(results, folder)
-    if not any(line["isa"].startswith("sm_") for lines in found.values() for line in lines):
+    for folder in sorted(found, key=lambda folder: (folder in cpus, folder != shown, folder)):
+        folded = folder in cpus and folder != shown
+        text += _folded(folder, parts[folder]) if folded else parts[folder]
+    measured = [_on_gpu(line) for lines in found.values() for line in lines]
+    if not any(measured):
         text.append("GPU: not measured on a GPU yet.")
-    if not any(not line["isa"].startswith("sm_") for lines in found.values() for line in lines):
+    if all(measured):
         text.insert(0, "CPU: not measured yet.")
     text += filter(None, map(coverage, read_all(results)))
     text += start_report.block(results)
     return "\n\n".join(text)
+
+
+def _on_gpu(line):
+    return line["isa"].startswith("sm_")
+
+
+def _parts(results, folder, lines):
+    """All that README has of one device."""
+    return [
+        *(_device(folder, lines) if lines else ()),
+        *_demo(results / folder / DEMO),
+        *yolo_report.block(results, folder),
+    ]
+
+
+def _folded(folder, parts):
+    """Of CPUs README shows the one with most results; the others open at a click."""
+    return [f"<details><summary>{folder}</summary>", *parts, "</details>"] if parts else []
 
 
 def _demo(file):
@@ -156,7 +196,7 @@ def _line(kind, case, B, dtype, rows):
     wrong = any(line["role"] == "ours" and line["status"].startswith("WRONG") for row in rows for line in row)
     ours = _mean(rows, lambda row: _ms(line_of(row, "ours")), "{:.4g}")
     work = WORK[kind]
-    if rows[0][0]["isa"].startswith("sm_"):  # what was measured on a GPU came about in several runs
+    if _on_gpu(rows[0][0]):  # what was measured on a GPU came about in several runs
         work += f" ({', '.join(sorted({row[0]['date'][:10] for row in rows}))})"
     cells = [
         work, f"{C}×{H}×{W} ({case})", B, dtype, sizes,

@@ -1,13 +1,9 @@
 """One benchmark: for each row correctness first, then time in interleaved rounds, then memory."""
 
-import os
-
-# Pinned, or two threads share a core now and then and the timings double; read when torch is imported.
-os.environ.setdefault("OMP_PROC_BIND", "true")
-
 import argparse
 import contextlib
 import gc
+import os
 import tempfile
 import time
 import warnings

@@ -1,7 +1,11 @@
 """The benchmarks judge before they time, and what they write can be read back. No test here measures speed."""
 
+import ast
 import itertools
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 import report
@@ -240,9 +244,9 @@ def test_benchmarks_tables_agree():
                 assert (goal.kind, case, B) in shapes or (case == "yolo11x_p3" and B == 4), goal.text
 
 
-def made_up(row, ours_ms, quiet="yes", load="0.10"):
+def made_up(row, ours_ms, quiet="yes", load="0.10", date="2026-01-01 00:00 UTC"):
     """CSV lines of one row as a run would make them."""
-    facts = dict(device="Made-up CPU", threads=2, isa="AVX9", date="2026-01-01 00:00 UTC", commit="abc", dirty="no",
+    facts = dict(device="Made-up CPU", threads=2, isa="AVX9", date=date, commit="abc", dirty="no",
                  lska_ops="0", torch="2", python="3", load=load, quiet=quiet)  # fmt: skip
     problem = Problem(row._replace(case=TINY), torch.float32, CPU)
     lines = []
@@ -299,7 +303,22 @@ def test_benchmarks_demo_is_a_line_of_the_readme(tmp_path, monkeypatch):
              for b, s in (("cpu", 0.25), ("reference", 1.0))]  # fmt: skip
     report.write_demo(tmp_path / "made-up" / report.DEMO, lines)
     text = report.block(tmp_path)
-    assert "| yolo11n-LSKA, batch 16, 32 px | cpu | 0.250 | 4.00 |" in text and report.headline(facts) in text
+    assert (
+        "| yolo11n-LSKA, batch 16, 32 px | cpu | 0.250 | 4.00 |" in text
+        and f"({report.run_of(facts)})" in text
+    )
+
+
+def test_benchmarks_readme_shows_one_cpu_and_folds_the_others(tmp_path):
+    rows = [row for row in ROWS["lska"] if row.case.id == "yolo11n_p4" and row.B == 4]
+    for folder, some in (("small", rows[:1]), ("whole", rows)):
+        for row in some:
+            report.write(tmp_path / folder / "lska.csv", made_up(row, 1.0), [row.id])
+    later = made_up(rows[0], 1.0, date="2026-01-03 00:00 UTC")
+    report.write(tmp_path / "whole" / "lska.csv", later, [row.id for row in rows])
+    shown, folded, rest = re.split(r"<details><summary>small</summary>|</details>", report.block(tmp_path))
+    assert "results/whole" in shown and "results/small" in folded and "| LSKA" not in rest
+    assert shown.count("**") == 2 and shown.count("commit ") == 2  # one machine, two runs of it
 
 
 def test_benchmarks_goals_are_not_rounded_up():
@@ -312,3 +331,38 @@ def test_benchmarks_goals_are_not_rounded_up():
     assert reached(goal, made_up(rows[0], 1.0), 3) == (None, "not measured (1 of 3 rows)")
     lines[0].update(ms="", status="WRONG: y")
     assert reached(goal, lines, 3) == (None, "WRONG")
+
+
+TASKS = """
+import os, torch
+try: import sklearn.datasets
+except ImportError: pass
+torch.set_num_threads(2)
+torch.randn(512, 512) @ torch.randn(512, 512)
+torch.randn(1 << 20).exp()
+print([sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")])
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="this process may use one CPU alone; run the tests where it may use two",
+)
+@pytest.mark.parametrize("name", ["bench_lska", "bench_acmix", "bench_yolo", "bench_demo"])
+def test_benchmarks_pin_each_thread_to_a_core_of_its_own(name):
+    """And what is imported later, scikit-learn's OpenMP for one, does not put them on one."""
+    env = {key: value for key, value in os.environ.items() if key != "OMP_PROC_BIND"}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    cores = {}
+    for first in (
+        name,
+        "torch, " + name,
+    ):  # the second as in a process that has torch by then: nothing is pinned
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {first}\n{TASKS}"], capture_output=True, text=True, env=env
+        )
+        assert done.returncode == 0, done.stderr
+        cores[first] = ast.literal_eval(done.stdout.splitlines()[-1])
+    pinned = [tuple(core) for core in cores[name] if len(core) == 1]
+    assert len(set(pinned)) == 2, cores  # numpy's own threads are where the first one is
+    assert all(len(core) > 1 for core in cores["torch, " + name]), cores
