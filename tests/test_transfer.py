@@ -359,6 +359,20 @@ def test_transfer_by_name_alone_says_what_that_leaves_at_random(said):
     assert said()[0].endswith("; tensors are taken by name alone")
 
 
+def test_transfer_from_something_else_than_a_network_of_rows(said):
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+
+    model = build(small(("LSKA",), ("ACmix",)))
+    model.load(Backbone())
+    assert said() == [
+        "the source is no network of ultralytics (Backbone); tensors are taken by name alone; "
+        "1 LSKA layer and 1 ACmix layer start at random"
+    ]
+
+
 def test_transfer_row_that_cannot_be_the_identity(said):
     plain = trained(build(SMALL))
     build(small(("ACmix", 7, 16))).load(plain)

@@ -156,7 +156,7 @@ def _trace(model):
     try:
         layers = parse_quietly(tasks.parse_model, d, channels)[0].eval()
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        what = str(error).removeprefix("model YAML: ")
+        what = str(error).removeprefix(f"{model.name}: ")
         raise InsertError(f"{model.name}: {what}" if what else f"{model.name}: {error!r}") from error
     device = next((p.device for p in layers.parameters()), torch.device("cpu"))
     maps = []

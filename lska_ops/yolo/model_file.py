@@ -4,7 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from .registration import CFG, near_model
+from .registration import CFG, hint_for
 
 PICTURE = -1  # what the first row reads
 
@@ -229,7 +229,7 @@ def _find(source):
                 return Path(found)
     if path.is_file():
         raise InsertError(f"{source}: is no YAML; expected a model's .yaml, as a checkpoint is made from one")
-    hint = f"; did you mean {near}?" if (near := near_model(source)) else ""
+    hint = hint_for(source, lambda name: tasks.check_yaml(name, hard=False))
     raise InsertError(
         f"{source}: does not exist; expected the path of a model YAML, or a name that ultralytics has{hint}"
     )

@@ -160,9 +160,25 @@ def _check_yaml(original, file, suffix=(".yaml", ".yml"), hard=True):
     try:
         return original(file, suffix, hard=hard)
     except FileNotFoundError as error:
-        if (near := near_model(file)) and near != str(file):  # what is there twice is refused, too
-            raise FileNotFoundError(f"{error}; did you mean {near}?") from error
+        if hint := hint_for(file, lambda name: original(name, suffix, hard=False)):
+            raise FileNotFoundError(f"{error}{hint}") from error
         raise
+
+
+def hint_for(file, find):
+    """What helps whoever asked for a model YAML that is not there: the name it nearly is, or the command that
+    writes it, as for yolo12n-LSKA.yaml; "" where neither is known. `find` tells whether a name is there."""
+    near = near_model(file)
+    if near and _letters(near) == _letters(Path(str(file)).with_suffix(".yaml").name):
+        return f"; did you mean {near}?" if near != str(file) else ""  # what is there twice is refused, too
+    words, rows = Path(str(file)).stem.split("-"), {_letters(name): name for name in NAMES}
+    module = next((word for word in words if _letters(word) in rows), None)
+    plain = "-".join(word for word in words if word != module) + ".yaml"
+    if module and any(map(find, (plain, re.sub(r"(\d)[nslmx](?=\W)", r"\1", plain)))):
+        name = rows[_letters(module)]
+        after = "SPPF" if name == "SPPF_LSKA" else "backbone" if "cls" in words else "P3 P4 P5"
+        return f"; `python -m lska_ops insert {plain} {name} --after {after} -o {file}` writes it"
+    return f"; did you mean {near}?" if near else ""
 
 
 def near_model(file):
@@ -193,17 +209,23 @@ def _generate_ddp_file(original, trainer):
 def _parse_model(original, d, ch, verbose=True):
     from ultralytics.nn import tasks
 
+    from . import wiring
+
     ours = {name: cls for name, cls in modules().items() if getattr(tasks, name) is cls}
     rows = [list(row) if isinstance(row, (list, tuple)) else row for row in [*d["backbone"], *d["head"]]]
+    file = Path(str(d.get("yaml_file") or "model YAML")).name
     try:
-        _fill_in_channels(rows, d, ch, ours, original)
+        _fill_in_channels(file, rows, d, ch, ours, original)
         cut = len(d["backbone"])
-        return original({**d, "backbone": rows[:cut], "head": rows[cut:]}, ch, verbose)
+        parsed = original({**d, "backbone": rows[:cut], "head": rows[cut:]}, ch, verbose)
     except KeyError as error:
         # Only the parser can tell that a name is unknown: other wrappers of it may supply names of their own.
         if problem := _unknown_name(error, rows, tasks):
-            raise ValueError(problem) from error
+            raise ValueError(f"{file}: {problem}") from error
         raise
+    if any(isinstance(row, list) and _names_one_of(ours, row) for row in rows):
+        wiring.warn(file, d)
+    return parsed
 
 
 def _unknown_name(error, rows, tasks):
@@ -213,7 +235,7 @@ def _unknown_name(error, rows, tasks):
         if isinstance(name, str) and error.args == (name,) and not hasattr(tasks, name):
             near = _near(name, [n for n in vars(tasks) if n[:1].isupper()])
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            return f"model YAML: row {i} names {name!r}, which neither ultralytics nor lska_ops has{hint}"
+            return f"row {i} names {name!r}, which neither ultralytics nor lska_ops has{hint}"
     return None
 
 
@@ -227,16 +249,16 @@ def _letters(text):
     return re.sub(r"[\W_]", "", text).lower()
 
 
-def _fill_in_channels(rows, d, ch, ours, parse):
+def _fill_in_channels(file, rows, d, ch, ours, parse):
     """Writes the channel counts in front of the arguments of our rows, once each has proved to build."""
     mine = [i for i, row in enumerate(rows) if isinstance(row, list) and _names_one_of(ours, row)]
     for i in mine:
-        _check_row(i, rows[i])
+        _check_row(file, i, rows[i])
     channels, values = _probe(rows, mine, d, ch, parse)
     for i in mine:
         name, written = rows[i][2], rows[i][3]
         counts = [channels[i]] * CHANNEL_COUNTS.get(name, 1)
-        _try_building(i, ours[name], counts, written, values[i])
+        _try_building(f"{file}: row {i}", ours[name], counts, written, values[i])
         rows[i][3] = counts + list(written)
 
 
@@ -244,13 +266,13 @@ def _names_one_of(ours, row):
     return len(row) > 2 and isinstance(row[2], str) and row[2] in ours
 
 
-def _check_row(i, row):
+def _check_row(file, i, row):
     if len(row) != 4:
         raise ValueError(
-            f"model YAML: row {i} is {row}; expected from, repeats, module, arguments: [-1, 1, {row[2]}, []]"
+            f"{file}: row {i} is {row}; expected from, repeats, module, arguments: [-1, 1, {row[2]}, []]"
         )
     f, repeats, name, args = row
-    where = f"model YAML: row {i} ({name})"
+    where = f"{file}: row {i} ({name})"
     if not isinstance(f, int) or isinstance(f, bool):
         raise ValueError(f"{where} reads from {f}; expected one row, it takes one map")
     if not -max(i, 1) <= f < i:
@@ -313,7 +335,7 @@ def parse_quietly(parse, d, ch):
             return parse(parsed, ch, False)[0], parsed["backbone"]
 
 
-def _try_building(i, cls, counts, written, values):
+def _try_building(where, cls, counts, written, values):
     """Builds the module once without storage, so that a wrong option is reported with its row."""
     first = values[0] if values else None
     # No window is that wide, but many a row of other modules begins with the channels of its output.
@@ -321,7 +343,7 @@ def _try_building(i, cls, counts, written, values):
     parameters = list(inspect.signature(cls.__init__).parameters)[1 + len(counts) :]
     if len(values) > len(parameters):
         raise ValueError(
-            f"model YAML: row {i} ({cls.__name__}) has arguments {list(written)}; "
+            f"{where} ({cls.__name__}) has arguments {list(written)}; "
             f"expected at most {len(parameters)}: {parameters}{hint}"
         )
     try:
@@ -329,7 +351,7 @@ def _try_building(i, cls, counts, written, values):
             cls(*counts, *values)
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"model YAML: row {i}: {error}{hint}") from error
+        raise kind(f"{where}: {error}{hint}") from error
 
 
 def _is_name(argument):

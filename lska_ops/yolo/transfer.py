@@ -34,6 +34,12 @@ class Outline:
                 place_of[i] = len(self.plain)
                 self.plain.append((i, "SPPF" if name == "SPPF_LSKA" else name, reads))
 
+    def number(self, place):
+        """The row whose map is that of a place: of ours behind it the last."""
+        if place < 0:
+            return place
+        return max([self.plain[place][0], *(i for (at, *_), i in self.inserted.items() if at == place)])
+
     def differences(self, other):
         """What keeps the two from being one network but for our rows and the head, in words."""
         if len(self.plain) != len(other.plain):
@@ -53,8 +59,13 @@ class Outline:
 def load(original, model, weights, verbose=True):
     """``BaseModel.load`` of ultralytics, wrapped; for networks without our modules, that itself."""
     source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
-    if not (_has_rows(source) and _has_rows(model) and (_has_ours(source) or _has_ours(model))):
+    if not (_has_ours(source) or _has_ours(model)) or not _has_rows(model):
         return original(model, weights, verbose)
+    if not _has_rows(source):
+        original(model, weights, verbose)
+        text = f"{_name(source)} is no network of ultralytics ({type(source).__name__})"
+        text += f"; tensors are taken by name alone{_at_random(_not_in(source, model))}"
+        return _say("warning", verbose, text)
     match = Match(source, model)
     if problems := match.there.differences(match.here):
         text = f"{_does_not_fit(match, problems)}; tensors are taken by name alone"
@@ -67,7 +78,7 @@ def load(original, model, weights, verbose=True):
     if problems:
         _say("warning", verbose, _does_not_fit(match, problems) + _at_random(match.new.values()))
     if others := match.there.other_reads(match.here):
-        _say("warning", verbose, f"not wired as in {_name(source)}: {_few(others)}")
+        _say("warning", verbose, f"not wired as in {_name(source)}: {few(others)}")
     if problems or not match.same():
         _say("info", verbose, _summary(match, started, reasons))
 
@@ -134,7 +145,7 @@ class Match:
 
 def _does_not_fit(match, problems):
     """ "yolo11s.pt does not fit: its row 0 has ...; it is of scale s, this model of scale n"."""
-    text = f"{_name(match.source)} does not fit: {_few(problems)}"
+    text = f"{_name(match.source)} does not fit: {few(problems)}"
     for key, its, ours in (("scale", "of scale", "of scale"), ("yaml_file", "made from", "from")):
         there, here = (Path(str(m.yaml.get(key) or "")).name for m in (match.source, match.model))
         if there and here and there != here:
@@ -262,7 +273,7 @@ def _name(source):
     return Path(str(path)).name if path else "the source"
 
 
-def _few(problems):
+def few(problems):
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
     return "; ".join(problems[:3]) + more
 

@@ -1,0 +1,130 @@
+"""What a YAML, a row or a name that does not hold is answered with."""
+
+import re
+
+import pytest
+import ultralytics
+import yaml
+from test_yolo import parse, registered, rows
+
+import lska_ops
+from lska_ops.__main__ import main
+from lska_ops.yolo.registration import NAMES, near_model
+
+__all__ = ["registered"]  # a fixture that every test here has
+
+
+@pytest.mark.parametrize("name, meant", [("yolo11-LKSA.yaml", "yolo11-LSKA.yaml"), ("yolo11x-lska.yaml", "yolo11x-LSKA.yaml"), ("yolo11nACmx.yml", "yolo11n-ACmix.yaml"),
+                                         ("yolo12s.yaml", None), ("yolo11n-seg.yaml", None), ("yolov8n-LSKA.yaml", None), ("runs/yolo11-LKSA.yaml", None)])  # fmt: skip
+def test_yolo_misspelt_name_of_a_shipped_model(name, meant):
+    assert near_model(name) == meant
+
+
+def test_yolo_unknown_model_file_is_answered_with_the_name_that_is_near():
+    with pytest.raises(FileNotFoundError, match=r"does not exist; did you mean yolo11n?-LSKA.yaml\?$"):
+        ultralytics.YOLO("yolo11n-LKSA.yaml")
+    with pytest.raises(FileNotFoundError) as error:
+        ultralytics.YOLO("nothing-like-it.yaml")
+    assert "did you mean" not in str(error.value) and "insert" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("yolo12n-LSKA.yaml", r"insert yolo12n?\.yaml LSKA --after P3 P4 P5 -o yolo12n?-LSKA\.yaml"),
+        ("yolov8s-acmix.yaml", r"insert yolov8s?\.yaml ACmix --after P3 P4 P5 -o yolov8s?-acmix\.yaml"),
+        ("yolo11n-LSKA-seg.yaml", r"insert yolo11n?-seg\.yaml LSKA --after P3 P4 P5 -o yolo11n?-LSKA-seg\.yaml"),
+        ("yolo11n-seg-LSKA.yaml", r"insert yolo11n?-seg\.yaml LSKA --after P3 P4 P5 -o yolo11n?-seg-LSKA\.yaml"),
+        ("rtdetr-l-ACmix.yaml", r"insert rtdetr-l\.yaml ACmix --after P3 P4 P5 -o rtdetr-l-ACmix\.yaml"),
+        ("yolo11n-cls-LSKA.yaml", r"insert yolo11n?-cls\.yaml LSKA --after backbone -o yolo11n?-cls-LSKA\.yaml"),
+        ("yolo11n-sppf-lska.yaml", None),  # SPPF_LSKA is one word
+        ("yolo11n-SPPF_LSKA.yaml", r"insert yolo11n?\.yaml SPPF_LSKA --after SPPF -o yolo11n?-SPPF_LSKA\.yaml"),
+        ("yolo99n-LSKA.yaml", None),
+    ],
+)  # fmt: skip
+def test_yolo_model_that_insert_can_write_is_answered_with_the_command(name, command, tmp_path, monkeypatch):
+    kind = ultralytics.RTDETR if "rtdetr" in name else ultralytics.YOLO
+    with pytest.raises(FileNotFoundError) as error:
+        kind(name)
+    assert ("lska_ops insert" in str(error.value)) == bool(command), error.value
+    if not command:
+        return
+    said = re.search(rf"; `python -m lska_ops ({command})` writes it$", str(error.value))
+    assert said, error.value
+    monkeypatch.chdir(tmp_path)
+    assert main(said[1].split()) == 0
+    model = kind(name).model
+    assert any(type(m).__module__.startswith("lska_ops.") for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ([-1, 1, "LSKA", [8]], "row 1: LSKA: k_size is 8; expected"),
+        ([-1, 1, "ACmix", [7, 5]], "row 1: ACmix: head is 5; expected a divisor of out_planes = 16"),
+        ([-1, 1, "LSKA", [7, 2, 1]], "row 1 (LSKA) has arguments [7, 2, 1]; expected at most 2: ['k_size', 'dilation']"),
+        ([-1, 1, "SPPF_LSKA", [1024, 5]], "row 1: SPPF_LSKA: k is 1024; expected an odd integer of at least 1; channel counts are filled in"),
+        ([-1, 1, "LSKA", [1024]], "; channel counts are filled in"),
+        ([-1, 1, "ACmix", [512]], "; channel counts are filled in"),
+        ([-1, 1, "LSKA", [64, 64, 7]], "expected at most 2: ['k_size', 'dilation']; channel counts are filled in"),
+        ([-1, 1, "LSKA"], "row 1 is [-1, 1, 'LSKA']; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
+        ([-1, 1, "LSKA", 23], "row 1 (LSKA) has arguments 23; expected a list"),
+        ([-1, 1, "LSKA", None], "row 1 (LSKA) has arguments None; expected a list"),
+        ([-1, "x", "LSKA", []], "row 1 (LSKA) has repeats 'x'; expected a number"),
+        ([1, 1, "LSKA", []], "row 1 (LSKA) reads from 1; expected a row before it, 0 to 0 or -1 to -1"),
+        ([-2, 1, "LSKA", []], "row 1 (LSKA) reads from -2; expected a row before it"),
+        ([99, 1, "ACmix", []], "row 1 (ACmix) reads from 99; expected a row before it"),
+        ([-1, 1, "LSKA", ["k"]], "row 1: LSKA: k_size is 'k'; expected an integer"),
+        ([-1, 1, "LSKAA", []], "row 1 names 'LSKAA', which neither ultralytics nor lska_ops has; did you mean LSKA"),
+        ([[-1, 0], 1, "LSKA", []], "row 1 (LSKA) reads from [-1, 0]; expected one row"),
+        ([-1, 1, "LSKA", ["k_size=23"]], "LSKA: k_size is 'k_size=23'; expected an integer"),
+        ([-1, 1, "LSKA", [{"k_size": 23}]], "row 1: LSKA: k_size is {'k_size': 23}; expected an integer"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_yolo_bad_row(row, message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        parse(rows(row))
+    assert message in str(error.value) and str(error.value).startswith("model YAML: ")
+
+
+def test_yolo_bad_row_names_the_file(tmp_path):
+    file = tmp_path / "my-net.yaml"
+    file.write_text(yaml.safe_dump(rows([-1, 1, "LSKA", [8]])))
+    with pytest.raises(ValueError, match=r"^my-net\.yaml: row 1: LSKA: k_size is 8; expected"):
+        ultralytics.YOLO(file)
+    file.write_text(yaml.safe_dump(rows([-1, 1, "LSKAA", []])))
+    with pytest.raises(ValueError, match=r"^my-net\.yaml: row 1 names 'LSKAA'"):
+        ultralytics.YOLO(file)
+
+
+def spellings(name):
+    return {name.lower(), name.upper(), name.title(), name.swapcase(), name[:2].lower() + name[2:], f"{name} ",
+            name.replace("_", "-").lower(), name.replace("_", ""), f"{name[:3]}-{name[3:]}"} - {name}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, spelling", [(name, s) for name in NAMES for s in sorted(spellings(name))])
+def test_yolo_other_spelling_of_a_name_is_answered_with_it(name, spelling):
+    with pytest.raises(ValueError) as error:
+        parse(rows([-1, 1, spelling, []]))
+    assert str(error.value).endswith(f"; did you mean {name}?")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("8", 8), "SPPF_LSKA: c1 is '8'; expected an integer"),
+        ((0, 8), "SPPF_LSKA: c1 is 0; expected an integer of at least 2"),
+        ((8, 0), "SPPF_LSKA: c2 is 0; expected an integer of at least 1"),
+        ((8, 8, 4), "SPPF_LSKA: k is 4; expected an odd integer of at least 1"),
+    ],
+)
+def test_yolo_bad_sppf(arguments, message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        lska_ops.SPPF_LSKA(*arguments)
+    assert str(error.value) == message
+
+
+def test_yolo_other_key_errors_stay_what_they_are():
+    with pytest.raises(KeyError, match="huge"):
+        parse(rows([-1, 1, "LSKA", []], scale="huge"))
