@@ -86,7 +86,8 @@ def explain(op, x, **options):
             kernel_att, kernel_conv, stride, dilation. Without them, the published ones.
 
     Returns:
-        str: for example ``"reference: yes (chosen)"``.
+        str: for example ``"reference: yes (chosen)"``. Where LSKA_OPS_BACKEND asks for one that declines,
+        none is chosen, and what a call would raise comes first.
 
     Raises:
         TypeError, ValueError: op is none of these, or x is no such map.
@@ -94,8 +95,11 @@ def explain(op, x, **options):
     if op not in WHY_NOT:
         raise ValueError(f"explain: op is {op!r}; expected one of {', '.join(sorted(WHY_NOT))}")
     check_map("explain", x)
-    chosen = choose(op, "auto", x, **options)
     lines = []
+    try:
+        chosen = choose(op, "auto", x, **options)
+    except RuntimeError as error:  # LSKA_OPS_BACKEND asks for one that declines: a call would raise this
+        chosen, lines = None, [str(error)]
     for name, why_not in WHY_NOT[op].items():
         reason = why_not(x, **options)
         lines.append(f"{name}: {'no, ' + reason if reason else 'yes'}{' (chosen)' if name == chosen else ''}")

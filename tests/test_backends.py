@@ -30,6 +30,14 @@ def test_backends_explain_marks_one_as_chosen(op):
     assert sum(line.endswith("(chosen)") for line in lines) == 1
 
 
+def test_backends_explain_where_the_environment_asks_for_one_that_declines(monkeypatch):
+    monkeypatch.setenv("LSKA_OPS_BACKEND", "cuda")
+    first, *lines = explain("lska", torch.randn(1, 4, 5, 5)).splitlines()
+    assert first.startswith("lska: backend 'cuda' declined: x is on cpu; ") and "unset it" in first
+    assert [line.split(":")[0] for line in lines] == list(_backends.ORDER)
+    assert "(chosen)" not in "".join(lines)
+
+
 def test_backends_explain_unknown_op():
     with pytest.raises(
         ValueError, match="explain: op is 'conv'; expected one of acmix, local_attention, lska, "

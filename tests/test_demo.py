@@ -64,6 +64,30 @@ def test_demo_data_is_reproducible_and_valid(tmp_path):
         assert Image.open(picture).size == (320, 320)
 
 
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"train": 0}, "train is 0; expected 1 or more"),
+        ({"val": -1}, "val is -1; expected 1 or more"),
+        ({"train": "a"}, "train is 'a'; expected an integer"),
+        ({"val": 2.0}, r"val is 2\.0; expected an integer"),
+        ({"seed": -1}, "seed is -1; expected 0 or more"),
+    ],
+)
+def test_demo_data_of_no_scenes_is_refused(tmp_path, options, error):
+    with pytest.raises((TypeError, ValueError), match=f"^write_digits: {error}$"):
+        write_digits(tmp_path / "digits", **options)
+    assert not (tmp_path / "digits").exists()
+
+
+def test_demo_data_check_of_what_is_no_data_yaml(tmp_path):
+    with pytest.raises(TypeError, match="^data: data is 5; expected the path of a data YAML$"):
+        check_data(5)
+    (tmp_path / "best.pt").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"best\.pt does not end in \.yaml; expected a data YAML$"):
+        check_data(tmp_path / "best.pt")
+
+
 def test_demo_boxes_are_tight_around_the_ink(tmp_path):
     for picture in check_data(write_digits(tmp_path, train=12, val=1))["train"]:
         pixels = np.asarray(Image.open(picture).convert("L"), float)

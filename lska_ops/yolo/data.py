@@ -24,12 +24,17 @@ def check_data(data):
 
     Raises:
         DataError: a file or a key is missing, or a line does not hold together. It is a ValueError.
+        TypeError: data is no path.
     """
     from ultralytics.data.utils import check_det_dataset
 
+    if not isinstance(data, (str, Path)):
+        raise TypeError(f"data: data is {data!r}; expected the path of a data YAML")
     data = Path(data)
-    if not data.is_file() or data.suffix not in (".yaml", ".yml"):
+    if not data.is_file():
         raise DataError(f"data: {data} is not a file; expected a data YAML")
+    if data.suffix not in (".yaml", ".yml"):
+        raise DataError(f"data: {data} does not end in .yaml; expected a data YAML")
     _check_yaml(data)
     try:
         config = check_det_dataset(str(data.resolve()), autodownload=False)

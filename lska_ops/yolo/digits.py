@@ -23,8 +23,8 @@ def write_digits(folder, train=640, val=96, seed=0):
 
     Args:
         folder: is made; gets ``dataset/{train,val}/{images,labels}`` and ``digits.yaml``.
-        train: number of training scenes.
-        val: number of validation scenes, made from other digits than the training scenes.
+        train: number of training scenes, 1 or more.
+        val: number of validation scenes, 1 or more, made from other digits than the training scenes.
         seed: same seed, same scenes.
 
     Returns:
@@ -32,7 +32,13 @@ def write_digits(folder, train=640, val=96, seed=0):
 
     Raises:
         ImportError: scikit-learn is not installed.
+        TypeError, ValueError: a number is none; nothing is written.
     """
+    for name, number, least in (("train", train, 1), ("val", val, 1), ("seed", seed, 0)):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"write_digits: {name} is {number!r}; expected an integer")
+        if number < least:
+            raise ValueError(f"write_digits: {name} is {number}; expected {least} or more")
     digits = digits_loader()()
     order = np.random.default_rng(seed).permutation(len(digits.target))
     folder = Path(folder).resolve()
