@@ -6,7 +6,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import pinned  # noqa: F401
 import report
 import torch
 from networks import trainer_of
