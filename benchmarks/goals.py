@@ -85,6 +85,7 @@ YOLO_GOALS = (  # on two CPU cores; `case` is the network without ACmix
     Goal("yolo11n-ACmix training step, 640 px, B=2", "train", "x reference", 3.5, ("yolo11n",), (2,)),
     Goal("its peak memory above plain's, ours / reference", "train", "above plain", 0.1, ("yolo11n",), (2,)),
 )
+PEAK_NOISE = 50e6  # bytes; the peaks of one network were up to 45 MB apart from run to run
 HEADS = 4  # ACmix's default, which the benchmark runs
 FLEX = "FlexAttention (exact)"
 
@@ -181,12 +182,15 @@ def x_reference(lines):
 
 
 def above_plain(lines):
-    """Peak memory beyond that of the plain network, ours as a part of the reference's."""
+    """Peak memory beyond that of the plain network, ours as a part of the reference's.
+
+    None where the reference's own is within what two runs of one network differ by.
+    """
     found = {line["role"]: line["peak_bytes"] for line in lines}
     if any(found.get(role) in ("", None) for role in ("plain", "ours", "reference")):
         return None
     plain, ours, reference = (int(found[role]) for role in ("plain", "ours", "reference"))
-    return (ours - plain) / (reference - plain) if reference > plain else None
+    return (ours - plain) / (reference - plain) if reference - plain > PEAK_NOISE else None
 
 
 # metric -> (value of one row, whether large is good)
