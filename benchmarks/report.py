@@ -6,6 +6,7 @@ it only says whether the block is current.
 
 import argparse
 import os
+import re
 import sys
 
 import start_report
@@ -20,7 +21,6 @@ from provenance import (
     headline,
     heads,
     read,
-    run_of,
     slug,
     write_table,
 )
@@ -31,7 +31,6 @@ __all__ = (
     "environment",
     "headline",
     "read",
-    "run_of",
     "slug",
 )  # what the benchmarks take from here
 
@@ -120,8 +119,8 @@ def block(results=RESULTS):
     """The text between README.md's markers."""
     found = devices(results)
     parts = {folder: _parts(results, folder, lines) for folder, lines in found.items()}
-    cpus = [folder for folder, lines in found.items() if not any(map(_on_gpu, lines))]
-    shown = max(cpus, key=lambda folder: sum(map(len, parts[folder])), default=None)
+    cpus = [folder for folder in found if not re.search(r"-sm-\d+$", folder)]  # see provenance.slug
+    shown = max(cpus, key=lambda folder: "".join(parts[folder]).count("\n|"), default=None)
     text = []
     for folder in sorted(found, key=lambda folder: (folder in cpus, folder != shown, folder)):
         folded = folder in cpus and folder != shown

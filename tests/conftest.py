@@ -22,6 +22,16 @@ DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture
+def registered():
+    """ultralytics knows our modules while a test runs."""
+    import lska_ops
+
+    lska_ops.register()
+    yield
+    lska_ops.unregister()
+
+
+@pytest.fixture
 def logged():
     """All that ultralytics' logger is told."""
     from ultralytics.utils import LOGGER

@@ -22,13 +22,6 @@ FACTS = dict(device="Made-up CPU", threads=2, isa="AVX9", date="2026-01-01 00:00
              lska_ops="0", torch="2", python="3", load="0.10", quiet="yes")  # fmt: skip
 
 
-@pytest.fixture
-def registered():
-    lska_ops.register()
-    yield
-    lska_ops.unregister()
-
-
 def why_no_cpu():
     return _backends.WHY_NOT["lska"]["cpu"](torch.empty(1, 1, 1, 1))
 

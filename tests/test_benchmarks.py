@@ -16,6 +16,7 @@ from gate import Gate
 from goals import GOALS, METRICS, reached
 from peers import PYTORCH, Declined, eager, ours
 from problems import QUICK, ROWS, Problem, Row
+from provenance import run_of
 
 from lska_ops import _backends
 from lska_ops.lska.reference import gate
@@ -303,17 +304,15 @@ def test_benchmarks_demo_is_a_line_of_the_readme(tmp_path, monkeypatch):
              for b, s in (("cpu", 0.25), ("reference", 1.0))]  # fmt: skip
     report.write_demo(tmp_path / "made-up" / report.DEMO, lines)
     text = report.block(tmp_path)
-    assert (
-        "| yolo11n-LSKA, batch 16, 32 px | cpu | 0.250 | 4.00 |" in text
-        and f"({report.run_of(facts)})" in text
-    )
+    assert "| yolo11n-LSKA, batch 16, 32 px | cpu | 0.250 | 4.00 |" in text and f"({run_of(facts)})" in text
 
 
 def test_benchmarks_readme_shows_one_cpu_and_folds_the_others(tmp_path):
     rows = [row for row in ROWS["lska"] if row.case.id == "yolo11n_p4" and row.B == 4]
+    order = [row.id for row in rows]
     for folder, some in (("small", rows[:1]), ("whole", rows)):
         for row in some:
-            report.write(tmp_path / folder / "lska.csv", made_up(row, 1.0), [row.id])
+            report.write(tmp_path / folder / "lska.csv", made_up(row, 1.0), order)
     later = made_up(rows[0], 1.0, date="2026-01-03 00:00 UTC")
     report.write(tmp_path / "whole" / "lska.csv", later, [row.id for row in rows])
     shown, folded, rest = re.split(r"<details><summary>small</summary>|</details>", report.block(tmp_path))
@@ -340,7 +339,11 @@ except ImportError: pass
 torch.set_num_threads(2)
 torch.randn(512, 512) @ torch.randn(512, 512)
 torch.randn(1 << 20).exp()
-print([sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")])
+cores = []
+for task in os.listdir("/proc/self/task"):
+    try: cores.append(sorted(os.sched_getaffinity(int(task))))
+    except ProcessLookupError: pass  # it has ended
+print(cores)
 """
 
 

@@ -21,14 +21,7 @@ from lska_ops.yolo import CheckpointError, convert
 from lska_ops.yolo.checkpoints import foreign_names
 from lska_ops.yolo.registration import NAMES
 
-pytestmark = pytest.mark.versions
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    lska_ops.register()
-    yield
-    lska_ops.unregister()
+pytestmark = [pytest.mark.versions, pytest.mark.usefixtures("registered")]
 
 
 class Gate(nn.Module):

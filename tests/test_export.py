@@ -15,11 +15,7 @@ from lska_ops.testing import UNIT
 SIDE = 96
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    lska_ops.register()
-    yield
-    lska_ops.unregister()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture(scope="module", params=["LSKA", "ACmix"])

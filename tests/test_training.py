@@ -30,11 +30,7 @@ OURS = {"LSKA": [11], "ACmix": [5]}
 OFFLINE = dict(device="cpu", amp=False, workers=0, imgsz=SIDE, batch=2, plots=False)
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    lska_ops.register()
-    yield
-    lska_ops.unregister()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture(scope="module")

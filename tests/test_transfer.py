@@ -22,12 +22,7 @@ from lska_ops.yolo.model_file import InsertError
 from lska_ops.yolo.registration import identity_start
 from lska_ops.yolo.transfer import start_as_identity
 
-
-@pytest.fixture(autouse=True)
-def registered():
-    lska_ops.register()
-    yield
-    lska_ops.unregister()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture

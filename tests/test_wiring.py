@@ -1,23 +1,27 @@
 """Rows of ours put into a YAML by hand: numbers that stayed behind are said, and nothing else is."""
 
-import copy
+from pathlib import Path
 
 import pytest
 import ultralytics
 import yaml
+from test_insert import known
 from ultralytics.nn import tasks
 
-import lska_ops
 from lska_ops.yolo import insert, wiring
+from lska_ops.yolo.outline import Outline
 from lska_ops.yolo.registration import CFG
+
+CFGS = Path(ultralytics.utils.ROOT, "cfg", "models")
+FAMILIES = ("yolo11n", "yolo11n-seg", "yolov8n", "yolov8n-p2", "yolov5n", "yolov10n", "yolo12n", "rtdetr-l")
+
+
+pytestmark = [pytest.mark.versions, pytest.mark.usefixtures("registered")]
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch):
+def nothing_is_said(monkeypatch):
     monkeypatch.setattr(wiring, "_said", set())
-    lska_ops.register()
-    yield
-    lska_ops.unregister()
 
 
 def by_hand(at, module="LSKA", detect=None, name="yolo11n.yaml"):
@@ -34,7 +38,7 @@ def by_hand(at, module="LSKA", detect=None, name="yolo11n.yaml"):
 def test_wiring_row_that_is_put_in_and_not_counted():
     assert wiring.problems(by_hand(17)) == [
         "is not wired as yolo11.yaml: row 24 (Detect) reads [16, 19, 22], expected [17, 20, 23]. A row that is put in "
-        "moves the numbers of those below; `python -m lska_ops insert` moves them along"
+        "moves the numbers of those below; take it out and let `python -m lska_ops insert` put it in"
     ]
     (said,) = wiring.problems(by_hand(5, "ACmix"))
     assert (
@@ -61,23 +65,55 @@ def test_wiring_is_said_once_and_the_model_is_built(logged, tmp_path):
     assert "lska_ops: mine.yaml: is not wired as yolo11.yaml: row 24 (Detect)" in said
 
 
-@pytest.mark.parametrize(
-    "name", ["yolo11n", "yolo11n-seg", "yolov8n", "yolov8n-p2", "yolov5n", "yolov10n", "yolo12n", "rtdetr-l"]
-)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("module", ["LSKA", "ACmix"])
-def test_wiring_of_what_insert_writes_is_fine(name, module):
-    for places in ("P3", ["P4", "P5"], "backbone", 2):
+def test_wiring_of_what_insert_writes_is_fine_and_a_number_that_stays_is_not(name, module):
+    plain = known(name)
+    for places in ("P4", ["P4", "P5"], "backbone", 2):
         assert wiring.problems(yaml.safe_load(insert(f"{name}.yaml", module, places))) == []
-    twice = by_hand(17)
-    assert wiring.problems(yaml.safe_load(insert("yolo11n.yaml", "SPPF_LSKA", "SPPF"))) == []
-    assert wiring.problems(twice) != []
+    outline = Outline(plain.values)
+    assert wiring._stock_of(outline)[1].other_reads(outline) == []
+    d = yaml.safe_load(insert(f"{name}.yaml", module, 2))
+    concat = next(row for row in d["head"] if row[2] == "Concat" and max(row[0]) > 2)
+    concat[0] = [j - (j > 2) for j in concat[0]]
+    (said,) = wiring.problems(d)
+    assert " is not wired as " in f" {said}" and "(Concat) reads" in said
 
 
-def test_wiring_of_shipped_and_other_networks_is_fine():
+def test_wiring_of_shipped_and_of_other_networks_is_fine():
     for file in CFG.glob("*.yaml"):
-        assert wiring.problems(yaml.safe_load(file.read_text())) == []
+        assert wiring.problems(yaml.safe_load(file.read_text(encoding="utf-8"))) == []
+    assert wiring.problems(yaml.safe_load(insert("yolo11n.yaml", "SPPF_LSKA", "SPPF"))) == []
     own = by_hand(17)
     own["head"][0][2] = "nn.Identity"  # no network that we know: how it is wired is its author's
     assert wiring.problems(own) == []
-    reads_the_plain_map = copy.deepcopy(by_hand(17, detect=[16, 20, 23]))
-    assert wiring.problems(reads_the_plain_map) == []  # LSKA on the way down alone, which Conv reads
+    assert (
+        wiring.problems(by_hand(17, detect=[16, 20, 23])) == []
+    )  # LSKA on the way down alone, which Conv reads
+    assert wiring.problems(by_hand(17, detect=[17, 20])) == []  # two levels
+    three = yaml.safe_load(insert("yolo11n.yaml", "LSKA", "P3"))
+    concat = next(row for row in three["head"] if row[0] == [-1, 13])
+    concat[0] = [-1, 6, 13]  # another Concat than ultralytics'
+    assert wiring.problems(three) == []
+
+
+def test_wiring_is_compared_with_the_model_of_the_same_arguments():
+    if not (CFGS / "26" / "yolo26.yaml").exists():
+        pytest.skip(f"ultralytics {ultralytics.__version__} has no yolo26.yaml; upgrade ultralytics")
+    (said,) = wiring.problems(by_hand(17, name="yolo26n.yaml"))
+    assert said.startswith("is not wired as yolo26.yaml: row 24 (Detect)")
+
+
+def test_wiring_passes_over_files_that_are_no_model(tmp_path, monkeypatch):
+    rows = "\n".join(f"  - [-1, 1, Conv, [{i}]]" for i in range(24))
+    for name, text in (("a", "backbone: [" + rows), ("b", f"head:\n{rows}"), ("c", f"backbone:\n{rows}\nhead: 5"),
+                       ("d", "backbone:\n" + "  - [-1]\n" * 24 + "head: []")):  # fmt: skip
+        folder = tmp_path / "cfg" / "models"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(ultralytics.utils, "ROOT", tmp_path)
+    wiring._stock.cache_clear()
+    try:
+        assert wiring._stock(24) == [] and wiring.problems(by_hand(17)) == []
+    finally:
+        wiring._stock.cache_clear()

@@ -31,11 +31,7 @@ PARAMETERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    lska_ops.register()
-    yield
-    lska_ops.unregister()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def rows(*layers, head="Detect", scale="n"):

@@ -2,6 +2,7 @@
 
 import glob
 import math
+import os
 from pathlib import Path
 
 
@@ -28,7 +29,7 @@ def check_data(data):
     """
     from ultralytics.data.utils import check_det_dataset
 
-    if not isinstance(data, (str, Path)):
+    if not isinstance(data, (str, os.PathLike)):
         raise TypeError(f"data: data is {data!r}; expected the path of a data YAML")
     data = Path(data)
     if not data.is_file():

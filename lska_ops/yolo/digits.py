@@ -1,5 +1,6 @@
 """A small detection data set of real handwritten digits, made from what scikit-learn carries: no download."""
 
+import numbers
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,10 @@ def write_digits(folder, train=640, val=96, seed=0):
 
     Raises:
         ImportError: scikit-learn is not installed.
-        TypeError, ValueError: a number is none; nothing is written.
+        TypeError, ValueError: train, val or seed is no integer or too small; nothing is written.
     """
     for name, number, least in (("train", train, 1), ("val", val, 1), ("seed", seed, 0)):
-        if not isinstance(number, int) or isinstance(number, bool):
+        if not isinstance(number, numbers.Integral) or isinstance(number, bool):
             raise TypeError(f"write_digits: {name} is {number!r}; expected an integer")
         if number < least:
             raise ValueError(f"write_digits: {name} is {number}; expected {least} or more")

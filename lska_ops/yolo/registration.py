@@ -29,6 +29,7 @@ _undo = []  # what takes the registration back, in the order it was made
 _registration = None
 _unregistered_by_user = False
 _identity_start = True
+_missed = None  # the YAML that was last looked for in vain
 
 
 def register(identity_start=None):
@@ -154,31 +155,72 @@ def _restore(place, name, wrapped, original):
 
 
 def _check_yaml(original, file, suffix=(".yaml", ".yml"), hard=True):
+    global _missed
     ours = CFG / Path(str(file)).name
     if str(file) == ours.name and ours.is_file() and not original(file, suffix, hard=False):
         return str(ours)
     try:
-        return original(file, suffix, hard=hard)
+        found = original(file, suffix, hard=hard)
     except FileNotFoundError as error:
-        if hint := hint_for(file, lambda name: original(name, suffix, hard=False)):
+        # Newer versions look for the name as it was given, softly, and then for it without its scale.
+        asked = _missed if _missed and _without_scale(_missed) == str(file) else file
+        if hint := hint_for(asked, lambda name: original(name, suffix, hard=False)):
             raise FileNotFoundError(f"{error}{hint}") from error
         raise
+    if not found:
+        _missed = str(file)
+    return found
 
 
 def hint_for(file, find):
-    """What helps whoever asked for a model YAML that is not there: the name it nearly is, or the command that
-    writes it, as for yolo12n-LSKA.yaml; "" where neither is known. `find` tells whether a name is there."""
+    """What helps whoever asked for a model YAML by a bare name that is not there.
+
+    Args:
+        file: the name.
+        find: gives the path of a YAML by its bare name, or what is false.
+
+    Returns:
+        str: the end of a message, with the name that it nearly is, or with the command that writes it, as for
+        yolo12n-LSKA.yaml; "" where neither is known.
+    """
+    if find(str(file)) or Path(str(file)).suffix not in (
+        ".yaml",
+        ".yml",
+    ):  # what is there twice is refused, too
+        return ""
     near = near_model(file)
-    if near and _letters(near) == _letters(Path(str(file)).with_suffix(".yaml").name):
-        return f"; did you mean {near}?" if near != str(file) else ""  # what is there twice is refused, too
-    words, rows = Path(str(file)).stem.split("-"), {_letters(name): name for name in NAMES}
-    module = next((word for word in words if _letters(word) in rows), None)
-    plain = "-".join(word for word in words if word != module) + ".yaml"
-    if module and any(map(find, (plain, re.sub(r"(\d)[nslmx](?=\W)", r"\1", plain)))):
-        name = rows[_letters(module)]
-        after = "SPPF" if name == "SPPF_LSKA" else "backbone" if "cls" in words else "P3 P4 P5"
-        return f"; `python -m lska_ops insert {plain} {name} --after {after} -o {file}` writes it"
+    same = near and _letters(near) == _letters(Path(str(file)).stem + ".yaml")
+    if not same and (command := _writing(Path(str(file)), find)):
+        return f"; `python -m lska_ops insert {command}` writes it"
     return f"; did you mean {near}?" if near else ""
+
+
+def _writing(file, find):
+    """The words behind `insert` that write a model of that name, where it is another model's with the name of
+    one of our modules in it; None for any other."""
+    import yaml
+
+    words, named = file.stem.split("-"), {_letters(name): name for name in NAMES}
+    module = next((word for word in words if _letters(word) in named), None)
+    plain = "-".join(word for word in words if word != module) + ".yaml"
+    if not module or file.name != str(file) or not (path := find(plain) or find(_without_scale(plain))):
+        return None
+    d = yaml.safe_load(Path(path).read_text(encoding="utf-8", errors="ignore"))
+    if not (isinstance(d, dict) and d.get("backbone") and d.get("head")):
+        return None
+    name, levels = named[_letters(module)], d["head"][-1][0]
+    if name == "SPPF_LSKA":
+        after = "SPPF" if any(row[2] == "SPPF" for row in d["backbone"] + d["head"]) else None
+    elif not isinstance(levels, list):
+        after = "backbone"
+    else:
+        after = "P3 P4 P5" if len(levels) == 3 else " ".join(map(str, levels))
+    return after and f"{plain} {name} --after {after} -o {file.stem}.yaml"
+
+
+def _without_scale(name):
+    """As ultralytics takes the letter of the scale out of a name."""
+    return re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", name)
 
 
 def near_model(file):

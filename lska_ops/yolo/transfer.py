@@ -11,55 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .registration import NAMES, identity_start, modules
-
-INSERTED = tuple(name for name in NAMES if name != "SPPF_LSKA")  # a row of its own; that one has SPPF's place
-
-
-class Outline:
-    """The rows of a network that are not ours, in order, and ours by the place they stand at."""
-
-    def __init__(self, d):
-        self.plain = []  # (number, module name, what it reads as places in this list)
-        self.inserted = {}  # (place behind which, name, how many of that name before): number
-        place_of = {}  # row number: its place, for ours that of what they read; -1 is the picture
-        for i, (f, _, name, *_) in enumerate([*d["backbone"], *d["head"]]):
-            reads = [j if j >= 0 else i + j for j in (f if isinstance(f, (list, tuple)) else [f])]
-            reads = [place_of.get(j, -1) for j in reads]
-            if name in INSERTED:
-                place_of[i] = reads[0]
-                before = sum((at, other) == (reads[0], name) for at, other, _ in self.inserted)
-                self.inserted[reads[0], name, before] = i
-            else:
-                place_of[i] = len(self.plain)
-                self.plain.append((i, "SPPF" if name == "SPPF_LSKA" else name, reads))
-
-    def number(self, place):
-        """The row whose map is that of a place: of ours behind it the last."""
-        if place < 0:
-            return place
-        return max([self.plain[place][0], *(i for (at, *_), i in self.inserted.items() if at == place)])
-
-    def differences(self, other):
-        """What keeps the two from being one network but for our rows and the head, in words."""
-        if len(self.plain) != len(other.plain):
-            return [f"it has {len(self.plain)} rows beside ours, here are {len(other.plain)}"]
-        found = []
-        for (i, name, _), (j, here, _) in zip(self.plain[:-1], other.plain[:-1], strict=True):
-            if name != here:
-                found.append(f"its row {i} is {name}, row {j} here is {here}")
-        return found
-
-    def other_reads(self, other):
-        """Rows that read something else than their counterpart does."""
-        pairs = zip(self.plain, other.plain, strict=True)
-        return [f"row {j} ({name})" for (_, _, there), (j, name, here) in pairs if there != here]
+from .outline import INSERTED, Outline, few
+from .registration import identity_start, modules
 
 
 def load(original, model, weights, verbose=True):
     """``BaseModel.load`` of ultralytics, wrapped; for networks without our modules, that itself."""
     source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
-    if not (_has_ours(source) or _has_ours(model)) or not _has_rows(model):
+    if not isinstance(source, nn.Module) or not _has_rows(model):
+        return original(model, weights, verbose)
+    if not (_has_ours(source) or _has_ours(model)):
         return original(model, weights, verbose)
     if not _has_rows(source):
         original(model, weights, verbose)
@@ -271,11 +232,6 @@ def _kind(layer):
 def _name(source):
     path = getattr(source, "pt_path", None)
     return Path(str(path)).name if path else "the source"
-
-
-def few(problems):
-    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return "; ".join(problems[:3]) + more
 
 
 def _say(kind, verbose, text):

@@ -8,55 +8,64 @@ import functools
 import re
 from pathlib import Path
 
-from .registration import NAMES
-from .transfer import Outline, few
+import torch
 
-_said = set()  # once in a process: ultralytics parses a model again when it trains
+from .outline import Outline, few
+from .registration import NAMES
+
+_said = set()  # once for the same rows of a file: ultralytics parses a model again when it trains
 
 
 def warn(file, d):
     """One warning for each thing that looks unintended about the rows of ours in a parsed YAML."""
     from ultralytics.utils import LOGGER, RANK
 
-    for problem in problems(d):
-        text = f"lska_ops: {file}: {problem}"
-        if RANK in (-1, 0) and text not in _said:
-            _said.add(text)
-            LOGGER.warning(text)
+    if RANK not in (-1, 0) or torch.empty(0).is_meta:  # a model without storage is only tried
+        return
+    key = str(d.get("yaml_file")), repr((d["backbone"], d["head"]))
+    if key not in _said:
+        _said.add(key)
+        for problem in problems(d):
+            LOGGER.warning(f"lska_ops: {file}: {problem}")
 
 
 def problems(d):
     """What looks unintended, a sentence each: rows of ours that no row reads, numbers that stayed behind."""
-    rows, reads = [*d["backbone"], *d["head"]], []
-    for i, (f, *_) in enumerate(rows):
-        reads.append([j if j >= 0 else i + j for j in (f if isinstance(f, (list, tuple)) else [f])])
-    read = {j for row in reads for j in row}
+    outline = Outline(d)
+    read = {j for i in range(len(outline.rows)) for j in outline.reads(i)}
     found = [
         f"no row reads row {i} ({row[2]}), so it has no effect; expected its number in the `from` of another"
-        for i, row in enumerate(rows[:-1])
+        for i, row in enumerate(outline.rows[:-1])
         if row[2] in NAMES and i not in read
     ]
-    outline = Outline(d)
-    name, known = _stock_of(outline) or (None, outline)
-    wrong = [
-        f"row {i} ({module}) reads {reads[i]}, expected {[outline.number(place) for place in there]}"
-        for (i, module, here), (_, _, there) in zip(outline.plain, known.plain, strict=True)
-        if here != there
-    ]
-    if wrong:
+    name, stock = _stock_of(outline) or (None, None)
+    if stock and (left := list(_left_behind(outline, stock))):
         found.append(
-            f"is not wired as {name}: {few(wrong)}. A row that is put in moves the numbers of those below; "
-            "`python -m lska_ops insert` moves them along"
+            f"is not wired as {name}: {few(left)}. A row that is put in moves the numbers of those below; "
+            "take it out and let `python -m lska_ops insert` put it in"
         )
     return found
 
 
+def _left_behind(outline, stock):
+    """Rows that name a number as the stock model does, where that is another row by now; other differences
+    are their author's."""
+    for (i, module, here), (j, _, there) in zip(outline.plain, stock.plain, strict=True):
+        written, known = outline.written(i), stock.written(j)
+        same = (a == b >= 0 and p != q for a, b, p, q in zip(written, known, here, there, strict=False))
+        if len(written) == len(known) and any(same):
+            expected = [outline.number(place, i) for place in there]
+            yield f"row {i} ({module}) reads {outline.reads(i)}, expected {expected}"
+
+
 def _stock_of(outline):
-    """(name, outline) of ultralytics' own model with these rows; of several the one that reads most alike."""
+    """(name, outline) of ultralytics' own model with these rows; of several the one with most of the same
+    repeats and arguments."""
 
     def unlike(stock):
-        known = stock[1]
-        return len(known.other_reads(outline)), known.plain[-1][1] != outline.plain[-1][1]
+        *pairs, head = zip(outline.plain, stock[1].plain, strict=True)
+        other = sum(list(outline.rows[i][1:]) != list(stock[1].rows[j][1:]) for (i, *_), (j, *_) in pairs)
+        return other, head[0][1] != head[1][1]  # the head's arguments follow the classes
 
     same = [(name, known) for name, known in _stock(len(outline.plain)) if not known.differences(outline)]
     return min(same, key=unlike, default=None)
@@ -65,13 +74,25 @@ def _stock_of(outline):
 @functools.lru_cache
 def _stock(rows):
     """Those of ultralytics' model YAMLs that have so many rows."""
-    import yaml
     from ultralytics.utils import ROOT
 
-    found = []
-    for file in sorted(Path(ROOT, "cfg", "models").rglob("*.yaml")):
-        text = file.read_text(encoding="utf-8", errors="ignore")
-        if len(re.findall(r"^ *- \[", text, re.M)) == rows:  # reading them all as YAML would take a second
-            d = yaml.safe_load(text)
-            found.append((file.name, Outline(d)))
-    return found
+    files = sorted(Path(ROOT, "cfg", "models").rglob("*.yaml"))
+    found = ((file.name, _plain_outline(file, rows)) for file in files)
+    return [(name, outline) for name, outline in found if outline]
+
+
+def _plain_outline(file, rows):
+    """None for a file that has other rows, or is no model YAML, or one with rows of ours: people keep their
+    own files there, finished or not."""
+    import yaml
+
+    text = file.read_text(encoding="utf-8", errors="ignore")
+    if len(re.findall(r"^ *- \[", text, re.M)) != rows:  # reading all as YAML would take a second
+        return None
+    try:
+        outline = Outline(yaml.safe_load(text))
+    except (yaml.YAMLError, ArithmeticError, LookupError, TypeError, ValueError):
+        return None
+    return (
+        outline if len(outline.plain) == rows and not any(row[2] in NAMES for row in outline.rows) else None
+    )
