@@ -114,6 +114,13 @@ def answers_an_empty_batch(op):
     answers = solve(problem, "triton")
     assert answers["y"].shape == problem.grad_y.shape
     assert all(not g.any() for n, g in answers.items() if n != "y")
+    if op == "lska":
+        from lska_ops.lska import compiled, triton_launch
+
+        for keep_product in (False, True):
+            options = (problem.tensors[first], *[None] * 10, 1, keep_product)
+            shapes = ([t.shape for t in make(*options)] for make in (triton_launch.fwd, compiled._fwd_cuda))
+            assert next(shapes) == next(shapes)
 
 
 def passes_nan_and_infinity_on_like_pytorch(op):

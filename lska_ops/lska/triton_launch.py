@@ -272,7 +272,7 @@ def fwd(x, *rest):
     """`lska_ops::lska_fwd_triton`"""
     *weights, dilation, keep_product = rest
     if not x.numel():
-        return torch.empty_like(x), torch.empty_like(x)
+        return torch.empty_like(x), torch.empty_like(x) if keep_product else x.new_empty(0)
     call = Call(x, weights, dilation)
     y, product = call.gate(call.by_columns(call.by_rows()), keep_product)
     return like(x, y), product
