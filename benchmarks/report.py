@@ -13,26 +13,9 @@ import start_report
 import yolo_report
 from evidence import coverage, read_all
 from goals import by_row, geometric_mean, line_of, times, x_best, x_eager
-from provenance import (
-    PROVENANCE,
-    RESULTS,
-    ROOT,
-    environment,
-    headline,
-    heads,
-    read,
-    slug,
-    write_table,
-)
+from provenance import PROVENANCE, RESULTS, ROOT, environment, headline, heads, read, slug, write_table
 
-__all__ = (
-    "RESULTS",
-    "ROOT",
-    "environment",
-    "headline",
-    "read",
-    "slug",
-)  # what the benchmarks take from here
+__all__ = ("RESULTS", "ROOT", "environment", "headline", "read", "slug")  # what the benchmarks take from here
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"

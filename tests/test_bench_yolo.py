@@ -136,6 +136,8 @@ def test_yolo_goals(capsys):
     unknown = made_up({"ACmix": (100.0, 400.0)})
     unknown[0]["peak_bytes"] = None
     assert verdicts_of(unknown, capsys) == ["reached", "not measured (0 of 1 rows)"]
+    within_noise = made_up({"ACmix": (100.0, 400.0)}, peaks=(100, 104, 149))
+    assert verdicts_of(within_noise, capsys) == ["reached", "not measured (0 of 1 rows)"]
     unknown[1].update(status="WRONG: y", ms="")
     assert verdicts_of(unknown, capsys) == ["WRONG", "WRONG"]
     assert verdicts_of(made_up({"LSKA": (1.0, 9.0)}, "infer"), capsys) == ["not measured (0 of 1 rows)"] * 2

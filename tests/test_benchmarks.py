@@ -359,17 +359,12 @@ def test_benchmarks_pin_each_thread_to_a_core_of_its_own_or_none(name, pins):
     env = {key: value for key, value in os.environ.items() if key != "OMP_PROC_BIND"}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
     cores = {}
-    for first in (
-        name,
-        "torch, " + name,
-    ):  # the second as in a process that has torch by then: nothing is pinned
-        done = subprocess.run(
-            [sys.executable, "-c", f"import {first}\n{TASKS}"], capture_output=True, text=True, env=env
-        )
+    late = f"torch, {name}"  # as in a process that has torch by then: nothing is pinned
+    for first in (name, late):
+        code = f"import {first}\n{TASKS}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
         cores[first] = ast.literal_eval(done.stdout.splitlines()[-1])
-    pinned = {
-        tuple(core) for core in cores[name] if len(core) == 1
-    }  # numpy's threads stay with the first one
+    pinned = {tuple(core) for core in cores[name] if len(core) == 1}  # numpy's threads stay with the first
     assert len(pinned) == (2 if pins else 0), cores
-    assert all(len(core) > 1 for core in cores["torch, " + name]), cores
+    assert all(len(core) > 1 for core in cores[late]), cores

@@ -14,7 +14,6 @@ from lska_ops.testing import UNIT
 
 SIDE = 96
 
-
 pytestmark = pytest.mark.usefixtures("registered")
 
 

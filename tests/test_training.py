@@ -29,7 +29,6 @@ SIDE = 64
 OURS = {"LSKA": [11], "ACmix": [5]}
 OFFLINE = dict(device="cpu", amp=False, workers=0, imgsz=SIDE, batch=2, plots=False)
 
-
 pytestmark = pytest.mark.usefixtures("registered")
 
 

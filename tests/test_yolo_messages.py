@@ -10,7 +10,8 @@ from test_yolo import parse, rows
 
 import lska_ops
 from lska_ops.__main__ import main
-from lska_ops.yolo.registration import NAMES, near_model
+from lska_ops.yolo import InsertError, remove
+from lska_ops.yolo.registration import NAMES, hint_for, near_model
 
 pytestmark = pytest.mark.usefixtures("registered")
 
@@ -62,6 +63,24 @@ def test_yolo_model_that_insert_can_write_is_answered_with_the_command(name, com
     assert main(said[1].split()) == 0
     model = kind(name).model
     assert any(type(m).__module__.startswith("lska_ops.") for m in model.modules())
+
+
+def test_yolo_hint_is_for_names_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("yolo11n-seg-LSKA.pt", "yolo11n-seg-LSKA", "runs/yolo11n-seg-LSKA.yaml",
+                 "https://example.invalid/yolo11n-seg-LSKA.yaml", "broken-LSKA.yaml", "empty-LSKA.yaml"):  # fmt: skip
+        (tmp_path / "broken.yaml").write_text("backbone: [")
+        (tmp_path / "empty.yaml").write_text("backbone: []\nhead: []\n")
+        assert hint_for(name) == ""
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(rows()))
+    command = "insert mine.yaml LSKA --after P3 P4 P5 -o mine-LSKA.yaml"
+    assert hint_for("mine-LSKA.yaml") == f"; `python -m lska_ops {command}` writes it"
+    (tmp_path / "mine-LSKA.yaml").touch()
+    assert hint_for("mine-LSKA.yaml") == ""
+    with pytest.raises(InsertError, match=r"^yolo11n-seg-LSKA\.pt: does not exist; .* that ultralytics has$"):
+        remove("yolo11n-seg-LSKA.pt", "LSKA")
+    with pytest.raises(InsertError, match="; `python -m lska_ops insert yolo11n-seg.yaml LSKA "):
+        remove("yolo11n-seg-LSKA.yaml", "LSKA")
 
 
 @pytest.mark.parametrize(

@@ -229,9 +229,9 @@ def _find(source):
                 return Path(found)
     if path.is_file():
         raise InsertError(f"{source}: is no YAML; expected a model's .yaml, as a checkpoint is made from one")
-    hint = hint_for(source, lambda name: tasks.check_yaml(name, hard=False))
     raise InsertError(
-        f"{source}: does not exist; expected the path of a model YAML, or a name that ultralytics has{hint}"
+        f"{source}: does not exist; expected the path of a model YAML, or a name that ultralytics has"
+        f"{hint_for(source)}"
     )
 
 

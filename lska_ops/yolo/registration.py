@@ -164,7 +164,7 @@ def _check_yaml(original, file, suffix=(".yaml", ".yml"), hard=True):
     except FileNotFoundError as error:
         # Newer versions look for the name as it was given, softly, and then for it without its scale.
         asked = _missed if _missed and _without_scale(_missed) == str(file) else file
-        if hint := hint_for(asked, lambda name: original(name, suffix, hard=False)):
+        if hint := hint_for(asked):
             raise FileNotFoundError(f"{error}{hint}") from error
         raise
     if not found:
@@ -172,50 +172,52 @@ def _check_yaml(original, file, suffix=(".yaml", ".yml"), hard=True):
     return found
 
 
-def hint_for(file, find):
+def hint_for(file):
     """What helps whoever asked for a model YAML by a bare name that is not there.
 
     Args:
         file: the name.
-        find: gives the path of a YAML by its bare name, or what is false.
 
     Returns:
         str: the end of a message, with the name that it nearly is, or with the command that writes it, as for
         yolo12n-LSKA.yaml; "" where neither is known.
     """
-    if find(str(file)) or Path(str(file)).suffix not in (
-        ".yaml",
-        ".yml",
-    ):  # what is there twice is refused, too
+    from ultralytics.nn import tasks
+
+    path = Path(str(file))
+    # Only a bare name is searched for: ultralytics would look for a path in the network as well.
+    if path.name != str(file) or path.suffix not in (".yaml", ".yml"):
         return ""
-    near = near_model(file)
-    same = near and _letters(near) == _letters(Path(str(file)).stem + ".yaml")
-    if not same and (command := _writing(Path(str(file)), find)):
+    if tasks.check_yaml(path.name, hard=False):  # refused since it is there twice
+        return ""
+    near = near_model(path)
+    if not (near and _letters(near) == _letters(f"{path.stem}.yaml")) and (command := _writing(path.stem)):
         return f"; `python -m lska_ops insert {command}` writes it"
     return f"; did you mean {near}?" if near else ""
 
 
-def _writing(file, find):
+def _writing(stem):
     """The words behind `insert` that write a model of that name, where it is another model's with the name of
     one of our modules in it; None for any other."""
-    import yaml
+    from .model_file import ModelFile
 
-    words, named = file.stem.split("-"), {_letters(name): name for name in NAMES}
+    words, named = stem.split("-"), {_letters(name): name for name in NAMES}
     module = next((word for word in words if _letters(word) in named), None)
     plain = "-".join(word for word in words if word != module) + ".yaml"
-    if not module or file.name != str(file) or not (path := find(plain) or find(_without_scale(plain))):
+    if not module:
         return None
-    d = yaml.safe_load(Path(path).read_text(encoding="utf-8", errors="ignore"))
-    if not (isinstance(d, dict) and d.get("backbone") and d.get("head")):
+    try:
+        *rows, head = ModelFile(plain).rows
+    except ValueError:  # InsertError, there is no such model; or it has no row
         return None
-    name, levels = named[_letters(module)], d["head"][-1][0]
+    name = named[_letters(module)]
     if name == "SPPF_LSKA":
-        after = "SPPF" if any(row[2] == "SPPF" for row in d["backbone"] + d["head"]) else None
-    elif not isinstance(levels, list):
+        after = "SPPF" if any(row.name == "SPPF" for row in rows) else None
+    elif not head.several:
         after = "backbone"
     else:
-        after = "P3 P4 P5" if len(levels) == 3 else " ".join(map(str, levels))
-    return after and f"{plain} {name} --after {after} -o {file.stem}.yaml"
+        after = "P3 P4 P5" if len(head.reads) == 3 else " ".join(map(str, head.reads))
+    return after and f"{plain} {name} --after {after} -o {stem}.yaml"
 
 
 def _without_scale(name):

@@ -93,6 +93,5 @@ def _plain_outline(file, rows):
         outline = Outline(yaml.safe_load(text))
     except (yaml.YAMLError, ArithmeticError, LookupError, TypeError, ValueError):
         return None
-    return (
-        outline if len(outline.plain) == rows and not any(row[2] in NAMES for row in outline.rows) else None
-    )
+    ours = any(row[2] in NAMES for row in outline.rows)
+    return outline if len(outline.plain) == rows and not ours else None
