@@ -159,7 +159,7 @@ def test_acmix_reference_within_bound_in_float32(part):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 8), (20, 17)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (5, 1), (2, 5), (9, 8), (20, 17)], ids=str)
 @pytest.mark.parametrize(
     "options",
     [dict(), dict(head=1, kernel_att=3), dict(kernel_att=5, kernel_conv=5, stride=2, dilation=2)],

@@ -260,8 +260,12 @@ def position_of(weight, bias):
 def shift_of(fc, dep_conv, head, stride):
     """fc and dep_conv as the reference calls them."""
     C, _, K_c, _ = map(int, dep_conv.shape)  # int: a tracer's are tensors, and old ones take none as padding
-    shift = partial(F.conv2d, weight=dep_conv, padding=K_c // 2, stride=stride, groups=C // head)
-    return partial(F.conv2d, weight=fc), shift
+    shift = partial(F.conv2d, weight=dep_conv, padding=K_c // 2, groups=C // head)
+    # Where one column remains, oneDNN's strided bfloat16 convolution reads memory that nobody wrote, on CPUs
+    # with AMX (pytorch/pytorch#169688; in conv2d for the weight's gradient): all pixels, then the wanted.
+    if stride > 1 and dep_conv.dtype == torch.bfloat16 and dep_conv.device.type == "cpu":
+        return partial(F.conv2d, weight=fc), lambda maps: shift(maps)[:, :, ::stride, ::stride]
+    return partial(F.conv2d, weight=fc), partial(shift, stride=stride)
 
 
 def _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation):
