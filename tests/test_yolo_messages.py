@@ -11,7 +11,8 @@ from test_yolo import parse, rows
 import lska_ops
 from lska_ops.__main__ import main
 from lska_ops.yolo import InsertError, remove
-from lska_ops.yolo.registration import NAMES, hint_for, near_model
+from lska_ops.yolo.hints import hint_for, near_model
+from lska_ops.yolo.registration import NAMES
 
 pytestmark = pytest.mark.usefixtures("registered")
 

@@ -4,7 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from .registration import CFG, hint_for
+from .hints import hint_for, without_scale
+from .registration import CFG
 
 PICTURE = -1  # what the first row reads
 
@@ -219,7 +220,7 @@ def _find(source):
     from ultralytics.nn import tasks
 
     path = Path(str(source))
-    plain = path.with_name(re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", path.name)) if path.name else path
+    plain = path.with_name(without_scale(path.name)) if path.name else path
     for candidate in (path, plain, CFG / plain.name):
         if candidate.suffix in (".yaml", ".yml"):
             if candidate.is_file():

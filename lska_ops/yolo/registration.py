@@ -9,10 +9,8 @@ filled in.
 
 import ast
 import copy
-import difflib
 import functools
 import inspect
-import re
 import sys
 import threading
 from pathlib import Path
@@ -162,78 +160,16 @@ def _check_yaml(original, file, suffix=(".yaml", ".yml"), hard=True):
     try:
         found = original(file, suffix, hard=hard)
     except FileNotFoundError as error:
+        from .hints import hint_for, without_scale
+
         # Newer versions look for the name as it was given, softly, and then for it without its scale.
-        asked = _missed if _missed and _without_scale(_missed) == str(file) else file
+        asked = _missed if _missed and without_scale(_missed) == str(file) else file
         if hint := hint_for(asked):
             raise FileNotFoundError(f"{error}{hint}") from error
         raise
     if not found:
         _missed = str(file)
     return found
-
-
-def hint_for(file):
-    """What helps whoever asked for a model YAML by a bare name that is not there.
-
-    Args:
-        file: the name.
-
-    Returns:
-        str: the end of a message, with the name that it nearly is, or with the command that writes it, as for
-        yolo12n-LSKA.yaml; "" where neither is known.
-    """
-    from ultralytics.nn import tasks
-
-    path = Path(str(file))
-    # Only a bare name is searched for: ultralytics would look for a path in the network as well.
-    if path.name != str(file) or path.suffix not in (".yaml", ".yml"):
-        return ""
-    if tasks.check_yaml(path.name, hard=False):  # refused since it is there twice
-        return ""
-    near = near_model(path)
-    if not (near and _letters(near) == _letters(f"{path.stem}.yaml")) and (command := _writing(path.stem)):
-        return f"; `python -m lska_ops insert {command}` writes it"
-    return f"; did you mean {near}?" if near else ""
-
-
-def _writing(stem):
-    """The words behind `insert` that write a model of that name, where it is another model's with the name of
-    one of our modules in it; None for any other."""
-    from .model_file import ModelFile
-
-    words, named = stem.split("-"), {_letters(name): name for name in NAMES}
-    module = next((word for word in words if _letters(word) in named), None)
-    plain = "-".join(word for word in words if word != module) + ".yaml"
-    if not module:
-        return None
-    try:
-        *rows, head = ModelFile(plain).rows
-    except ValueError:  # InsertError, there is no such model; or it has no row
-        return None
-    name = named[_letters(module)]
-    if name == "SPPF_LSKA":
-        after = "SPPF" if any(row.name == "SPPF" for row in rows) else None
-    elif not head.several:
-        after = "backbone"
-    else:
-        after = "P3 P4 P5" if len(head.reads) == 3 else " ".join(map(str, head.reads))
-    return after and f"{plain} {name} --after {after} -o {stem}.yaml"
-
-
-def _without_scale(name):
-    """As ultralytics takes the letter of the scale out of a name."""
-    return re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", name)
-
-
-def near_model(file):
-    """The name of a shipped model YAML that a bare name nearly is, its scale kept; None for any other."""
-    path = Path(str(file))
-    if path.name != str(file):
-        return None
-    before, scale, behind = re.fullmatch(r"(.*?\d+)([nslmx]?)(?![a-z])(.*)|.*", path.stem).groups("")
-    shipped = {_letters(each.stem): each.name for each in CFG.glob("*.yaml")}
-    near = difflib.get_close_matches(_letters(before + behind), shipped, n=1, cutoff=0.9)
-    return shipped[near[0]].replace("-", f"{scale}-", 1) if near else None
 
 
 def _generate_ddp_file(original, trainer):
@@ -274,23 +210,15 @@ def _parse_model(original, d, ch, verbose=True):
 
 def _unknown_name(error, rows, tasks):
     """What to say where the parser did not know a module's name; None for any other KeyError."""
+    from .hints import near_names
+
     for i, row in enumerate(rows):
         name = row[2] if isinstance(row, list) and len(row) > 2 else None
         if isinstance(name, str) and error.args == (name,) and not hasattr(tasks, name):
-            near = _near(name, [n for n in vars(tasks) if n[:1].isupper()])
+            near = near_names(name, [n for n in vars(tasks) if n[:1].isupper()])
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             return f"row {i} names {name!r}, which neither ultralytics nor lska_ops has{hint}"
     return None
-
-
-def _near(name, known):
-    """The names that differ from `name` in case or punctuation alone; if there are none, similar ones."""
-    same = [n for n in known if _letters(n) == _letters(name)]
-    return same or difflib.get_close_matches(name, known, n=3)
-
-
-def _letters(text):
-    return re.sub(r"[\W_]", "", text).lower()
 
 
 def _fill_in_channels(file, rows, d, ch, ours, parse):
