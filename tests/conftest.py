@@ -8,6 +8,10 @@ os.environ.update(
     YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_CONFIG_DIR=tempfile.mkdtemp(prefix="lska_ops_")
 )
 
+# OpenMP reads this when torch is imported. Two processes on few cores: a thread that waits by spinning takes the
+# core of one that works; the whole run took four times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from pathlib import Path  # noqa: E402
 
 # For build_backend and the benchmarks; at the end, so that an installed lska_ops is tested, not this tree's.
