@@ -41,10 +41,10 @@ def _change(args, plan):
 
     try:
         if args.out:
-            check_output(args.out)
+            check_output(args.out, args.word)
         planned = plan()
         print("\n".join(row_diff(planned)))
-        write(planned, args.out)
+        write(planned, args.out, args.word)
     except (InsertError, ImportError, OSError) as error:
         print(f"lska_ops: {error}", file=sys.stderr)
         return 2
@@ -61,6 +61,8 @@ def _options(words):
         name, equals, value = word.partition("=")
         if not equals:
             raise InsertError(f"insert: option is {word}; expected name=value, such as k_size=23")
+        if name in options:
+            raise InsertError(f"insert: option {name} is given twice; expected once")
         options[name] = int(value) if value.removeprefix("-").isdecimal() else value
     return options
 
@@ -139,7 +141,7 @@ def _add_change(words):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="lska-ops", description="Fused LSKA and ACmix for YOLO.")
-    words = parser.add_subparsers(required=True, metavar="word")
+    words = parser.add_subparsers(dest="word", metavar="word")
     word = words.add_parser(
         "doctor", help="what runs here, and what would help; exit code 1 if only the reference does"
     )
@@ -175,6 +177,9 @@ def main(argv=None):
     if argv[:1] == ["yolo"]:  # what follows is ultralytics' to read, -h included
         return _yolo(argv[1:])
     args = parser.parse_args(argv)
+    if not args.word:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         code = args.run(args)
         sys.stdout.flush()

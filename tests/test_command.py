@@ -130,6 +130,14 @@ def test_command_hook_never_breaks_ultralytics(python, hook, tmp_path):
     assert done.stderr.endswith(f"it is not installed, so delete {module} and {hook}\n")
 
 
+def test_command_without_a_word_lists_them(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert not said.out and all(
+        f"\n    {word} " in said.err for word in ("doctor", "insert", "yolo", "convert")
+    )
+
+
 def test_command_whose_reader_has_enough_says_nothing():
     command = [sys.executable, "-m", "lska_ops", "doctor"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -81,6 +81,20 @@ def test_insert_misspelt_source_is_answered_with_the_name():
         remove("yolo11n-LKSA.yaml", "LSKA")
 
 
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (".", ".: is a directory; expected a model's .yaml"),
+        ("yolo11n", "yolo11n: does not exist; expected the path of a model YAML, or a name that ultralytics has; did you mean yolo11n.yaml?"),
+        ("yolo99n", "yolo99n: does not exist; expected the path of a model YAML, or a name that ultralytics has"),
+    ],
+)  # fmt: skip
+def test_insert_source_that_is_no_file(source, message):
+    with pytest.raises(InsertError) as error:
+        insert(source, "LSKA", "P3")
+    assert str(error.value) == message
+
+
 def test_insert_puts_the_scale_of_the_name_first(tmp_path):
     made = insert(write(tmp_path, SMALL, "yolo1s.yaml"), "LSKA", 1)
     assert list(yaml.safe_load(made)["scales"].items()) == [("s", [0.5, 0.5, 1024]), ("n", [0.5, 0.25, 1024])]
@@ -186,16 +200,18 @@ def changed(text, old, new):
 BAD = [
     (None, "LSKA", "P3", {}, "net.yaml: does not exist; expected the path of a model YAML"),
     ("a: [", "LSKA", "P3", {}, "net.yaml: is no YAML (line"),
-    ("- 1", "LSKA", "P3", {}, "net.yaml: has no rows; expected a model YAML with lists backbone and head"),
-    ("", "LSKA", "P3", {}, "net.yaml: has no rows; expected"),
-    ("backbone: []\nhead: 3", "LSKA", "P3", {}, "net.yaml: has no rows; expected"),
+    ("- 1", "LSKA", "P3", {}, "net.yaml: has no keys; expected a model YAML with lists backbone and head"),
+    ("", "LSKA", "P3", {}, "net.yaml: is empty; expected"),
+    ("plain words", "LSKA", "P3", {}, "net.yaml: has no keys; expected a model YAML"),
+    ("backbone: []\nhead: 3", "LSKA", "P3", {}, "net.yaml: has no list head; expected"),
+    ("nc: 3", "LSKA", "P3", {}, "net.yaml: has no list backbone and no list head; expected"),
     ("backbone: []\nhead: []", "LSKA", "P3", {}, "net.yaml: the head is not found, there is no row"),
-    (changed(SMALL, "[-1, 1, Conv, [64, 3, 2]] # 1", "[-1, 1, Conv] # 1"), "LSKA", 0, {}, "net.yaml: row 1 is [-1, 1, 'Conv']; expected from, repeats"),
+    (changed(SMALL, "[-1, 1, Conv, [64, 3, 2]] # 1", "[-1, 1, Conv] # 1"), "LSKA", 0, {}, "net.yaml: row 1 is [-1, 1, Conv]; expected from, repeats"),
     (changed(SMALL, "[[3, 4], 1, Detect", "[[3, 9], 1, Detect"), "LSKA", 0, {}, "net.yaml: row 5 (Detect) reads from 9; expected a row before it, 0 to 4"),
     (changed(SMALL, "[-2, 1,", "[-7, 1,"), "LSKA", 0, {}, "net.yaml: row 2 (Conv) reads from -7; expected a row before it, 0 to 1"),
-    (changed(SMALL, "[-2, 1,", "[x, 1,"), "LSKA", 0, {}, "net.yaml: row 2 (Conv) reads from 'x'; expected a row before it"),
+    (changed(SMALL, "[-2, 1,", "[x, 1,"), "LSKA", 0, {}, "net.yaml: row 2 (Conv) reads from x; expected a row before it"),
     (changed(SMALL, "Concat", "Concatt"), "LSKA", 0, {}, "net.yaml: row 3 names 'Concatt', which neither ultralytics nor lska_ops has; did you mean Concat"),
-    (changed(SMALL, "[-2, 1, Conv, [64, 3, 2]]", "[-2, 1, Conv, [64, 3, 8]]"), "LSKA", 0, {}, "net.yaml: row 3 (Concat) does not take what rows 2, 1 give: "),
+    (changed(SMALL, "[-2, 1, Conv, [64, 3, 2]]", "[-2, 1, Conv, [64, 3, 8]]"), "LSKA", 0, {}, "net.yaml: row 3 (Concat) does not take what rows 2, 1 give, 16×16×16 and 16×64×64 of a picture of 256 px: expected maps of one size"),
     (changed(SMALL, "[[3, 4], 1, Detect, [nc]]", "[-1, 1, Conv, [64, 1, 1]]"), "LSKA", "P3", {}, "net.yaml: the head is not found, the last row, 5, is Conv; expected one that reads a list of rows"),
     (changed(SMALL, "- [-2, 1, Conv, [64, 3, 2]]", "- &a [-1, 1, Conv, [64, 3, 1]]\n  - *a"), "LSKA", 0, {}, "net.yaml: has a row by an alias (*name); expected every row written out"),
     (SMALL, "LSKA", "P3", {}, "net.yaml: the head reads no P3; expected one of P1 (row 4), P2 (row 3)"),
@@ -208,10 +224,11 @@ BAD = [
     (SMALL, "LSKA", "SPPF", {}, "net.yaml: has no row SPPF; expected"),
     (SMALL, "SPPF_LSKA", 1, {}, "net.yaml: row 1 (Conv) cannot become SPPF_LSKA; expected a row SPPF"),
     (SMALL, "CBAM", "P2", {}, "insert: module is 'CBAM'; expected one of LSKA, "),
+    (SMALL, "lska", "P2", {}, "ACmix, SPPF_LSKA; did you mean LSKA?"),
     (SMALL, "LSKA", "P2", {"size": 7}, "insert: LSKA has no option 'size'; expected k_size, dilation"),
     (SMALL, "LSKA", "P2", {"k_size": 8}, "net.yaml: row 4: LSKA: k_size is 8; expected"),
     (SMALL, "ACmix", "P2", {"head": 5}, "net.yaml: row 4: ACmix: head is 5; expected a divisor of out_planes = 32"),
-    (SMALL, "ACmix", 2, {"stride": 2}, "net.yaml: row 4 (Concat) does not take what rows 3, 1 give: "),
+    (SMALL, "ACmix", 2, {"stride": 2}, "net.yaml: row 4 (Concat) does not take what rows 3, 1 give, 16×32×32 and 16×64×64 of a picture of 256 px: expected maps of one size; row 3 (ACmix) has stride 2"),
 ]  # fmt: skip
 
 
@@ -282,18 +299,22 @@ def test_insert_word_prints_rows_and_writes(tmp_path, monkeypatch, capsys):
     assert "nothing is written" in printed and not list(tmp_path.iterdir())
     assert main([*words, "-o", "my.yaml"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "16 16 -1 C3k2 [256, False]" in lines and "+ 17 -1 LSKA [23] +5,952" in lines
-    assert "23 25 [16, 19, 22] → [17, 20, 24] Detect ['nc']" in lines
+    assert "16 16 -1 2 C3k2 [256, false]" in lines and "+ 17 -1 1 LSKA [23] +5,952" in lines
+    assert "23 25 [16, 19, 22] → [17, 20, 24] 1 Detect [nc]" in lines
     assert "parameters 2,624,080 → 2,702,992 (+78,912)" in lines and lines[-1] == "written: my.yaml"
     lska_ops.register()
     model = tasks.DetectionModel("my.yaml", verbose=False)
     assert sum(p.numel() for p in model.parameters()) == 2_702_992
     assert main(["remove", "my.yaml", "17", "-o", "less.yaml"]) == 0
-    assert "17 - -1 LSKA [23] -5,952" in " ".join(capsys.readouterr().out.split())
+    assert "17 - -1 1 LSKA [23] -5,952" in " ".join(capsys.readouterr().out.split())
     assert main(["remove", "my.yaml", "CBAM"]) == 2
     assert capsys.readouterr().err.startswith(
         "lska_ops: my.yaml: has no row CBAM; expected one of ours: 17 (LSKA), 24"
     )
+    assert main(["remove", "my.yaml", "LSKA", "-o", "less.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("lska_ops: remove: out is less.yaml, which exists; expected")
+    assert main(["insert", "my.yaml", "LSKA", "k_size=23", "k_size=7", "--after", "P3"]) == 2
+    assert capsys.readouterr().err == "lska_ops: insert: option k_size is given twice; expected once\n"
     assert main(["insert", "my.yaml", "LSKA", "23", "--after", "P3"]) == 2
     assert (
         capsys.readouterr().err == "lska_ops: insert: option is 23; expected name=value, such as k_size=23\n"

@@ -20,7 +20,8 @@ from lska_ops.__main__ import main
 from lska_ops.yolo import row_diff, startup
 from lska_ops.yolo.digits import write_digits
 from lska_ops.yolo.model_file import ModelFile
-from lska_ops.yolo.registration import CHANNEL_COUNTS, modules
+from lska_ops.yolo.parsing import CHANNEL_COUNTS
+from lska_ops.yolo.registration import modules
 
 ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))

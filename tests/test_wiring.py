@@ -37,17 +37,28 @@ def by_hand(at, module="LSKA", detect=None, name="yolo11n.yaml"):
 def test_wiring_row_that_is_put_in_and_not_counted():
     assert wiring.problems(by_hand(17)) == [
         "is not wired as yolo11.yaml: row 24 (Detect) reads [16, 19, 22], expected [17, 20, 23]. A row that is put in "
-        "moves the numbers of those below; take it out and let `python -m lska_ops insert` put it in"
+        "moves the numbers below it; `python -m lska_ops insert yolo11n.yaml LSKA --after 16 -o new.yaml` moves them too"
     ]
     (said,) = wiring.problems(by_hand(5, "ACmix"))
-    expected = "yolo11.yaml: row 13 (Concat) reads [12, 6], expected [12, 7]; row 19 (Concat) reads [18, 13],"
-    assert expected in said
-    assert "row 16" not in said and "and 1 more." in said  # row 4 is in front of the new one
+    assert (
+        "yolo11.yaml: row 24 (Detect) reads [16, 19, 22], expected [17, 20, 23]; row 13 (Concat) reads [-1, 6],"
+        in said
+    )
+    assert (
+        "[-1, 6], expected [-1, 7]; row 19 (Concat) reads [-1, 13], expected [-1, 14]; row 22 (Concat)"
+        in said
+    )
+    assert "row 16" not in said  # row 4 is in front of the new one
+    assert "`python -m lska_ops insert yolo11n.yaml ACmix --after 4 -o new.yaml`" in said
+    two = by_hand(17)
+    two["head"].insert(0, [-1, 1, "ACmix", []])  # no one command puts in both
+    (said,) = wiring.problems(two)
+    assert said.endswith("; take it out and let `python -m lska_ops insert` put it in")
 
 
 def test_wiring_row_that_nobody_reads():
     assert wiring.problems(by_hand(23)) == [
-        "no row reads row 23 (LSKA), so it has no effect; expected its number in the `from` of another"
+        "no row reads row 23 (LSKA), so it has no effect; expected row 24 (Detect) to read 23, not 22"
     ]
     assert wiring.problems(by_hand(23, detect=[16, 19, 23])) == []
 

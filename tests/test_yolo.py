@@ -138,7 +138,8 @@ def test_yolo_other_families_build(name, module):
 def test_yolo_row_options(row, expected):
     if expected is None:
         with pytest.raises(
-            ValueError, match=r"model YAML: row 1: LSKA: k_size is \d+; expected .* the nearest that work"
+            ValueError,
+            match=r"model YAML: row 1: LSKA: k_size is \d+; expected \d+ or \d+, the nearest that split",
         ):
             parse(rows(row))
         return

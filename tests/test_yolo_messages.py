@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 import ultralytics
 import yaml
 from test_insert import known
@@ -10,7 +11,7 @@ from test_yolo import parse, rows
 
 import lska_ops
 from lska_ops.__main__ import main
-from lska_ops.yolo import InsertError, remove
+from lska_ops.yolo import InsertError, insert, remove
 from lska_ops.yolo.hints import hint_for, near_model
 from lska_ops.yolo.registration import NAMES
 
@@ -94,7 +95,11 @@ def test_yolo_hint_is_for_names_that_are_not_there(tmp_path, monkeypatch):
         ([-1, 1, "LSKA", [1024]], "; channel counts are filled in"),
         ([-1, 1, "ACmix", [512]], "; channel counts are filled in"),
         ([-1, 1, "LSKA", [64, 64, 7]], "expected at most 2: ['k_size', 'dilation']; channel counts are filled in"),
-        ([-1, 1, "LSKA"], "row 1 is [-1, 1, 'LSKA']; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
+        ([-1, 1, "LSKA"], "row 1 is [-1, 1, LSKA]; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
+        ([-1, "LSKA", []], "row 1 is [-1, LSKA, []]; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
+        ("LSKA", "row 1 is LSKA; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
+        (None, "row 1 is null; expected from, repeats, module, arguments: [-1, 1, Conv, [64, 3, 2]]"),
+        ([True, 1, "LSKA", []], "row 1 (LSKA) reads from true; expected a row before it"),
         ([-1, 1, "LSKA", 23], "row 1 (LSKA) has arguments 23; expected a list"),
         ([-1, 1, "LSKA", None], "row 1 (LSKA) has arguments None; expected a list"),
         ([-1, "x", "LSKA", []], "row 1 (LSKA) has repeats 'x'; expected a number"),
@@ -123,6 +128,56 @@ def test_yolo_bad_row_names_the_file(tmp_path):
     file.write_text(yaml.safe_dump(rows([-1, 1, "LSKAA", []])))
     with pytest.raises(ValueError, match=r"^my-net\.yaml: row 1 names 'LSKAA'"):
         ultralytics.YOLO(file)
+
+
+def test_yolo_rows_and_lists_that_are_not_there():
+    d = rows([-1, 1, "LSKA", []])
+    d["head"][-1][0] = [2, 25]
+    with pytest.raises(
+        ValueError, match=r"^model YAML: row \d+ \(Detect\) reads from 25; expected a row before it"
+    ):
+        parse(d)
+    for section in ("backbone", "head"):
+        with pytest.raises(
+            ValueError, match=f"^model YAML: has no list {section}; expected a model YAML with"
+        ):
+            parse({name: value for name, value in rows().items() if name != section})
+
+
+def test_yolo_maps_that_do_not_fit_name_the_row(tmp_path):
+    file = tmp_path / "my-net.yaml"
+    d = yaml.safe_load(insert("yolo11n.yaml", "ACmix", "P3"))
+    d["head"][6] = [-1, 1, "ACmix", [7, 4, 3, 2]]  # row 17, in place of the one without a stride
+    file.write_text(yaml.safe_dump(d, sort_keys=False))
+    with pytest.raises(ValueError) as error:
+        ultralytics.YOLO(file)
+    assert str(error.value) == (
+        "my-net.yaml: row 19 (Concat) does not take what rows 18, 13 give, 64×8×8 and 128×16×16 of a picture of "
+        "256 px: expected maps of one size; row 17 (ACmix) has stride 2"
+    )
+    d = yaml.safe_load(insert("yolo11n.yaml", "LSKA", 2))
+    d["head"][1][0] = [-1, 2]
+    file.write_text(yaml.safe_dump(d, sort_keys=False))
+    with pytest.raises(
+        ValueError, match=r"my-net\.yaml: row 13 \(Concat\) does not take .* maps of one size$"
+    ):
+        ultralytics.YOLO(file)
+
+
+def test_yolo_other_errors_of_maps_stay_what_they_are(monkeypatch):
+    plain = rows()
+    plain["head"].insert(2, [[-1, 0], 1, "Concat", [1]])
+    with pytest.raises(RuntimeError, match="^Sizes of tensors must match"):
+        ultralytics.nn.tasks.DetectionModel(plain, verbose=False)
+    monkeypatch.setattr(lska_ops.LSKA, "forward", lambda module, x: x.view(-1, 7))
+    with pytest.raises(
+        ValueError, match=r"row 1 \(LSKA\) does not take what row 0 gives, 16×128×128 .*: shape '"
+    ):
+        ultralytics.nn.tasks.DetectionModel(rows([-1, 1, "LSKA", []]), verbose=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(ultralytics.nn.tasks.DetectionModel, "forward", lambda *_: torch.zeros(2).view(3))
+    with pytest.raises(RuntimeError, match="^shape '"):
+        ultralytics.nn.tasks.DetectionModel(rows([-1, 1, "LSKA", []]), verbose=False)
 
 
 def spellings(name):

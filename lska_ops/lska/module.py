@@ -1,5 +1,7 @@
 """The modules a model file names: LSKA, and the three designs its paper compares it with."""
 
+import math
+
 from torch import nn
 
 from .._backends import exporting
@@ -19,17 +21,17 @@ def split_kernel(k_size, dilation=None, op="LSKA"):
         TypeError: k_size or dilation is not an integer.
         ValueError: k_size has no such split; the message names the nearest sizes that have one.
     """
-    k_size = check_number(op, "k_size", k_size)
+    k_size = check_number(op, "k_size", k_size, at_least=-math.inf)
     if dilation is not None:
         dilation = check_number(op, "dilation", dilation)
     if split := _split(k_size, dilation):
         return split
     nearest = [next((k for k in sizes if _split(k, dilation)), None) for sizes in _outwards(k_size, dilation)]
-    rule = "an odd k0 + (k1 - 1) * d with k0 = 2d - 1 and k1 = 3, 5, ..."
-    given = f" and d = {dilation if dilation is not None else '2, 3, ... (1 where dilation=1 is given)'}"
+    nearest = " or ".join(str(k) for k in nearest if k is not None)
+    given = dilation if dilation is not None else "2, 3, ... (1 where dilation=1 is given)"
     raise ValueError(
-        f"{op}: k_size is {k_size}; expected {rule}{given}; the nearest that work: "
-        + ", ".join(str(k) for k in nearest if k is not None)
+        f"{op}: k_size is {k_size}; expected {nearest}, the nearest that split into k0 + (k1 - 1) * d with "
+        f"k0 = 2d - 1, k1 = 3, 5, ... and d = {given}"
     )
 
 

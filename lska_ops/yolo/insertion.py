@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from .model_file import PICTURE, InsertError, ModelFile
-from .registration import CHANNEL_COUNTS, NAMES, modules, parse_quietly, register
-
-_SIDE = 256  # pixels; a picture of a side that every stride divides
+from .hints import near_names
+from .maps import PICTURE, SIDE, maps_of
+from .model_file import InsertError, ModelFile
+from .parsing import CHANNEL_COUNTS, parse_quietly
+from .registration import NAMES, modules, register
 
 
 def insert(source, module, after, *, out=None, **options):
@@ -50,7 +51,7 @@ def remove(source, what, *, out=None):
 
     Returns, Raises: as :func:`insert`.
     """
-    return write(plan_remove(source, what), out)
+    return write(plan_remove(source, what), out, "remove")
 
 
 @dataclasses.dataclass
@@ -67,7 +68,9 @@ class Plan:
 
 def plan_insert(source, module, after, options):
     if module not in NAMES:
-        raise InsertError(f"insert: module is {module!r}; expected one of {', '.join(NAMES)}")
+        near = near_names(str(module), NAMES)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InsertError(f"insert: module is {module!r}; expected one of {', '.join(NAMES)}{hint}")
     register()  # the rows are parsed to know strides and to try the result
     old = ModelFile(source)
     layers, maps = _trace(old)
@@ -124,69 +127,38 @@ def plan_remove(source, what):
     return Plan(title, old, new, was, layers, new_layers)
 
 
-def write(plan, out=None):
+def write(plan, out=None, word="insert"):
     """The new text; written to `out` where one is named."""
     if out is not None:
-        check_output(out)
+        check_output(out, word)
         with open(out, "x", encoding="utf-8", newline="") as file:
             file.write(plan.new.text)
     return plan.new.text
 
 
-def check_output(out):
-    """Raises unless `out` can be a new model YAML."""
+def check_output(out, word):
+    """Raises unless `out` can be a new model YAML; `word` is what was asked for it."""
     path = Path(out)
     if path.suffix not in (".yaml", ".yml"):
-        raise InsertError(f"insert: out is {out}; expected a name that ends in .yaml")
+        raise InsertError(f"{word}: out is {out}; expected a name that ends in .yaml")
     if not path.absolute().parent.is_dir():
-        raise InsertError(f"insert: out is {out}; expected a file in a folder that exists")
+        raise InsertError(f"{word}: out is {out}; expected a file in a folder that exists")
     if path.exists():
-        raise FileExistsError(f"insert: out is {out}, which exists; expected a new name")
+        raise FileExistsError(f"{word}: out is {out}, which exists; expected a new name")
 
 
 def _trace(model):
-    """The layers of a model file, and what each of them gives for one picture, without computing it.
-
-    A row whose result no single picture tells (it reads a text, or the head's) gives None.
-    """
+    """The layers of a model file, and what each of them gives, see :func:`lska_ops.yolo.maps.maps_of`."""
     from ultralytics.nn import tasks
 
     d = model.values_with_scale
     channels = d.get("channels", 3)
     try:
         layers = parse_quietly(tasks.parse_model, d, channels)[0].eval()
+        return list(layers), maps_of(layers, channels)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         what = str(error).removeprefix(f"{model.name}: ")
         raise InsertError(f"{model.name}: {what}" if what else f"{model.name}: {error!r}") from error
-    device = next((p.device for p in layers.parameters()), torch.device("cpu"))
-    maps = []
-    with torch.device(device), torch.inference_mode():
-        picture = torch.zeros(1, channels, _SIDE, _SIDE)
-        for layer, row in zip(layers, model.rows, strict=True):
-            read = [picture if j == PICTURE else maps[j] for j in row.reads]
-            last = len(maps) == len(model.rows) - 1
-            try:
-                maps.append(None if last else _result(layer, read if row.several else read[0]))
-            except RuntimeError as error:
-                reads = (
-                    f"row{'s' * row.several} {', '.join(map(str, row.reads))} give{'s' * (not row.several)}"
-                )
-                what = str(error).splitlines()[0]
-                raise InsertError(
-                    f"{model.name}: row {len(maps)} ({row.name}) does not take what {reads}: {what}"
-                ) from error
-    return list(layers), maps
-
-
-def _result(layer, read):
-    parameters = inspect.signature(layer.forward).parameters
-    if any(x is None for x in read) if isinstance(read, list) else read is None:
-        return None
-    if "text" in parameters:  # YOLO-World's pooling of pictures into texts: no map
-        return None
-    if "guide" in parameters:  # the embedded texts that YOLO-World's blocks look at
-        return layer(read, torch.zeros(1, 1, layer.attn.gl.in_features))
-    return layer(read)
 
 
 def _places(model, maps, after):
@@ -246,7 +218,7 @@ def _levels(model, maps):
 
 
 def _level(x):
-    return (_SIDE // x.shape[-1]).bit_length() - 1
+    return (SIDE // x.shape[-1]).bit_length() - 1
 
 
 def _number(model, place):
@@ -271,11 +243,11 @@ def _check_one_map(model, i, x):
 
 
 def _comment(x):
-    stride = _SIDE // x.shape[-1]
+    stride = SIDE // x.shape[-1]
     return f" (P{_level(x)}/{stride})"
 
 
-def _options_of(module):
+def options_of(module):
     """{option: its default} of a module's row."""
     parameters = inspect.signature(modules()[module].__init__).parameters
     skip = 1 + CHANNEL_COUNTS.get(module, 1)  # self, and what the parser fills in
@@ -284,7 +256,7 @@ def _options_of(module):
 
 def _arguments(module, options):
     """The arguments of a row, up to the last one that is not the default."""
-    known = _options_of(module)
+    known = options_of(module)
     for name in options:
         if name not in known:
             raise InsertError(f"insert: {module} has no option {name!r}; expected {', '.join(known)}")
@@ -300,19 +272,19 @@ def _sppf_arguments(model, i, layer, options):
     c1, c2 = layer.cv1.conv.in_channels, layer.cv2.conv.out_channels
     if c1 != c2:
         raise InsertError(f"{model.name}: row {i} (SPPF) makes {c2} channels of {c1}; expected as many")
-    known = _options_of("SPPF_LSKA")
+    known = options_of("SPPF_LSKA")
     kept = {name: value for name, value in pooled.items() if value != known.get(name)}
     return _arguments("SPPF_LSKA", {**kept, **options})
 
 
 def _plain_sppf(model, i, maps):
     """SPPF's arguments; its channel count as the YAML counts it is that of the row whose map it reads."""
-    values = dict(zip(_options_of("SPPF_LSKA"), model.rows[i].args, strict=False))
+    values = dict(zip(options_of("SPPF_LSKA"), model.rows[i].args, strict=False))
     j = model.rows[i].reads[0]
     while j != PICTURE and maps[j].shape[1] == maps[i].shape[1]:
         args = model.rows[j].args
         if model.rows[j].name not in NAMES and args and isinstance(args[0], int):
-            pooling = {**_options_of("SPPF_LSKA"), **values}
+            pooling = {**options_of("SPPF_LSKA"), **values}
             tail = [pooling["k"], pooling["n"], pooling["shortcut"]]
             return [args[0], *(tail if tail[1:] != [3, False] else tail[:1])]
         j = model.rows[j].reads[0]

@@ -4,10 +4,10 @@ import dataclasses
 import re
 from pathlib import Path
 
+from . import rows
 from .hints import hint_for, without_scale
+from .maps import PICTURE
 from .registration import CFG
-
-PICTURE = -1  # what the first row reads
 
 
 class InsertError(ValueError):
@@ -18,6 +18,7 @@ class InsertError(ValueError):
 class Row:
     """One row: the values, and where in the text they stand."""
 
+    repeats: int
     name: str
     args: list
     reads: list  # absolute row numbers, PICTURE for the picture
@@ -55,13 +56,11 @@ class ModelFile:
             mark = getattr(error, "problem_mark", None)
             line = f" (line {mark.line + 1}: {error.problem})" if mark else ""
             raise InsertError(f"{self.name}: is no YAML{line}; expected a model YAML") from error
-        if not isinstance(self.values, dict):
-            raise self._no_model()
+        if problem := rows.problem(self.values):
+            raise InsertError(f"{self.name}: {problem}")
         self._nodes = {key.value: (key, value) for key, value in root.value}
         self.rows, self.sections = [], {}
         for section in ("backbone", "head"):
-            if not isinstance(self.values.get(section), list):
-                raise self._no_model()
             nodes = self._nodes[section][1].value
             self.sections[section] = range(len(self.rows), len(self.rows) + len(nodes))
             for node, values in zip(nodes, self.values[section], strict=True):
@@ -69,27 +68,13 @@ class ModelFile:
         if len({row.start for row in self.rows}) < len(self.rows):
             raise InsertError(f"{self.name}: has a row by an alias (*name); expected every row written out")
 
-    def _no_model(self):
-        return InsertError(f"{self.name}: has no rows; expected a model YAML with lists backbone and head")
-
     def _row(self, i, node, values):
-        if not isinstance(values, list) or len(values) != 4 or not isinstance(values[2], str):
-            raise InsertError(
-                f"{self.name}: row {i} is {values}; expected from, repeats, module, arguments: "
-                "[-1, 1, Conv, [64, 3, 2]]"
-            )
+        _, repeats, name, args = values
         several = isinstance(values[0], list)
-        written = values[0] if several else [values[0]]
-        reads = []
-        for f in written:
-            absolute = f if not isinstance(f, int) or f >= 0 else i + f
-            if isinstance(f, bool) or not isinstance(f, int) or not (0 <= absolute < i or f == -1):
-                before = f"a row before it, 0 to {i - 1} or -{i} to -1" if i else "-1, the picture"
-                raise InsertError(f"{self.name}: row {i} ({values[2]}) reads from {f!r}; expected {before}")
-            reads.append(absolute if i else PICTURE)
+        reads = [(f if f >= 0 else i + f) if i else PICTURE for f in rows.sources(values)]
         sources = node.value[0].value if several else [node.value[0]]
-        args = values[3] if isinstance(values[3], list) else [values[3]]
-        return Row(values[2], args, reads, several, sources, node.start_mark.index, _end(node))
+        args = args if isinstance(args, list) else [args]
+        return Row(repeats, name, args, reads, several, sources, node.start_mark.index, _end(node))
 
     @property
     def values_with_scale(self):
@@ -122,7 +107,7 @@ class ModelFile:
             edits += self._renumbered(i, at, gives)
             if i in replaced:
                 name, args = replaced[i]
-                edits.append((*self._name_and_arguments(i), f"{name}, {_flow(args)}"))
+                edits.append((*self._name_and_arguments(i), f"{name}, {rows.as_yaml(args)}"))
             if i in inserted:
                 edits.append(self._new_row(i, at[i] + 1, *inserted[i]))
         twin = object.__new__(ModelFile)
@@ -173,7 +158,7 @@ class ModelFile:
         return self._nodes[next(s for s, rows in self.sections.items() if i in rows)][1]
 
     def _new_row(self, i, number, name, args, comment):
-        section, row = self._section_of(i), f"[-1, 1, {name}, {_flow(args)}]"
+        section, row = self._section_of(i), f"[-1, 1, {name}, {rows.as_yaml(args)}]"
         if section.flow_style:
             return self.rows[i].end, self.rows[i].end, f", {row}"
         newline = "\r\n" if "\r\n" in self.text else "\n"
@@ -230,10 +215,23 @@ def _find(source):
                 return Path(found)
     if path.is_file():
         raise InsertError(f"{source}: is no YAML; expected a model's .yaml, as a checkpoint is made from one")
-    raise InsertError(
-        f"{source}: does not exist; expected the path of a model YAML, or a name that ultralytics has"
-        f"{hint_for(source)}"
+    if path.is_dir():
+        raise InsertError(f"{source}: is a directory; expected a model's .yaml")
+    hint = (
+        f"; did you mean {source}.yaml?"
+        if not path.suffix and _is_model(f"{source}.yaml")
+        else hint_for(source)
     )
+    raise InsertError(
+        f"{source}: does not exist; expected the path of a model YAML, or a name that ultralytics has{hint}"
+    )
+
+
+def _is_model(source):
+    try:
+        return bool(_find(source))
+    except InsertError:
+        return False
 
 
 def _scale(name):
@@ -248,12 +246,6 @@ def _end(node):
         last = node.value[-1]
         return _end(last[1] if isinstance(last, tuple) else last)
     return node.end_mark.index
-
-
-def _flow(values):
-    import yaml
-
-    return yaml.safe_dump(values, default_flow_style=True, width=10**6).strip()
 
 
 def _edited(text, edits):

@@ -1,6 +1,7 @@
 """What two networks are compared by: the rows that are not ours, in order, and what each of them reads."""
 
 from .registration import NAMES
+from .rows import sources
 
 INSERTED = tuple(name for name in NAMES if name != "SPPF_LSKA")  # a row of its own; that one has SPPF's place
 
@@ -25,8 +26,7 @@ class Outline:
 
     def written(self, i):
         """What row i reads as its author wrote it, as a list."""
-        f = self.rows[i][0]
-        return list(f) if isinstance(f, (list, tuple)) else [f]
+        return sources(self.rows[i])
 
     def reads(self, i):
         """The same as numbers of rows; -1 is the picture."""

@@ -2,6 +2,8 @@
 
 import contextlib
 
+from .rows import as_yaml
+
 # The model class of ultralytics by the module in the last row; others are detectors.
 _MODELS = {
     "RTDETRDecoder": "RTDETRDetectionModel",
@@ -20,41 +22,39 @@ _MODELS = {
 def row_diff(plan):
     """The lines to print for a :class:`lska_ops.yolo.insertion.Plan`."""
     lines = [plan.title, ""]
-    rows = [("old", "new", "from", "module", "arguments", "parameters")]
+    rows = [("old", "new", "from", "n", "module", "arguments", "parameters")]
     counts = [sum(p.numel() for p in layer.parameters()) for layer in plan.new_layers]
     before = [sum(p.numel() for p in layer.parameters()) for layer in plan.old_layers]
     last = -1
     for i, row in enumerate(plan.new.rows):
         old = plan.was.get(i)
         if old is None:
-            rows.append(("+", i, _reads(row), row.name, row.args, f"{counts[i]:+,}"))
+            rows.append(("+", i, *_cells(row), f"{counts[i]:+,}"))
             continue
         rows += _gone(plan, before, last + 1, old)
         last, was = old, plan.old.rows[old]
         change = f"{counts[i] - before[old]:+,}" if counts[i] != before[old] else ""
-        name = row.name if row.name == was.name else f"{was.name} → {row.name}"
-        args = row.args if row.args == was.args else f"{was.args} → {row.args}"
-        reads, read = _reads(row), _reads(was)
-        rows.append((old, i, reads if reads == read else f"{read} → {reads}", name, args, change))
+        both = zip(_cells(was), _cells(row), strict=True)
+        rows.append((old, i, *(a if a == b else f"{a} → {b}" for a, b in both), change))
     rows += _gone(plan, before, last + 1, len(plan.old.rows))
     cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(6)]
+    widths = [max(len(row[column]) for row in cells) for column in range(7)]
     for row in cells:
         numbers = [row[column].rjust(widths[column]) for column in (0, 1)]
-        texts = [row[column].ljust(widths[column]) for column in (2, 3, 4)]
-        lines.append("  ".join([*numbers, *texts, row[5].rjust(widths[5])]).rstrip())
+        texts = [row[column].ljust(widths[column]) for column in (2, 3, 4, 5)]
+        lines.append("  ".join([*numbers, *texts, row[6].rjust(widths[6])]).rstrip())
     return [*lines, "", *_totals(plan, sum(before), sum(counts))]
 
 
-def _reads(row):
+def _cells(row):
+    """A row's `from`, repeats, module and arguments, as a YAML has them."""
     written = [int(node.value) for node in row.sources]
-    return str(written if row.several else written[0])
+    return as_yaml(written if row.several else written[0]), as_yaml(row.repeats), row.name, as_yaml(row.args)
 
 
 def _gone(plan, counts, start, stop):
     for old in range(start, stop):
-        row = plan.old.rows[old]
-        yield old, "-", _reads(row), row.name, row.args, f"{-counts[old]:+,}"
+        yield old, "-", *_cells(plan.old.rows[old]), f"{-counts[old]:+,}"
 
 
 def _totals(plan, before, after):

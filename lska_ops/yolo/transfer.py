@@ -17,10 +17,14 @@ from .registration import identity_start, modules
 
 def load(original, model, weights, verbose=True):
     """``BaseModel.load`` of ultralytics, wrapped; for networks without our modules, that itself."""
-    source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
-    if not isinstance(source, nn.Module) or not _has_rows(model):
+    source = (weights.get("ema") or weights.get("model")) if isinstance(weights, dict) else weights
+    if not _has_rows(model):
         return original(model, weights, verbose)
-    if not (_has_ours(source) or _has_ours(model)):
+    if not isinstance(source, nn.Module) and _has_ours(model):
+        raise TypeError(
+            f"load: weights is {type(weights).__name__}; expected the path of a checkpoint, or a network"
+        )
+    if not isinstance(source, nn.Module) or not (_has_ours(source) or _has_ours(model)):
         return original(model, weights, verbose)
     if not _has_rows(source):
         original(model, weights, verbose)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .outline import Outline, few
+from .outline import Outline
 from .registration import NAMES
 
 _said = set()  # once for the same rows of a file: ultralytics parses a model again when it trains
@@ -34,28 +34,59 @@ def problems(d):
     outline = Outline(d)
     read = {j for i in range(len(outline.rows)) for j in outline.reads(i)}
     found = [
-        f"no row reads row {i} ({row[2]}), so it has no effect; expected its number in the `from` of another"
+        f"no row reads row {i} ({row[2]}), so it has no effect; expected {_reader(outline, i)}"
         for i, row in enumerate(outline.rows[:-1])
         if row[2] in NAMES and i not in read
     ]
     name, stock = _stock_of(outline) or (None, None)
     if stock and (left := list(_left_behind(outline, stock))):
         found.append(
-            f"is not wired as {name}: {few(left)}. A row that is put in moves the numbers of those below; "
-            "take it out and let `python -m lska_ops insert` put it in"
+            f"is not wired as {name}: {'; '.join(left)}. A row that is put in moves the numbers below it"
+            f"{_command(outline, name, d.get('scale'))}"
         )
     return found
 
 
+def _reader(outline, i):
+    """Who would read row i: those below that read what it reads."""
+    (source,) = outline.reads(i)
+    rows = enumerate(outline.rows)
+    readers = [
+        f"row {j} ({row[2]}) to read {i}, not {source}"
+        for j, row in rows
+        if j > i and source in outline.reads(j)
+    ]
+    return " or ".join(readers) or f"a row below it to read {i}"
+
+
+def _command(outline, name, scale):
+    """The command that puts the rows of ours into the stock model, where one command can."""
+    from .insertion import options_of
+
+    mine = [outline.rows[number] for number in outline.inserted.values()]
+    words = {(row[2], *map("{}={}".format, options_of(row[2]), row[3])) for row in mine}
+    places = [place for place, _, before in outline.inserted if not before]
+    if len(words) != 1 or len(places) != len(mine) or min(places) < 0:
+        return "; take it out and let `python -m lska_ops insert` put it in"
+    model = re.sub(r"\d+", rf"\g<0>{scale or ''}", name, count=1)
+    places = " ".join(map(str, sorted(places)))
+    command = f"insert {model} {' '.join(*words)} --after {places} -o new.yaml"
+    return f"; `python -m lska_ops {command}` moves them too"
+
+
 def _left_behind(outline, stock):
-    """Rows that name a number as the stock model does, where that is another row by now; other differences
-    are their author's."""
-    for (i, module, here), (j, _, there) in zip(outline.plain, stock.plain, strict=True):
+    """Rows that name a number as the stock model does, where that is another row by now, the head's first;
+    other differences are their author's."""
+    pairs = list(zip(outline.plain, stock.plain, strict=True))
+    for (i, module, here), (j, _, there) in [pairs[-1], *pairs[:-1]]:
         written, known = outline.written(i), stock.written(j)
         same = (a == b >= 0 and p != q for a, b, p, q in zip(written, known, here, there, strict=False))
         if len(written) == len(known) and any(same):
-            expected = [outline.number(place, i) for place in there]
-            yield f"row {i} ({module}) reads {outline.reads(i)}, expected {expected}"
+            expected = [
+                f if f < 0 and p == q else outline.number(q, i)
+                for f, p, q in zip(written, here, there, strict=True)
+            ]
+            yield f"row {i} ({module}) reads {written}, expected {expected}"
 
 
 def _stock_of(outline):

@@ -1,0 +1,49 @@
+"""What has to hold of the rows of a model YAML, and what is said where it does not."""
+
+from .registration import NAMES
+
+
+def problem(values):
+    """What is wrong with the lists and rows of a model YAML, in a sentence; None if nothing is."""
+    expected = "; expected a model YAML with lists backbone and head"
+    if values is None:
+        return f"is empty{expected}"
+    if not isinstance(values, dict):
+        return f"has no keys{expected}"
+    if missing := [name for name in ("backbone", "head") if not isinstance(values.get(name), list)]:
+        return f"has no list {' and no list '.join(missing)}{expected}"
+    rows = enumerate([*values["backbone"], *values["head"]])
+    return next((said for i, row in rows if (said := problem_of(i, row))), None)
+
+
+def problem_of(i, row):
+    """What is wrong with row i, in a sentence; None if nothing is."""
+    if not isinstance(row, (list, tuple)) or len(row) != 4 or not isinstance(row[2], str):
+        mine = next(
+            (name for name in NAMES if row == name or isinstance(row, (list, tuple)) and name in row), None
+        )
+        example = f"[-1, 1, {mine}, []]" if mine else "[-1, 1, Conv, [64, 3, 2]]"
+        return f"row {i} is {as_yaml(row)}; expected from, repeats, module, arguments: {example}"
+    return next((said for f in sources(row) if (said := _problem_of_source(i, row[2], f))), None)
+
+
+def _problem_of_source(i, name, f):
+    if isinstance(f, int) and not isinstance(f, bool) and -max(i, 1) <= f < i:
+        return None
+    before = f"a row before it, 0 to {i - 1} or -{i} to -1" if i else "-1, the picture"
+    return f"row {i} ({name}) reads from {as_yaml(f)}; expected {before}"
+
+
+def sources(row):
+    """What a row reads, as its author wrote it, as a list."""
+    return list(row[0]) if isinstance(row[0], (list, tuple)) else [row[0]]
+
+
+def as_yaml(value):
+    """A value as one writes it into a row."""
+    import yaml
+
+    try:
+        return yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
+    except yaml.YAMLError:  # of a network that Python made, not a file
+        return repr(value)
