@@ -423,11 +423,16 @@ def worker(tmp_path, monkeypatch, overrides):
             head
             # Both in this process, on one thread: on more, MKL chooses at run time how it divides small sums.
             + "trainer.setup_model(); import torch; from ultralytics import YOLO; torch.set_num_threads(1)\n"
-            "    x, plain = torch.rand(2, 3, 64, 64), YOLO('yolo11n.pt').model.eval()\n"
+            "    x, plain, maps = torch.rand(2, 3, 64, 64), YOLO('yolo11n.pt').model, ([], [])\n"
+            "    for m, seen in zip((trainer.model, plain), maps):\n"
+            "        for layer in m.eval().model[:-1]:\n"
+            "            if type(layer).__name__ != 'LSKA':\n"
+            "                layer.register_forward_hook(lambda *call, seen=seen: seen.append(call[2]))\n"
             "    with torch.inference_mode():\n"
-            "        (a, b), (c, d) = ([m.eval()(x)[0] for m in (trainer.model, plain)] for _ in range(2))\n"
+            "        (a, b), (c, d) = ([m(x)[0] for m in (trainer.model, plain)] for _ in range(2))\n"
             "    print('boxes are equal:', torch.equal(a, b), (a - b).abs().max().item())\n"
-            "    print('each equals itself:', torch.equal(a, c), torch.equal(b, d))"
+            "    print('each equals itself:', torch.equal(a, c), torch.equal(b, d))\n"
+            "    print('rows of other maps:', [i for i, (p, q) in enumerate(zip(*maps)) if not torch.equal(p, q)])"
         )
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env, cwd=tmp_path)

@@ -61,11 +61,8 @@ def _does_not_take(layers, layer, read, error):
     given = " and ".join(_size(x) for x in read)
     sides = {x.shape[2:] for x in read if isinstance(x, torch.Tensor)}
     why = "expected maps of one size" if name == "Concat" and len(sides) > 1 else str(error).splitlines()[0]
-    strided = [
-        f"; row {i} ({_name(layers[i])}) has stride {layers[i].stride}"
-        for i in sorted(_above(layers, layer))
-        if type(layers[i]).__module__.startswith("lska_ops.") and getattr(layers[i], "stride", 1) != 1
-    ]
+    above = [layers[i] for i in sorted(_above(layers, layer))]
+    strided = [f"; row {m.i} ({_name(m)}) has stride {_stride(m)}" for m in above if _stride(m) != 1]
     what = f"row {layer.i} ({name}) does not take what {give}"
     return f"{what}, {given} of a picture of {SIDE} px: {why}{''.join(strided)}"
 
@@ -79,6 +76,12 @@ def _above(layers, layer):
             found.add(i)
             todo += _reads(layers[i])
     return found
+
+
+def _stride(layer):
+    """Of a row of ours; 1 for others, whose strides are their author's."""
+    module = layer[0] if isinstance(layer, torch.nn.Sequential) else layer  # a row that repeats
+    return getattr(module, "stride", 1) if type(module).__module__.startswith("lska_ops.") else 1
 
 
 def _name(layer):
