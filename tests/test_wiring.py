@@ -50,6 +50,9 @@ def test_wiring_row_that_is_put_in_and_not_counted():
     )
     assert "row 16" not in said  # row 4 is in front of the new one
     assert "`python -m lska_ops insert yolo11n.yaml ACmix --after 4 -o new.yaml`" in said
+    with_options = by_hand(17)
+    with_options["head"][6][3] = [23, None]
+    assert " insert yolo11n.yaml LSKA k_size=23 --after 16 -o new.yaml`" in wiring.problems(with_options)[0]
     two = by_hand(17)
     two["head"].insert(0, [-1, 1, "ACmix", []])  # no one command puts in both
     (said,) = wiring.problems(two)

@@ -169,6 +169,11 @@ def test_yolo_other_errors_of_maps_stay_what_they_are(monkeypatch):
     plain["head"].insert(2, [[-1, 0], 1, "Concat", [1]])
     with pytest.raises(RuntimeError, match="^Sizes of tensors must match"):
         ultralytics.nn.tasks.DetectionModel(plain, verbose=False)
+    plain["backbone"].append([-1, 1, "LSKA", []])
+    with pytest.raises(
+        ValueError, match=r"^model YAML: row 4 \(Concat\) does not take what rows 3, 0 give, "
+    ):
+        ultralytics.nn.tasks.DetectionModel(plain, ch=1, verbose=False)
     monkeypatch.setattr(lska_ops.LSKA, "forward", lambda module, x: x.view(-1, 7))
     with pytest.raises(
         ValueError, match=r"row 1 \(LSKA\) does not take what row 0 gives, 16×128×128 .*: shape '"

@@ -32,7 +32,7 @@ def build_detector(original, model, *args, **kwargs):
         if layers is None or not any(_names_one_of(NAMES, row) for row in _rows_of(d)):
             raise
         try:
-            maps_of(layers.eval(), d.get("channels", 3))
+            maps_of(layers.eval(), d.get("channels", d.get("ch", 3)))  # "ch" in older versions
         except MapError as error:
             raise ValueError(f"{_file_of(d)}: {error}") from error
         raise

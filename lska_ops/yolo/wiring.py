@@ -64,7 +64,7 @@ def _command(outline, name, scale):
     from .insertion import options_of
 
     mine = [outline.rows[number] for number in outline.inserted.values()]
-    words = {(row[2], *map("{}={}".format, options_of(row[2]), row[3])) for row in mine}
+    words = {(row[2], *_options(options_of(row[2]), row[3])) for row in mine}
     places = [place for place, _, before in outline.inserted if not before]
     if len(words) != 1 or len(places) != len(mine) or min(places) < 0:
         return "; take it out and let `python -m lska_ops insert` put it in"
@@ -72,6 +72,12 @@ def _command(outline, name, scale):
     places = " ".join(map(str, sorted(places)))
     command = f"insert {model} {' '.join(*words)} --after {places} -o new.yaml"
     return f"; `python -m lska_ops {command}` moves them too"
+
+
+def _options(defaults, values):
+    """The words of a command that say what a row says."""
+    pairs = zip(defaults.items(), values, strict=False)
+    return [f"{name}={value}" for (name, default), value in pairs if value != default]
 
 
 def _left_behind(outline, stock):
