@@ -108,6 +108,7 @@ def test_yolo_hint_is_for_names_that_are_not_there(tmp_path, monkeypatch):
         ([99, 1, "ACmix", []], "row 1 (ACmix) reads from 99; expected a row before it"),
         ([-1, 1, "LSKA", ["k"]], "row 1: LSKA: k_size is 'k'; expected an integer"),
         ([-1, 1, "LSKAA", []], "row 1 names 'LSKAA', which neither ultralytics nor lska_ops has; did you mean LSKA"),
+        ([-1, 1, "nn.LSKA", []], "row 1 names 'nn.LSKA', which neither ultralytics nor lska_ops has; did you mean LSKA"),
         ([[-1, 0], 1, "LSKA", []], "row 1 (LSKA) reads from [-1, 0]; expected one row"),
         ([-1, 1, "LSKA", ["k_size=23"]], "LSKA: k_size is 'k_size=23'; expected an integer"),
         ([-1, 1, "LSKA", [{"k_size": 23}]], "row 1: LSKA: k_size is {'k_size': 23}; expected an integer"),

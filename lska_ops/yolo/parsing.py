@@ -69,8 +69,10 @@ def _rows_of(d):
 def _unknown_name(error, rows, tasks):
     """What to say where the parser did not know a module's name; None for any other error."""
     for i, (_, _, name, _) in enumerate(rows):
-        if isinstance(error, KeyError) and error.args == (name,) and not hasattr(tasks, name):
-            near = near_names(name, [n for n in vars(tasks) if n[:1].isupper()])
+        unknown = isinstance(error, KeyError) and error.args == (name,) and not hasattr(tasks, name)
+        bare = name.removeprefix("nn.")
+        if unknown or bare != name and not hasattr(torch.nn, bare):
+            near = near_names(bare, [n for n in vars(tasks) if n[:1].isupper()])
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             return f"row {i} names {name!r}, which neither ultralytics nor lska_ops has{hint}"
     return None
