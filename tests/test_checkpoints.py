@@ -482,6 +482,15 @@ def test_checkpoints_loading_what_is_no_network(weights, kind):
         ultralytics.YOLO("yolo11n-LSKA.yaml").load(weights)
 
 
+def test_checkpoints_loading_a_yolo_names_its_model():
+    model = ultralytics.YOLO("yolo11n-LSKA.yaml")
+    with pytest.raises(
+        TypeError, match=r"^load: weights is YOLO; expected .* a network \(YOLO\(\.\.\.\)\.model\)$"
+    ):
+        model.load(model)
+    model.load(model.model)
+
+
 def test_swap_refuses_what_is_no_module():
     with pytest.raises(TypeError, match="swap: model is dict; expected a torch.nn.Module"):
         lska_ops.swap({})

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import ultralytics
 import yaml
 from ultralytics.nn import tasks
@@ -93,6 +94,13 @@ def test_insert_source_that_is_no_file(source, message):
     with pytest.raises(InsertError) as error:
         insert(source, "LSKA", "P3")
     assert str(error.value) == message
+
+
+def test_insert_source_that_is_a_network():
+    with pytest.raises(
+        InsertError, match="^insert: source is a Linear; expected the path or name of a model"
+    ):
+        insert(torch.nn.Linear(1, 1), "LSKA", "P3")
 
 
 def test_insert_puts_the_scale_of_the_name_first(tmp_path):

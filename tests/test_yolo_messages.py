@@ -98,7 +98,9 @@ def test_yolo_hint_is_for_names_that_are_not_there(tmp_path, monkeypatch):
         ([-1, 1, "LSKA"], "row 1 is [-1, 1, LSKA]; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
         ([-1, "LSKA", []], "row 1 is [-1, LSKA, []]; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
         ("LSKA", "row 1 is LSKA; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
-        (None, "row 1 is null; expected from, repeats, module, arguments: [-1, 1, Conv, [64, 3, 2]]"),
+        ([[-1, 1, "LSKA", []]], "row 1 is [[-1, 1, LSKA, []]]; expected from, repeats, module, arguments: [-1, 1, "),
+        ([1, -1, "LSKA", []], "row 1 (LSKA) reads from 1; expected a row before it"),
+        ([0, -1, "LSKA", []], "row 1 (LSKA) has repeats -1; expected 1 or more: from, repeats, module, arguments"),
         ([True, 1, "LSKA", []], "row 1 (LSKA) reads from true; expected a row before it"),
         ([-1, 1, "LSKA", 23], "row 1 (LSKA) has arguments 23; expected a list"),
         ([-1, 1, "LSKA", None], "row 1 (LSKA) has arguments None; expected a list"),
@@ -139,10 +141,16 @@ def test_yolo_rows_and_lists_that_are_not_there():
     ):
         parse(d)
     for section in ("backbone", "head"):
+        d = rows([-1, 1, "LSKA", []])
+        d["head"].insert(0, [-1, 1, "LSKA", []])
         with pytest.raises(
             ValueError, match=f"^model YAML: has no list {section}; expected a model YAML with"
         ):
-            parse({name: value for name, value in rows().items() if name != section})
+            parse({name: value for name, value in d.items() if name != section})
+    with pytest.raises(KeyError, match="head"):  # without ours it is ultralytics' own affair
+        parse({name: value for name, value in rows().items() if name != "head"})
+    with pytest.raises(ValueError, match="^not enough values to unpack"):
+        parse(rows([-1, "Conv", [64, 3, 2]]))
 
 
 def test_yolo_maps_that_do_not_fit_name_the_row(tmp_path):

@@ -1,6 +1,7 @@
 """A model YAML as text whose rows can be moved: what is not a row number stays as its author wrote it."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -39,6 +40,9 @@ class ModelFile:
     """
 
     def __init__(self, source):
+        if not isinstance(source, (str, os.PathLike)):
+            kind = type(source).__name__
+            raise InsertError(f"insert: source is a {kind}; expected the path or name of a model YAML")
         self.name = Path(str(source)).name
         self.path = _find(source)
         with open(self.path, encoding="utf-8", errors="ignore", newline="") as file:

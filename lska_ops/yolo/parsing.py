@@ -49,8 +49,7 @@ def parse_model(original, d, ch, verbose=True):
         cut = len(d["backbone"])
         parsed = original({**d, "backbone": rows[:cut], "head": rows[cut:]}, ch, verbose)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        # Only the parser can tell what does not hold: other wrappers of it may supply names of their own.
-        if problem := rules.problem(d) or _unknown_name(error, _rows_of(d), tasks):
+        if problem := _explained(error, d, tasks):
             raise ValueError(f"{file}: {problem}") from error
         raise
     if any(_names_one_of(ours, row) for row in rows):
@@ -64,6 +63,16 @@ def _file_of(d):
 
 def _rows_of(d):
     return [*d["backbone"], *d["head"]]
+
+
+def _explained(error, d, tasks):
+    """What the parser did not take, in a sentence; None where no row is ours, or it cannot be told.
+
+    Asked once it has refused: other wrappers of the parser may supply names of their own.
+    """
+    if problem := rules.problem(d):
+        return problem if rules.mention_ours(d) else None
+    return _unknown_name(error, _rows_of(d), tasks)  # which may be a misspelt one of ours
 
 
 def _unknown_name(error, rows, tasks):
@@ -105,6 +114,10 @@ def _check_row(file, i, row):
         raise ValueError(f"{where} reads from {f}; expected one row, it takes one map")
     if not isinstance(repeats, (int, float)) or isinstance(repeats, bool):
         raise TypeError(f"{where} has repeats {repeats!r}; expected a number")
+    if repeats < 1:
+        raise ValueError(
+            f"{where} has repeats {repeats}; expected 1 or more: from, repeats, module, arguments"
+        )
     if not isinstance(args, (list, tuple)):
         raise TypeError(f"{where} has arguments {args!r}; expected a list, [] for none")
 

@@ -16,6 +16,11 @@ def problem(values):
     return next((said for i, row in rows if (said := problem_of(i, row))), None)
 
 
+def mention_ours(values):
+    """Whether the rows of a model YAML, well formed or not, name a module of ours."""
+    return any(name in str(values.get(section)) for section in ("backbone", "head") for name in NAMES)
+
+
 def problem_of(i, row):
     """What is wrong with row i, in a sentence; None if nothing is."""
     if not isinstance(row, (list, tuple)) or len(row) != 4 or not isinstance(row[2], str):

@@ -20,10 +20,10 @@ def load(original, model, weights, verbose=True):
     source = (weights.get("ema") or weights.get("model")) if isinstance(weights, dict) else weights
     if not _has_rows(model):
         return original(model, weights, verbose)
-    if not isinstance(source, nn.Module) and _has_ours(model):
-        raise TypeError(
-            f"load: weights is {type(weights).__name__}; expected the path of a checkpoint, or a network"
-        )
+    # ultralytics' YOLO is a module too, but its loading takes what is inside.
+    if (not isinstance(source, nn.Module) or hasattr(source, "ckpt_path")) and _has_ours(model):
+        expected = "expected the path of a checkpoint, or a network (YOLO(...).model)"
+        raise TypeError(f"load: weights is {type(weights).__name__}; {expected}")
     if not isinstance(source, nn.Module) or not (_has_ours(source) or _has_ours(model)):
         return original(model, weights, verbose)
     if not _has_rows(source):
