@@ -3,7 +3,6 @@
 import copy
 import importlib
 import os
-import re
 import subprocess
 import sys
 import types
@@ -445,50 +444,11 @@ def test_checkpoints_load_safely(tmp_path, name, fork):
     )
 
 
-@pytest.mark.parametrize(
-    "saved, message",
-    [
-        ([1], "file.pt: holds list; expected what ultralytics saves"),
-        (
-            {"a": 1, "b": 2, "c": 3, "d": 4},
-            "file.pt: holds a, b, c and no key model; expected what ultralytics",
-        ),
-        ({}, "file.pt: holds nothing and no key model; expected what ultralytics saves"),
-        (None, "is a directory; expected a checkpoint, a .pt file"),
-    ],
-    ids=["list", "dict", "empty", "directory"],
-)
-def test_checkpoints_without_a_network_say_what_they_hold(tmp_path, saved, message):
-    path = tmp_path / "file.pt"
-    path.mkdir() if saved is None else torch.save(saved, path)
-    with pytest.raises(CheckpointError, match=re.escape(message)):
-        ultralytics.YOLO("yolo11n-LSKA.yaml").load(path)
-
-
 def test_checkpoints_other_attribute_errors_stay_what_they_are(tmp_path, monkeypatch):
     torch.save({"model": Gate(LSKA(8))}, tmp_path / "file.pt")
     monkeypatch.delattr(sys.modules[__name__], "Gate")
     with pytest.raises(AttributeError, match="^Can't get attribute 'Gate'"):
         tasks.torch_safe_load(str(tmp_path / "file.pt"))
-
-
-@pytest.mark.parametrize(
-    "weights, kind", [(None, "NoneType"), (5, "int"), ({"model": 3}, "dict"), ({}, "dict")]
-)
-def test_checkpoints_loading_what_is_no_network(weights, kind):
-    with pytest.raises(
-        TypeError, match=f"^load: weights is {kind}; expected the path of a checkpoint, or a network"
-    ):
-        ultralytics.YOLO("yolo11n-LSKA.yaml").load(weights)
-
-
-def test_checkpoints_loading_a_yolo_names_its_model():
-    model = ultralytics.YOLO("yolo11n-LSKA.yaml")
-    with pytest.raises(
-        TypeError, match=r"^load: weights is YOLO; expected .* a network \(YOLO\(\.\.\.\)\.model\)$"
-    ):
-        model.load(model)
-    model.load(model.model)
 
 
 def test_swap_refuses_what_is_no_module():

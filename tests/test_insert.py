@@ -97,9 +97,7 @@ def test_insert_source_that_is_no_file(source, message):
 
 
 def test_insert_source_that_is_a_network():
-    with pytest.raises(
-        InsertError, match="^insert: source is a Linear; expected the path or name of a model"
-    ):
+    with pytest.raises(InsertError, match="^model YAML: source is a Linear; expected its path or name$"):
         insert(torch.nn.Linear(1, 1), "LSKA", "P3")
 
 

@@ -1,4 +1,4 @@
-"""What a YAML, a row or a name that does not hold is answered with."""
+"""What a YAML, a row, a name or a checkpoint that does not hold is answered with."""
 
 import re
 
@@ -11,7 +11,7 @@ from test_yolo import parse, rows
 
 import lska_ops
 from lska_ops.__main__ import main
-from lska_ops.yolo import InsertError, insert, remove
+from lska_ops.yolo import CheckpointError, InsertError, insert, remove
 from lska_ops.yolo.hints import hint_for, near_model
 from lska_ops.yolo.registration import NAMES
 
@@ -219,6 +219,48 @@ def test_yolo_bad_sppf(arguments, message):
     with pytest.raises((TypeError, ValueError)) as error:
         lska_ops.SPPF_LSKA(*arguments)
     assert str(error.value) == message
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize(
+    "saved, message",
+    [
+        ([1], "file.pt: holds list; expected what ultralytics saves"),
+        (
+            {"a": 1, "b": 2, "c": 3, "d": 4},
+            "file.pt: holds a, b, c and no key model; expected what ultralytics",
+        ),
+        ({}, "file.pt: holds nothing and no key model; expected what ultralytics saves"),
+        (None, "is a directory; expected a checkpoint, a .pt file"),
+    ],
+    ids=["list", "dict", "empty", "directory"],
+)
+def test_yolo_without_a_network_say_what_they_hold(tmp_path, saved, message):
+    path = tmp_path / "file.pt"
+    path.mkdir() if saved is None else torch.save(saved, path)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        ultralytics.YOLO("yolo11n-LSKA.yaml").load(path)
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize(
+    "weights, kind", [(None, "NoneType"), (5, "int"), ({"model": 3}, "dict"), ({}, "dict")]
+)
+def test_yolo_loading_what_is_no_network(weights, kind):
+    with pytest.raises(
+        TypeError, match=f"^load: weights is {kind}; expected the path of a checkpoint, or a network"
+    ):
+        ultralytics.YOLO("yolo11n-LSKA.yaml").load(weights)
+
+
+@pytest.mark.versions
+def test_yolo_loading_a_yolo_names_its_model():
+    model = ultralytics.YOLO("yolo11n-LSKA.yaml")
+    with pytest.raises(
+        TypeError, match=r"^load: weights is YOLO; expected .* a network \(YOLO\(\.\.\.\)\.model\)$"
+    ):
+        model.load(model)
+    model.load(model.model)
 
 
 def test_yolo_other_key_errors_stay_what_they_are():

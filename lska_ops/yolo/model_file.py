@@ -42,7 +42,7 @@ class ModelFile:
     def __init__(self, source):
         if not isinstance(source, (str, os.PathLike)):
             kind = type(source).__name__
-            raise InsertError(f"insert: source is a {kind}; expected the path or name of a model YAML")
+            raise InsertError(f"model YAML: source is a {kind}; expected its path or name")
         self.name = Path(str(source)).name
         self.path = _find(source)
         with open(self.path, encoding="utf-8", errors="ignore", newline="") as file:
