@@ -287,7 +287,8 @@ def test_lska_bad_call(case):
     [(LSKA, (0,), "dim is 0"), (LSKA, ("64",), "dim is '64'"), (LSKA, (4, 7.0), "k_size is 7.0"),
      (LSKATrivial, (4, 8), "k_size is 8"), (LKATrivial, (4, 7, 2), "dilation is 2; expected None or 1"),
      (LSKA, (4, 21, 2), "expected 19 or 23, the nearest that split into"),
-     (LSKA, (4, -7), "k_size is -7; expected 7, the nearest that")],
+     (LSKA, (4, -7), "k_size is -7; expected 7, the nearest that"),
+     (LSKA, (4, -10**9), "expected 7, the nearest that")],
 )  # fmt: skip
 def test_lska_bad_construction(design, args, message):
     with pytest.raises((TypeError, ValueError)) as error:

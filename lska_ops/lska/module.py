@@ -46,7 +46,7 @@ def _split(k_size, dilation):
 
 
 def _outwards(k_size, dilation):
-    return range(k_size - 1, 2, -1), range(k_size + 1, max(k_size, 0) + 8 * (dilation or 2))
+    return range(k_size - 1, 2, -1), range(max(k_size, 0) + 1, max(k_size, 0) + 8 * (dilation or 2))
 
 
 def _depthwise(dim, height, width, dilation=1):

@@ -34,7 +34,6 @@ _KEPT = (
     "groups",
     "padding_mode",
 )
-_SAVED = "expected what ultralytics saves, a dict with the network as its model"
 _lock = threading.RLock()  # sys.modules is one for all threads
 
 
@@ -139,20 +138,11 @@ def convert(source, out):
 def load(original, weight, *args, **kwargs):
     """``torch_safe_load`` of ultralytics, wrapped."""
     path = Path(str(weight))
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a directory; expected a checkpoint, a .pt file")
     names = foreign_names(path) if path.is_file() and zipfile.is_zipfile(path) else []
+    if not names:
+        return original(weight, *args, **kwargs)
     with _lock, _standing_in(names, path.name):
-        try:
-            checkpoint, *more = original(weight, *args, **kwargs)
-        except AttributeError as error:
-            if error.name != "model":  # what ultralytics asks everything for that is no dict
-                raise
-            raise CheckpointError(f"{path.name}: holds {type(error.obj).__name__}; {_SAVED}") from error
-    if not (checkpoint.get("ema") or checkpoint.get("model")):
-        keys = ", ".join(map(str, list(checkpoint)[:3]))
-        raise CheckpointError(f"{path.name}: holds {keys or 'nothing'} and no key model; {_SAVED}")
-    return checkpoint, *more
+        return original(weight, *args, **kwargs)
 
 
 def foreign_names(path):

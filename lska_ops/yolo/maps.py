@@ -60,7 +60,11 @@ def _does_not_take(layers, layer, read, error):
     give = f"row{'s' * (len(reads) > 1)} {', '.join(map(str, reads))} give{'s' * (len(reads) == 1)}"
     given = " and ".join(_size(x) for x in read)
     sides = {x.shape[2:] for x in read if isinstance(x, torch.Tensor)}
-    why = "expected maps of one size" if name == "Concat" and len(sides) > 1 else str(error).splitlines()[0]
+    why = (
+        "expected maps of one size"
+        if name == "Concat" and len(sides) > 1
+        else (str(error) or repr(error)).splitlines()[0]
+    )
     above = [layers[i] for i in sorted(_above(layers, layer))]
     strided = [f"; row {m.i} ({_name(m)}) has stride {_stride(m)}" for m in above if _stride(m) != 1]
     what = f"row {layer.i} ({name}) does not take what {give}"

@@ -27,7 +27,9 @@ def build_detector(original, model, *args, **kwargs):
     """``DetectionModel.__init__``, which sends a picture through the network it has built."""
     try:
         original(model, *args, **kwargs)
-    except RuntimeError:
+    except RuntimeError as failed:
+        if type(failed) is not RuntimeError:  # memory that ran out, an operator that is missing
+            raise
         d, layers = getattr(model, "yaml", None), getattr(model, "model", None)
         if layers is None or not any(_names_one_of(NAMES, row) for row in _rows_of(d)):
             raise
