@@ -1,5 +1,6 @@
 """The modules a model file names: LSKA, and the three designs its paper compares it with."""
 
+import itertools
 import math
 
 from torch import nn
@@ -26,8 +27,7 @@ def split_kernel(k_size, dilation=None, op="LSKA"):
         dilation = check_number(op, "dilation", dilation)
     if split := _split(k_size, dilation):
         return split
-    nearest = [next((k for k in sizes if _split(k, dilation)), None) for sizes in _outwards(k_size, dilation)]
-    nearest = " or ".join(str(k) for k in nearest if k is not None)
+    nearest = " or ".join(map(str, _nearest(k_size, dilation)))
     given = dilation if dilation is not None else "2, 3, ... (1 where dilation=1 is given)"
     raise ValueError(
         f"{op}: k_size is {k_size}; expected {nearest}, the nearest that split into k0 + (k1 - 1) * d with "
@@ -36,8 +36,9 @@ def split_kernel(k_size, dilation=None, op="LSKA"):
 
 
 def _split(k_size, dilation):
+    # k_size + 1 = 2jd with j >= 2: where neither 2 nor 3 divides it, the smallest d is at most the root.
     first = (2, 3) if k_size < 23 else (3, 2)
-    for d in (dilation,) if dilation is not None else (*first, *range(4, k_size // 4 + 1)):
+    for d in (dilation,) if dilation is not None else (*first, *range(4, math.isqrt(max(k_size, 0)) + 2)):
         k0 = 2 * d - 1
         taps, rest = divmod(k_size - k0, d)
         if rest == 0 and taps >= 2 and taps % 2 == 0:
@@ -45,8 +46,15 @@ def _split(k_size, dilation):
     return None
 
 
-def _outwards(k_size, dilation):
-    return range(k_size - 1, 2, -1), range(max(k_size, 0) + 1, max(k_size, 0) + 8 * (dilation or 2))
+def _nearest(k_size, dilation):
+    """The sizes below and above that split; there is none below the smallest."""
+    if dilation is None:
+        smaller, larger = range(k_size - 1, 2, -1), itertools.count(max(k_size, 0) + 1)
+        found = (next((k for k in sizes if _split(k, None)), None) for sizes in (smaller, larger))
+        return [k for k in found if k is not None]
+    step = 2 * dilation
+    below, above = k_size // step * step - 1, ((k_size + 1) // step + 1) * step - 1
+    return [k for k in (below,) if k >= 2 * step - 1] + [max(above, 2 * step - 1)]
 
 
 def _depthwise(dim, height, width, dilation=1):
