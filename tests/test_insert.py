@@ -12,7 +12,7 @@ from ultralytics.nn import tasks
 
 import lska_ops
 from lska_ops.__main__ import main
-from lska_ops.yolo import InsertError, insert, remove
+from lska_ops.yolo import InsertError, insert, remove, row_diff
 from lska_ops.yolo.insertion import plan_insert
 from lska_ops.yolo.model_file import ModelFile
 from lska_ops.yolo.registration import CFG, NAMES
@@ -85,6 +85,7 @@ def test_insert_misspelt_source_is_answered_with_the_name():
 @pytest.mark.parametrize(
     "source, message",
     [
+        ("", "model YAML: source is ''; expected its path or name"),
         (".", ".: is a directory; expected a model's .yaml"),
         ("yolo11n", "yolo11n: does not exist; expected the path of a model YAML, or a name that ultralytics has; did you mean yolo11n.yaml?"),
         ("yolo99n", "yolo99n: does not exist; expected the path of a model YAML, or a name that ultralytics has"),
@@ -94,6 +95,28 @@ def test_insert_source_that_is_no_file(source, message):
     with pytest.raises(InsertError) as error:
         insert(source, "LSKA", "P3")
     assert str(error.value) == message
+
+
+def test_insert_remove_takes_names_and_numbers_once(tmp_path):
+    path = tmp_path / "yolo11n-two.yaml"
+    insert("yolo11n.yaml", "LSKA", ["P3", "P5"], out=path)
+    less = remove(path, ["LSKA"])
+    assert rows(less) == rows(ModelFile("yolo11n.yaml").text)
+    assert less == remove(path, [17, "LSKA", 17]) == remove(path, ["24", 17])
+
+
+def test_insert_numbers_in_any_notation(tmp_path):
+    text = changed(SMALL, "[[3, 4], 1, Detect", "[[0x3, 4], 1, Detect")
+    assert rows(insert(write(tmp_path, text), "LSKA", 0)) == rows(
+        insert(write(tmp_path, SMALL, "b.yaml"), "LSKA", 0)
+    )
+    assert main(["insert", str(tmp_path / "net.yaml"), "LSKA", "--after", "0"]) == 0
+
+
+def test_insert_at_an_sppf_that_repeats(tmp_path):
+    text = changed(ModelFile("yolo11n.yaml").text, "[-1, 1, SPPF,", "[-1, 4, SPPF,")
+    made = rows(insert(write(tmp_path, text), "LSKA", "SPPF"))
+    assert made[9][:3] == [-1, 4, "SPPF_LSKA"]
 
 
 def test_insert_source_that_is_a_network():
@@ -208,6 +231,8 @@ BAD = [
     ("a: [", "LSKA", "P3", {}, "net.yaml: is no YAML (line"),
     ("- 1", "LSKA", "P3", {}, "net.yaml: has no keys; expected a model YAML with lists backbone and head"),
     ("", "LSKA", "P3", {}, "net.yaml: is empty; expected"),
+    ("d: 2024-99-99", "LSKA", "P3", {}, "net.yaml: is no YAML (month must be in 1..12"),
+    ("base: &b\n  backbone: []\n  head: []\n<<: *b", "LSKA", "P3", {}, " by a merge key (<<); expected it written out"),
     ("plain words", "LSKA", "P3", {}, "net.yaml: has no keys; expected a model YAML"),
     ("backbone: []\nhead: 3", "LSKA", "P3", {}, "net.yaml: has no list head; expected"),
     ("nc: 3", "LSKA", "P3", {}, "net.yaml: has no list backbone and no list head; expected"),
@@ -261,7 +286,12 @@ def test_insert_refuses_a_row_that_gives_several_maps():
         ("ACmix", "net.yaml: has no row ACmix; expected one of ours: 0 (LSKA)"),
         ("Conv", "net.yaml: has no row Conv; expected one of ours: 0 (LSKA)"),
         (1, "net.yaml: row 1 is Conv; expected one of ours: 0 (LSKA)"),
-        (9, "net.yaml: place is row 9; expected 0 to 5"),
+        (9, "net.yaml: has no row 9; expected one of ours: 0 (LSKA)"),
+        ("9", "net.yaml: has no row 9; expected one of ours: 0 (LSKA)"),
+        (-1, "net.yaml: has no row -1; expected one of ours: 0 (LSKA)"),
+        (2.5, "remove: what is 2.5; expected a module's name or a row number"),
+        (["LSKA", "ACmix"], "net.yaml: has no row ACmix; expected one of ours: 0 (LSKA)"),
+        ([], "remove: what is empty; expected a module's name or row numbers"),
         ("LSKA", "net.yaml: row 5 (Conv) would have to read the picture; expected a row before it"),
     ],
 )
@@ -339,6 +369,11 @@ def test_insert_word_counts_gflops_as_ultralytics_does(capsys):
     if not plain:
         pytest.skip("thop is not installed; pip install ultralytics-thop")
     assert f"GFLOPs      {plain:.2f} → {ours:.2f} ({ours - plain:+.2f}) at 640 px" in capsys.readouterr().out
+
+
+def test_insert_row_diff_knows_every_model_of_ultralytics():
+    heads = {head: kind for head, kind in row_diff._MODELS.items() if hasattr(tasks, head)}
+    assert len(heads) >= 5 and not [kind for kind in heads.values() if not hasattr(tasks, kind)]
 
 
 def test_insert_imports_nothing_before_it_is_called():

@@ -1,5 +1,6 @@
 """Rows of ours put into a YAML by hand: numbers that stayed behind are said, and nothing else is."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from test_insert import known
 from ultralytics.nn import tasks
 
+from lska_ops.__main__ import main
 from lska_ops.yolo import insert, wiring
 from lska_ops.yolo.outline import Outline
 from lska_ops.yolo.registration import CFG
@@ -37,7 +39,7 @@ def by_hand(at, module="LSKA", detect=None, name="yolo11n.yaml"):
 def test_wiring_row_that_is_put_in_and_not_counted():
     assert wiring.problems(by_hand(17)) == [
         "is not wired as yolo11.yaml: row 24 (Detect) reads [16, 19, 22], expected [17, 20, 23]. A row that is put in "
-        "moves the numbers below it; `python -m lska_ops insert yolo11n.yaml LSKA --after 16 -o new.yaml` moves them too"
+        "moves the numbers below it; `python -m lska_ops insert yolo11n.yaml LSKA --after 16 -o new.yaml` moves them too, in a copy of yolo11.yaml"
     ]
     (said,) = wiring.problems(by_hand(5, "ACmix"))
     assert (
@@ -53,10 +55,48 @@ def test_wiring_row_that_is_put_in_and_not_counted():
     with_options = by_hand(17)
     with_options["head"][6][3] = [23, None]
     assert " insert yolo11n.yaml LSKA k_size=23 --after 16 -o new.yaml`" in wiring.problems(with_options)[0]
+    for change in ({1: 2}, {2: "ACmix", 1: 3}):  # repeats, which no option of `insert` says
+        twice = by_hand(17)
+        for at, value in change.items():
+            twice["head"][6][at] = value
+        assert wiring.problems(twice)[0].endswith(
+            "; take it out and let `python -m lska_ops insert` put it in"
+        )
+    wider = by_hand(17)
+    wider["head"][2][3] = [640, False]  # its author's own, which a copy of the stock file would lose
+    assert wiring.problems(wider)[0].endswith("; take it out and let `python -m lska_ops insert` put it in")
     two = by_hand(17)
     two["head"].insert(0, [-1, 1, "ACmix", []])  # no one command puts in both
     (said,) = wiring.problems(two)
     assert said.endswith("; take it out and let `python -m lska_ops insert` put it in")
+
+
+@pytest.mark.parametrize("name", ["yolov10n", "yolov9s", "yolov8n", "rtdetr-l", "yolov5n-p6"])
+def test_wiring_command_runs_and_gives_the_network(name, tmp_path, monkeypatch):
+    known(name)
+    monkeypatch.chdir(tmp_path)
+    fixed = yaml.safe_load(insert(f"{name}.yaml", "LSKA", 2))
+    d = by_hand(3, name=f"{name}.yaml")
+    (said,) = wiring.problems(d)
+    command = re.search(r"`python -m lska_ops (.*?)` moves them too", said)[1]
+    assert main(command.split()) == 0
+    made = yaml.safe_load((tmp_path / "new.yaml").read_text())
+    assert [made[part] for part in ("backbone", "head")] == [fixed[part] for part in ("backbone", "head")]
+    assert "nn.yaml" not in command and "ss.yaml" not in command
+
+
+def test_wiring_is_said_of_what_the_parser_was_given(logged, tmp_path):
+    d = {k: v for k, v in by_hand(17).items() if k not in ("scale", "yaml_file")}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(d, sort_keys=False))
+    ultralytics.YOLO(tmp_path / "mine.yaml")
+    assert any("insert yolo11.yaml LSKA --after 16 -o new.yaml` moves" in line for line in logged)
+
+
+def test_wiring_row_of_a_fork_is_its_own_affair():
+    d = by_hand(23)
+    d["head"].insert(5, [[-1, 4], 1, "ACmix", []])  # one that reads two maps
+    assert [p for p in wiring.problems(d, ours=("LSKA",)) if "no row reads" in p and "LSKA" in p]
+    wiring.problems(d)  # nor does it fail where it counts as ours
 
 
 def test_wiring_row_that_nobody_reads():

@@ -98,7 +98,8 @@ def test_yolo_hint_is_for_names_that_are_not_there(tmp_path, monkeypatch):
         ([-1, 1, "LSKA"], "row 1 is [-1, 1, LSKA]; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
         ([-1, "LSKA", []], "row 1 is [-1, LSKA, []]; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
         ("LSKA", "row 1 is LSKA; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
-        ([[-1, 1, "LSKA", []]], "row 1 is [[-1, 1, LSKA, []]]; expected from, repeats, module, arguments: [-1, 1, "),
+        ([[-1, 1, "LSKA", []]], "row 1 is [[-1, 1, LSKA, []]]; expected from, repeats, module, arguments: [-1, 1, LSKA, []]"),
+        ([-1, float("inf"), "LSKA", []], "row 1 (LSKA) has repeats inf; expected a number"),
         ([1, -1, "LSKA", []], "row 1 (LSKA) reads from 1; expected a row before it"),
         ([0, -1, "LSKA", []], "row 1 (LSKA) has repeats -1; expected 1 or more: from, repeats, module, arguments"),
         ([True, 1, "LSKA", []], "row 1 (LSKA) reads from true; expected a row before it"),
@@ -151,6 +152,58 @@ def test_yolo_rows_and_lists_that_are_not_there():
         parse({name: value for name, value in rows().items() if name != "head"})
     with pytest.raises(ValueError, match="^not enough values to unpack"):
         parse(rows([-1, "Conv", [64, 3, 2]]))
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ([-1, 1, "C2PSA", [128]], r"row 2 (C2PSA) does not take [128]: AssertionError("),
+        ([-1, 1, "Conv", ["64 3", 3, 1]], "row 2 (Conv) does not take [64 3, 3, 1]: "),
+        ([-1, float("inf"), "C2f", [64]], "row 2 (C2f) does not take [64]: cannot convert float infinity to integer"),
+        ([-1, 1, "Concat", [1]], "row 2 (Concat) does not take [1]: 'int' object is not iterable"),
+        ([-1, 1, "Conv", [64, 3, 1, 1, 1, 1, 1, 1, 1]], "row 2 (Conv) does not take [64, 3, 1, "),
+        ([-1, 1, "Convv", [64]], "row 2 names 'Convv', which neither ultralytics nor lska_ops has; did you mean Conv"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_yolo_bad_row_beside_one_of_ours(tmp_path, row, message):
+    d = rows([-1, 1, "LSKA", []], row)
+    with pytest.raises(ValueError) as error:
+        parse(d)
+    assert str(error.value).startswith(f"model YAML: {message}")
+    (tmp_path / "net.yaml").write_text(yaml.safe_dump({name: v for name, v in d.items() if name != "scale"}))
+    with pytest.raises(InsertError) as error:
+        insert(tmp_path / "net.yaml", "LSKA", 0)
+    assert str(error.value).startswith(f"net.yaml: {message}")
+    with pytest.raises(Exception) as stock:
+        parse(rows([-1, 1, "nn.Identity", []], row))  # without ours it is ultralytics' own affair
+    assert not str(stock.value).startswith("model YAML: ")
+
+
+def test_yolo_bad_first_row_classes_and_empty_from():
+    d = rows([-1, 1, "LSKA", []])
+    d["backbone"][0][0] = 0
+    with pytest.raises(
+        ValueError, match=r"^model YAML: row 0 \(Conv\) reads from 0; expected -1, the picture"
+    ):
+        parse(d)
+    for nc, said in ((None, "null"), ("eighty", "eighty")):
+        with pytest.raises(
+            ValueError, match=rf"row 4 \(Detect\) takes nc, which is {said}; expected the number of"
+        ):
+            parse({**rows([-1, 1, "LSKA", []]), "nc": nc})
+    with pytest.raises(
+        ValueError, match=r"^model YAML: row 2 \(Concat\) reads from \[\]; expected at least one row"
+    ):
+        ultralytics.nn.tasks.DetectionModel(rows([-1, 1, "LSKA", []], [[], 1, "Concat", [1]]), verbose=False)
+
+
+def test_yolo_parser_leaves_the_rows_it_is_given():
+    d = rows([-1, 1, "LSKA", []], [-1, 1, "nn.Upsample", ["None", 2, "nearest"]], [-1, 1, "Conv", [64, 3, 2]])
+    before = yaml.safe_dump(d)
+    ultralytics.nn.tasks.parse_model(d, 3, verbose=False)
+    assert yaml.safe_dump(d) == before
 
 
 def test_yolo_maps_that_do_not_fit_name_the_row(tmp_path):
@@ -231,11 +284,17 @@ def test_yolo_bad_sppf(arguments, message):
 
 @pytest.mark.versions
 @pytest.mark.parametrize(
-    "weights, kind", [(None, "NoneType"), (5, "int"), ({"model": 3}, "dict"), ({}, "dict")]
+    "weights, kind",
+    [
+        (None, "NoneType"),
+        (5, "int"),
+        ({"model": 3}, "a dict with int as its model"),
+        ({}, "a dict with NoneType as"),
+    ],
 )
 def test_yolo_loading_what_is_no_network(weights, kind):
     with pytest.raises(
-        TypeError, match=f"^load: weights is {kind}; expected the path of a checkpoint, or a network"
+        TypeError, match=f"^load: weights is {kind}.*; expected the path of a checkpoint, or a network"
     ):
         ultralytics.YOLO("yolo11n-LSKA.yaml").load(weights)
 

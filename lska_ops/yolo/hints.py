@@ -55,6 +55,12 @@ def _writing(stem):
     return after and f"{plain} {name} --after {after} -o {stem}.yaml"
 
 
+def did_you_mean(name, known):
+    """The end of a message on a name that is none of `known`; "" where none is near."""
+    near = near_names(name, known)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
 def near_model(file):
     """The name of a shipped model YAML that a bare name nearly is, its scale kept; None for any other."""
     path = Path(str(file))

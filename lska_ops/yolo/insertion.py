@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from .hints import near_names
-from .maps import PICTURE, SIDE, maps_of
+from .hints import did_you_mean
+from .maps import PICTURE, SIDE, MapError, first_of, maps_of
 from .model_file import InsertError, ModelFile
-from .parsing import CHANNEL_COUNTS, parse_quietly
+from .parsing import CHANNEL_COUNTS, PARSER_ERRORS, explained, parse_quietly
 from .registration import NAMES, modules, register
 
 
@@ -68,9 +68,8 @@ class Plan:
 
 def plan_insert(source, module, after, options):
     if module not in NAMES:
-        near = near_names(str(module), NAMES)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise InsertError(f"insert: module is {module!r}; expected one of {', '.join(NAMES)}{hint}")
+        expected = f"one of {', '.join(NAMES)}{did_you_mean(str(module), NAMES)}"
+        raise InsertError(f"insert: module is {module!r}; expected {expected}")
     register()  # the rows are parsed to know strides and to try the result
     old = ModelFile(source)
     layers, maps = _trace(old)
@@ -97,16 +96,10 @@ def plan_remove(source, what):
     register()
     old = ModelFile(source)
     mine = {i: row.name for i, row in enumerate(old.rows) if row.name in NAMES}
-    ours = ", ".join(f"{i} ({name})" for i, name in mine.items()) or "there is none"
-    if isinstance(what, str) and not what.isdecimal():
-        rows = [i for i, name in mine.items() if name == what]
-        if not rows:
-            raise InsertError(f"{old.name}: has no row {what}; expected one of ours: {ours}")
-    else:
-        rows = [_number(old, place) for place in (what if isinstance(what, (list, tuple)) else [what])]
-        for i in rows:
-            if i not in mine:
-                raise InsertError(f"{old.name}: row {i} is {old.rows[i].name}; expected one of ours: {ours}")
+    asked = list(what) if isinstance(what, (list, tuple)) else [what]
+    rows = sorted({i for each in asked for i in _asked_to_go(old, mine, each)})
+    if not rows:
+        raise InsertError("remove: what is empty; expected a module's name or row numbers")
     layers, maps = _trace(old)
     for i in rows:
         read = maps[old.rows[i].reads[0]] if old.rows[i].reads[0] != PICTURE else None
@@ -125,6 +118,23 @@ def plan_remove(source, what):
             )
     title = f"{old.name}: without {', '.join(f'row {i} ({mine[i]})' for i in rows)}"
     return Plan(title, old, new, was, layers, new_layers)
+
+
+def _asked_to_go(model, mine, what):
+    """The rows of ours that a name or a number means."""
+    ours = ", ".join(f"{i} ({name})" for i, name in mine.items()) or "there is none"
+    if isinstance(what, str) and not what.isdecimal():
+        rows = [i for i, name in mine.items() if name == what]
+        if not rows:
+            raise InsertError(f"{model.name}: has no row {what}; expected one of ours: {ours}")
+        return rows
+    if isinstance(what, bool) or not isinstance(what, (int, str)):
+        raise InsertError(f"remove: what is {what!r}; expected a module's name or a row number")
+    if int(what) not in mine:
+        is_none = int(what) not in range(len(model.rows))
+        got = f"has no row {what}" if is_none else f"row {what} is {model.rows[int(what)].name}"
+        raise InsertError(f"{model.name}: {got}; expected one of ours: {ours}")
+    return [int(what)]
 
 
 def write(plan, out=None, word="insert"):
@@ -156,9 +166,13 @@ def _trace(model):
     try:
         layers = parse_quietly(tasks.parse_model, d, channels)[0].eval()
         return list(layers), maps_of(layers, channels)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        what = str(error).removeprefix(f"{model.name}: ")
-        raise InsertError(f"{model.name}: {what}" if what else f"{model.name}: {error!r}") from error
+    except MapError as error:
+        raise InsertError(f"{model.name}: {error}") from error
+    except PARSER_ERRORS as error:
+        said, named = str(error), f"{model.name}: "
+        if not said.startswith(named):
+            said = named + (explained(error, d, channels, tasks.parse_model) or said or repr(error))
+        raise InsertError(said) from error
 
 
 def _places(model, maps, after):
@@ -269,6 +283,7 @@ def _arguments(module, options):
 def _sppf_arguments(model, i, layer, options):
     """Those of SPPF_LSKA that keep what the row says of its pooling."""
     pooled = dict(zip(("k", "n", "shortcut"), model.rows[i].args[1:], strict=False))
+    layer = first_of(layer)
     c1, c2 = layer.cv1.conv.in_channels, layer.cv2.conv.out_channels
     if c1 != c2:
         raise InsertError(f"{model.name}: row {i} (SPPF) makes {c2} channels of {c1}; expected as many")

@@ -33,7 +33,7 @@ def maps_of(layers, channels):
             read = [picture if j == PICTURE else maps[j] for j in _reads(layer)]
             try:
                 maps.append(_result(layer, read if isinstance(layer.f, list) else read[0]))
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 raise MapError(_does_not_take(layers, layer, read, error)) from error
     return [*maps, None]
 
@@ -84,8 +84,17 @@ def _above(layers, layer):
 
 def _stride(layer):
     """Of a row of ours; 1 for others, whose strides are their author's."""
-    module = layer[0] if isinstance(layer, torch.nn.Sequential) else layer  # a row that repeats
-    return getattr(module, "stride", 1) if type(module).__module__.startswith("lska_ops.") else 1
+    module = first_of(layer)
+    return getattr(module, "stride", 1) if is_ours(module) else 1
+
+
+def is_ours(module):
+    return type(module).__module__.startswith("lska_ops.")
+
+
+def first_of(layer):
+    """The module of a row; of one that repeats the first."""
+    return layer[0] if isinstance(layer, torch.nn.Sequential) else layer
 
 
 def _name(layer):

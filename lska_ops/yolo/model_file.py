@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from . import rows
+from . import rules
 from .hints import hint_for, without_scale
 from .maps import PICTURE
 from .registration import CFG
@@ -22,6 +22,7 @@ class Row:
     repeats: int
     name: str
     args: list
+    written: list  # its `from`
     reads: list  # absolute row numbers, PICTURE for the picture
     several: bool  # its `from` is a list
     sources: list  # the YAML nodes of its `from`, in the order of `reads`
@@ -40,9 +41,9 @@ class ModelFile:
     """
 
     def __init__(self, source):
-        if not isinstance(source, (str, os.PathLike)):
-            kind = type(source).__name__
-            raise InsertError(f"model YAML: source is a {kind}; expected its path or name")
+        if not isinstance(source, (str, os.PathLike)) or not str(source):
+            got = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
+            raise InsertError(f"model YAML: source is {got}; expected its path or name")
         self.name = Path(str(source)).name
         self.path = _find(source)
         with open(self.path, encoding="utf-8", errors="ignore", newline="") as file:
@@ -60,9 +61,15 @@ class ModelFile:
             mark = getattr(error, "problem_mark", None)
             line = f" (line {mark.line + 1}: {error.problem})" if mark else ""
             raise InsertError(f"{self.name}: is no YAML{line}; expected a model YAML") from error
-        if problem := rows.problem(self.values):
+        except ValueError as error:  # a date that is none
+            raise InsertError(f"{self.name}: is no YAML ({error}); expected a model YAML") from error
+        if problem := rules.first_problem(self.values):
             raise InsertError(f"{self.name}: {problem}")
         self._nodes = {key.value: (key, value) for key, value in root.value}
+        if missing := {"backbone", "head"} - self._nodes.keys():
+            raise InsertError(
+                f"{self.name}: has {missing.pop()} by a merge key (<<); expected it written out"
+            )
         self.rows, self.sections = [], {}
         for section in ("backbone", "head"):
             nodes = self._nodes[section][1].value
@@ -75,10 +82,11 @@ class ModelFile:
     def _row(self, i, node, values):
         _, repeats, name, args = values
         several = isinstance(values[0], list)
-        reads = [(f if f >= 0 else i + f) if i else PICTURE for f in rows.sources(values)]
+        written = rules.sources(values)
+        reads = [(f if f >= 0 else i + f) if i else PICTURE for f in written]
         sources = node.value[0].value if several else [node.value[0]]
         args = args if isinstance(args, list) else [args]
-        return Row(repeats, name, args, reads, several, sources, node.start_mark.index, _end(node))
+        return Row(repeats, name, args, written, reads, several, sources, node.start_mark.index, _end(node))
 
     @property
     def values_with_scale(self):
@@ -111,7 +119,7 @@ class ModelFile:
             edits += self._renumbered(i, at, gives)
             if i in replaced:
                 name, args = replaced[i]
-                edits.append((*self._name_and_arguments(i), f"{name}, {rows.as_yaml(args)}"))
+                edits.append((*self._name_and_arguments(i), f"{name}, {rules.as_yaml(args)}"))
             if i in inserted:
                 edits.append(self._new_row(i, at[i] + 1, *inserted[i]))
         twin = object.__new__(ModelFile)
@@ -135,16 +143,16 @@ class ModelFile:
     def _renumbered(self, i, at, gives):
         """The edits of one row's `from` and of the number its comment begins with."""
         row, edits = self.rows[i], []
-        for node, read in zip(row.sources, row.reads, strict=True):
-            target, relative = gives[read], int(node.value) < 0
+        for node, f, read in zip(row.sources, row.written, row.reads, strict=True):
+            target = gives[read]
             if target == PICTURE and at[i] != 0:
                 raise InsertError(
                     f"{self.name}: row {i} ({row.name}) would have to read the picture; "
                     "expected a row before it"
                 )
-            number = str(target - at[i] if relative and target != PICTURE else target)
-            if number != node.value:
-                edits.append((node.start_mark.index, node.end_mark.index, number))
+            number = target - at[i] if f < 0 and target != PICTURE else target
+            if number != f:
+                edits.append((node.start_mark.index, node.end_mark.index, str(number)))
         comment = re.compile(rf"[^\n]*?#\s*({i})(?!\d)").match(self.text, row.end)
         if comment and self.text[row.end : comment.start(1)].strip(" ,]}#\t") == "":
             edits.append((*comment.span(1), str(at[i])))
@@ -162,7 +170,7 @@ class ModelFile:
         return self._nodes[next(s for s, rows in self.sections.items() if i in rows)][1]
 
     def _new_row(self, i, number, name, args, comment):
-        section, row = self._section_of(i), f"[-1, 1, {name}, {rows.as_yaml(args)}]"
+        section, row = self._section_of(i), f"[-1, 1, {name}, {rules.as_yaml(args)}]"
         if section.flow_style:
             return self.rows[i].end, self.rows[i].end, f", {row}"
         newline = "\r\n" if "\r\n" in self.text else "\n"

@@ -1,7 +1,7 @@
 """What two networks are compared by: the rows that are not ours, in order, and what each of them reads."""
 
 from .registration import NAMES
-from .rows import sources
+from .rules import sources
 
 INSERTED = tuple(name for name in NAMES if name != "SPPF_LSKA")  # a row of its own; that one has SPPF's place
 

@@ -10,29 +10,36 @@ filled in.
 import ast
 import copy
 import inspect
+import math
 from pathlib import Path
 
 import torch
 
-from . import rows as rules
-from . import wiring
-from .hints import near_names
+from . import rules, wiring
+from .hints import did_you_mean, near_names
 from .maps import MapError, maps_of
 from .registration import NAMES, modules
 
 CHANNEL_COUNTS = {"ACmix": 2, "SPPF_LSKA": 2}  # input and output; the others take one
+# What ultralytics' parser, and the modules that it builds, raise for rows that they do not take.
+PARSER_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
+)
 
 
 def build_detector(original, model, *args, **kwargs):
     """``DetectionModel.__init__``, which sends a picture through the network it has built."""
     try:
         original(model, *args, **kwargs)
-    except RuntimeError as failed:
-        if type(failed) is not RuntimeError:  # memory that ran out, an operator that is missing
+    except (RuntimeError, ValueError) as failed:
+        if type(failed) not in (RuntimeError, ValueError):  # memory that ran out, an operator that is missing
             raise
         d, layers = getattr(model, "yaml", None), getattr(model, "model", None)
         if layers is None or not any(_names_one_of(NAMES, row) for row in _rows_of(d)):
             raise
+        if problem := rules.first_problem(d):
+            raise ValueError(f"{_file_of(d)}: {problem}") from failed
         try:
             maps_of(layers.eval(), d.get("channels", d.get("ch", 3)))  # "ch" in older versions
         except MapError as error:
@@ -46,16 +53,19 @@ def parse_model(original, d, ch, verbose=True):
     ours = {name: cls for name, cls in modules().items() if getattr(tasks, name) is cls}
     file = _file_of(d)
     try:
-        rows = [list(row) if isinstance(row, (list, tuple)) else row for row in _rows_of(d)]
+        rows = [list(row) if isinstance(row, (list, tuple)) else row for row in copy.deepcopy(_rows_of(d))]
         _fill_in_channels(file, rows, d, ch, ours, original)
         cut = len(d["backbone"])
         parsed = original({**d, "backbone": rows[:cut], "head": rows[cut:]}, ch, verbose)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        if problem := _explained(error, d, tasks):
-            raise ValueError(f"{file}: {problem}") from error
+    except PARSER_ERRORS as error:
+        # One that names the file is ours; where no row is meant as ours, ultralytics' errors stay its own.
+        if str(error).startswith(f"{file}: ") or not _means_ours(d):
+            raise
+        if said := explained(error, d, ch, original):
+            raise ValueError(f"{file}: {said}") from error
         raise
     if any(_names_one_of(ours, row) for row in rows):
-        wiring.warn(file, d)
+        wiring.warn(file, d, ours)
     return parsed
 
 
@@ -67,26 +77,69 @@ def _rows_of(d):
     return [*d["backbone"], *d["head"]]
 
 
-def _explained(error, d, tasks):
-    """What the parser did not take, in a sentence; None where no row is ours, or it cannot be told.
+def _means_ours(d):
+    """Whether a row names a module of ours, well formed or not, or nearly does."""
+    if rules.mention_ours(d) or rules.first_problem(d):
+        return rules.mention_ours(d)
+    return any(_unknown(name) and near_names(_bare(name), NAMES) for _, _, name, _ in _rows_of(d))
+
+
+def _bare(name):
+    return name.removeprefix("nn.")
+
+
+def _unknown(name):
+    """Whether the parser knows no such module."""
+    from ultralytics.nn import tasks
+
+    return not (hasattr(tasks, name) if _bare(name) == name else hasattr(torch.nn, _bare(name)))
+
+
+def explained(error, d, ch, parse):
+    """What the parser did not take, in a sentence that names the row; None where it was no row.
 
     Asked once it has refused: other wrappers of the parser may supply names of their own.
     """
-    if problem := rules.problem(d):
-        return problem if rules.mention_ours(d) else None
-    return _unknown_name(error, _rows_of(d), tasks)  # which may be a misspelt one of ours
+    from ultralytics.nn import tasks
+
+    if problem := rules.first_problem(d):
+        return problem
+    i = _refused_row(d, ch, parse)
+    if i is None:
+        return None
+    name, args = _rows_of(d)[i][2:]
+    if _unknown(name):
+        hint = did_you_mean(_bare(name), [known for known in vars(tasks) if known[:1].isupper()])
+        return f"row {i} names {name!r}, which neither ultralytics nor lska_ops has{hint}"
+    if "nc" in (args if isinstance(args, list) else [args]) and not isinstance(d.get("nc"), int):
+        got = rules.as_yaml(d.get("nc"))
+        return f"row {i} ({name}) takes nc, which is {got}; expected the number of classes"
+    return f"row {i} ({name}) does not take {rules.as_yaml(args)}: {str(error) or repr(error)}"
 
 
-def _unknown_name(error, rows, tasks):
-    """What to say where the parser did not know a module's name; None for any other error."""
-    for i, (_, _, name, _) in enumerate(rows):
-        unknown = isinstance(error, KeyError) and error.args == (name,) and not hasattr(tasks, name)
-        bare = name.removeprefix("nn.")
-        if unknown or bare != name and not hasattr(torch.nn, bare):
-            near = near_names(bare, [n for n in vars(tasks) if n[:1].isupper()])
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            return f"row {i} names {name!r}, which neither ultralytics nor lska_ops has{hint}"
-    return None
+def _refused_row(d, ch, parse):
+    """The number of the first row that the parser does not take; None if it takes all of them, or none."""
+    rows = [[*row[:2], "nn.Identity" if row[2] in NAMES else row[2], row[3]] for row in _rows_of(d)]
+
+    def taken(count):
+        try:
+            parse_quietly(parse, _with_scale({**d, "backbone": rows[:count], "head": []}), ch)
+        except PARSER_ERRORS:
+            return False
+        return True
+
+    if not taken(0) or taken(len(rows)):
+        return None
+    low, high = 0, len(rows)  # so many are taken, so many are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if taken(middle) else (low, middle)
+    return low
+
+
+def _with_scale(d):
+    """With the scale that the parser would choose and warn of, which should be said once."""
+    return {**d, "scale": next(iter(d["scales"]))} if d.get("scales") and not d.get("scale") else d
 
 
 def _fill_in_channels(file, rows, d, ch, ours, parse):
@@ -108,13 +161,13 @@ def _names_one_of(names, row):
 
 def _check_row(file, i, row):
     """What holds of our rows, beyond what does of any."""
-    if problem := rules.problem_of(i, row):
+    if problem := rules.row_problem(i, row):
         raise ValueError(f"{file}: {problem}")
     f, repeats, name, args = row
     where = f"{file}: row {i} ({name})"
     if not isinstance(f, int):
         raise ValueError(f"{where} reads from {f}; expected one row, it takes one map")
-    if not isinstance(repeats, (int, float)) or isinstance(repeats, bool):
+    if not isinstance(repeats, (int, float)) or isinstance(repeats, bool) or not math.isfinite(repeats):
         raise TypeError(f"{where} has repeats {repeats!r}; expected a number")
     if repeats < 1:
         raise ValueError(
@@ -139,10 +192,7 @@ def _probe(rows, mine, d, ch, parse):
         if source >= 0:
             probes[i] = len(probed)
             probed.append([source, 1, "nn.BatchNorm2d", []])
-    d = {**d, "backbone": probed, "head": []}
-    if d.get("scales") and not d.get("scale"):
-        d["scale"] = next(iter(d["scales"]))  # the parser's own choice, whose warning should come once
-    layers, parsed = parse_quietly(parse, d, ch)
+    layers, parsed = parse_quietly(parse, _with_scale({**d, "backbone": probed, "head": []}), ch)
     counts = {i: getattr(layers[probe], "num_features", None) for i, probe in probes.items()}
     if not all(isinstance(count, int) for count in counts.values()):
         import ultralytics
@@ -169,7 +219,7 @@ def parse_quietly(parse, d, ch):
     try:
         with torch.device("meta"):
             return parse(parsed, ch, False)[0], parsed["backbone"]
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:  # NotImplementedError is one
         parsed = copy.deepcopy(d)
         with torch.random.fork_rng(devices=[]):
             return parse(parsed, ch, False)[0], parsed["backbone"]

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from .rows import as_yaml
+from .rules import as_yaml
 
 # The model class of ultralytics by the module in the last row; others are detectors.
 _MODELS = {
@@ -14,7 +14,7 @@ _MODELS = {
     "Pose": "PoseModel",
     "OBB": "OBBModel",
     "Classify": "ClassificationModel",
-    "SemanticSegment": "SemanticModel",
+    "SemanticSegment": "SemanticSegmentationModel",
     "Depth": "DepthModel",
 }
 
@@ -48,8 +48,12 @@ def row_diff(plan):
 
 def _cells(row):
     """A row's `from`, repeats, module and arguments, as a YAML has them."""
-    written = [int(node.value) for node in row.sources]
-    return as_yaml(written if row.several else written[0]), as_yaml(row.repeats), row.name, as_yaml(row.args)
+    return (
+        as_yaml(row.written if row.several else row.written[0]),
+        as_yaml(row.repeats),
+        row.name,
+        as_yaml(row.args),
+    )
 
 
 def _gone(plan, counts, start, stop):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .maps import first_of, is_ours
 from .outline import INSERTED, Outline, few
 from .registration import identity_start, modules
 
@@ -20,10 +21,14 @@ def load(original, model, weights, verbose=True):
     source = (weights.get("ema") or weights.get("model")) if isinstance(weights, dict) else weights
     if not _has_rows(model):
         return original(model, weights, verbose)
-    # ultralytics' YOLO is a module too, but its loading takes what is inside.
-    if (not isinstance(source, nn.Module) or hasattr(source, "ckpt_path")) and _has_ours(model):
+    if _has_ours(model) and (not isinstance(source, nn.Module) or _is_yolo(source)):
+        got = (
+            f"a dict with {type(source).__name__} as its model"
+            if isinstance(weights, dict)
+            else type(weights).__name__
+        )
         expected = "expected the path of a checkpoint, or a network (YOLO(...).model)"
-        raise TypeError(f"load: weights is {type(weights).__name__}; {expected}")
+        raise TypeError(f"load: weights is {got}; {expected}")
     if not isinstance(source, nn.Module) or not (_has_ours(source) or _has_ours(model)):
         return original(model, weights, verbose)
     if not _has_rows(source):
@@ -64,9 +69,9 @@ class Match:
                 if _shapes(source[there.inserted[key]]) == _shapes(model[here.inserted[key]])}  # fmt: skip
         self.pairs = self.plain + [(there.inserted[key], here.inserted[key]) for key in same]
         self.new = {j: model[j] for key, j in here.inserted.items() if key not in same}
-        self.new |= {j: model[j] for i, j in self.plain if _is_ours(model[j]) and not _is_ours(source[i])}
+        self.new |= {j: model[j] for i, j in self.plain if is_ours(model[j]) and not is_ours(source[i])}
         self.left = [source[i] for key, i in there.inserted.items() if key not in same]
-        self.left += [source[i] for i, j in self.plain if _is_ours(source[i]) and not _is_ours(model[j])]
+        self.left += [source[i] for i, j in self.plain if is_ours(source[i]) and not is_ours(model[j])]
 
     def same(self):
         return not self.new and not self.left and all(i == j for i, j in self.pairs)
@@ -97,7 +102,7 @@ class Match:
         """(tensors of the source that the model now has, all of them but those of layers left out)."""
         now, count, total = self.model.state_dict(), 0, 0
         for i, j in self.pairs:
-            ours = _is_ours(self.source.model[i]) and not _is_ours(self.model.model[j])
+            ours = is_ours(self.source.model[i]) and not is_ours(self.model.model[j])
             for key, value in self.source.model[i].state_dict().items():
                 if not (ours and key.startswith("lska.")):
                     mine = now.get(f"model.{j}.{key}")
@@ -211,12 +216,15 @@ def _has_rows(model):
     return isinstance(d, dict) and "backbone" in d and "head" in d and hasattr(model, "model")
 
 
+def _is_yolo(module):
+    """ultralytics' YOLO is a module around the network, which its own loading does not look into."""
+    from ultralytics.engine.model import Model
+
+    return isinstance(module, Model)
+
+
 def _has_ours(model):
-    return any(map(_is_ours, model.modules()))
-
-
-def _is_ours(module):
-    return type(module).__module__.startswith("lska_ops.")
+    return any(map(is_ours, model.modules()))
 
 
 def _shapes(layer):
@@ -230,7 +238,7 @@ def _count(layers):
 
 
 def _kind(layer):
-    return type(layer[0] if isinstance(layer, nn.Sequential) else layer).__name__
+    return type(first_of(layer)).__name__
 
 
 def _name(source):

@@ -16,7 +16,7 @@ from .registration import NAMES
 _said = set()  # once for the same rows of a file: ultralytics parses a model again when it trains
 
 
-def warn(file, d):
+def warn(file, d, ours=NAMES):
     """One warning for each thing that looks unintended about the rows of ours in a parsed YAML."""
     from ultralytics.utils import LOGGER, RANK
 
@@ -25,31 +25,31 @@ def warn(file, d):
     key = str(d.get("yaml_file")), repr((d["backbone"], d["head"]))
     if key not in _said:
         _said.add(key)
-        for problem in problems(d):
+        for problem in problems(d, ours):
             LOGGER.warning(f"lska_ops: {file}: {problem}")
 
 
-def problems(d):
+def problems(d, ours=NAMES):
     """What looks unintended, a sentence each: rows of ours that no row reads, numbers that stayed behind."""
     outline = Outline(d)
     read = {j for i in range(len(outline.rows)) for j in outline.reads(i)}
     found = [
         f"no row reads row {i} ({row[2]}), so it has no effect; expected {_reader(outline, i)}"
         for i, row in enumerate(outline.rows[:-1])
-        if row[2] in NAMES and i not in read
+        if row[2] in ours and i not in read
     ]
     name, stock = _stock_of(outline) or (None, None)
     if stock and (left := list(_left_behind(outline, stock))):
         found.append(
             f"is not wired as {name}: {'; '.join(left)}. A row that is put in moves the numbers below it"
-            f"{_command(outline, name, d.get('scale'))}"
+            f"; {_command(outline, stock, name, d.get('scale'))}"
         )
     return found
 
 
 def _reader(outline, i):
     """Who would read row i: those below that read what it reads."""
-    (source,) = outline.reads(i)
+    source = outline.reads(i)[0]
     rows = enumerate(outline.rows)
     readers = [
         f"row {j} ({row[2]}) to read {i}, not {source}"
@@ -59,19 +59,23 @@ def _reader(outline, i):
     return " or ".join(readers) or f"a row below it to read {i}"
 
 
-def _command(outline, name, scale):
-    """The command that puts the rows of ours into the stock model, where one command can."""
+def _command(outline, stock, name, scale):
+    """The command that makes the network out of the stock file; what else to do where more differs than rows of
+    ours, or these are not alike."""
+    from ultralytics.nn import tasks
+
     from .insertion import options_of
 
     mine = [outline.rows[number] for number in outline.inserted.values()]
     words = {(row[2], *_options(options_of(row[2]), row[3])) for row in mine}
     places = [place for place, _, before in outline.inserted if not before]
-    if len(words) != 1 or len(places) != len(mine) or min(places) < 0:
-        return "; take it out and let `python -m lska_ops insert` put it in"
-    model = re.sub(r"\d+", rf"\g<0>{scale or ''}", name, count=1)
-    places = " ".join(map(str, sorted(places)))
-    command = f"insert {model} {' '.join(*words)} --after {places} -o new.yaml"
-    return f"; `python -m lska_ops {command}` moves them too"
+    plain = _unlike(outline, stock)[0] == 0 and all(row[1] == 1 for row in mine)
+    if not plain or len(words) != 1 or len(places) != len(mine) or min(places) < 0:
+        return "take it out and let `python -m lska_ops insert` put it in"
+    letter = "" if tasks.guess_model_scale(name) else scale or ""
+    model = re.sub(r"\d+", rf"\g<0>{letter}", name, count=1)
+    command = f"insert {model} {' '.join(*words)} --after {' '.join(map(str, sorted(places)))} -o new.yaml"
+    return f"`python -m lska_ops {command}` moves them too, in a copy of {name}"
 
 
 def _options(defaults, values):
@@ -98,14 +102,16 @@ def _left_behind(outline, stock):
 def _stock_of(outline):
     """(name, outline) of ultralytics' own model with these rows; of several the one with most of the same
     repeats and arguments."""
-
-    def unlike(stock):
-        *pairs, head = zip(outline.plain, stock[1].plain, strict=True)
-        other = sum(list(outline.rows[i][1:]) != list(stock[1].rows[j][1:]) for (i, *_), (j, *_) in pairs)
-        return other, head[0][1] != head[1][1]  # the head's arguments follow the classes
-
     same = [(name, known) for name, known in _stock(len(outline.plain)) if not known.differences(outline)]
-    return min(same, key=unlike, default=None)
+    return min(same, key=lambda stock: _unlike(outline, stock[1]), default=None)
+
+
+def _unlike(outline, stock):
+    """(rows of other repeats or arguments, whether the head is another); the head's arguments follow the
+    classes."""
+    *pairs, head = zip(outline.plain, stock.plain, strict=True)
+    other = sum(list(outline.rows[i][1:]) != list(stock.rows[j][1:]) for (i, *_), (j, *_) in pairs)
+    return other, head[0][1] != head[1][1]
 
 
 @functools.lru_cache
@@ -123,7 +129,10 @@ def _plain_outline(file, rows):
     own files there, finished or not."""
     import yaml
 
-    text = file.read_text(encoding="utf-8", errors="ignore")
+    try:
+        text = file.read_text(encoding="utf-8", errors="ignore")
+    except OSError:
+        return None
     if len(re.findall(r"^ *- \[", text, re.M)) != rows:  # reading all as YAML would take a second
         return None
     try:
