@@ -60,8 +60,10 @@ def _reader(outline, i):
 
 
 def _command(outline, stock, name, scale):
-    """The command that makes the network out of the stock file; what else to do where more differs than rows of
-    ours, or these are not alike."""
+    """The command that makes the network out of the stock file.
+
+    Where more differs than rows of ours, or these are not alike: what else to do.
+    """
     from ultralytics.nn import tasks
 
     from .insertion import options_of
