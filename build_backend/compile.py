@@ -58,6 +58,7 @@ def describe(plan: Plan, facts: Facts) -> dict:
         "torch_headers": facts.torch_version,
         "nvcc": "{}.{}".format(*facts.nvcc_version) if "cuda" in plan.parts else None,
         "cuda_archs": list(plan.archs),
+        "cuda_ptx": plan.ptx,
         "source_hash": source_hash(),
     }
 
@@ -86,8 +87,8 @@ def ninja_file(plan: Plan, facts: Facts, out: Path, extra: str) -> str:
                 objects.append(file.object(source, FLAGS, *flags, name=isa))
         targets["cpu"] = objects
         if "cuda" in plan.parts:
-            jobs = str(max(1, min(plan.jobs, len(plan.archs) + 1)))  # one for each architecture, and PTX
-            flags = [*_gencode(plan.archs), "-t", jobs, "-ccbin", shlex.split(facts.compiler)[-1], *torch]
+            jobs = str(max(1, min(plan.jobs, len(plan.archs))))  # one for each architecture
+            flags = [*_gencode(plan), "-t", jobs, "-ccbin", shlex.split(facts.compiler)[-1], *torch]
             targets["cuda"] = [file.object(s, NVCC_FLAGS, *flags, rule="nvcc") for s in _sources("*/cuda.cu")]
             link += [*_cudart_folders(facts.nvcc), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         library = file.build("link", out / LIBRARY, sum(targets.values(), [info]), LINK_FLAGS, *link)
@@ -127,10 +128,11 @@ def _sources(*patterns: str) -> list[Path]:
     return [file for pattern in patterns for file in sorted((ROOT / "csrc").glob(pattern))]
 
 
-def _gencode(archs: tuple[str, ...]) -> list[str]:
-    """Machine code for each, and PTX of the last for what comes after it."""
-    codes = [f"arch=compute_{a},code=sm_{a}" for a in archs]
-    codes.append(f"arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+def _gencode(plan: Plan) -> list[str]:
+    """Machine code for each, and PTX of the oldest for what has none."""
+    codes = [f"arch=compute_{a},code=sm_{a}" for a in plan.archs]
+    if plan.ptx:
+        codes.append(f"arch=compute_{plan.ptx},code=compute_{plan.ptx}")
     return [word for code in codes for word in ("-gencode", code)]
 
 

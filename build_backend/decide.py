@@ -19,8 +19,11 @@ ISAS = {  # compiled into one library, chosen at run time
     "avx2": "-mavx2 -mfma -mf16c",
     "baseline": "",
 }
-FIRST_NVCC = {  # not sm_103: nvcc 13.x was seen to give wrong results for it
-    "75": (10, 0), "80": (11, 0), "86": (11, 1), "89": (11, 8), "90": (11, 8), "100": (12, 8), "120": (12, 8)
+# 8.7 (Orin) and 11.0 (Thor; CUDA 12 calls it 10.1) run no machine code but their own; the others also that of
+# lower minor versions. Not sm_103: nvcc 13.x was seen to give wrong results for it, and it runs sm_100's.
+FIRST_NVCC = {
+    "75": (10, 0), "80": (11, 0), "86": (11, 1), "87": (11, 4), "89": (11, 8), "90": (11, 8),
+    "100": (12, 8), "110": (13, 0), "120": (12, 8),
 }  # fmt: skip
 GB_PER_JOB = 2
 
@@ -58,6 +61,14 @@ class Plan:
     jobs: int = 1
     error: str | None = None  # one line; the build stops with it
 
+    @property
+    def ptx(self) -> str | None:
+        """The oldest architecture, whose PTX a driver compiles for every GPU that is not older.
+
+        90a's and 100f's go no further than their machine code: no reason to store them.
+        """
+        return min((arch for arch in self.archs if arch.isdigit()), key=int, default=None)
+
 
 def decide(facts: Facts) -> Plan:
     if facts.mode not in ("auto", "require", "off"):
@@ -65,6 +76,7 @@ def decide(facts: Facts) -> Plan:
     if facts.max_jobs and not re.fullmatch(r"[1-9]\d*", facts.max_jobs):
         return _stop(f"MAX_JOBS is {facts.max_jobs!r}; expected a whole number from 1")
     wanted = [a.replace(".", "") for a in re.split(r"[;,\s]+", facts.archs) if a]
+    wanted = list(dict.fromkeys(wanted))
     if wrong := [a for a in wanted if not re.fullmatch(r"\d{2,3}[af]?", a)]:
         return _stop(f"LSKA_OPS_CUDA_ARCHS names {wrong[0]!r}; expected compute capabilities like 80;90;120")
 
@@ -75,6 +87,8 @@ def decide(facts: Facts) -> Plan:
         reasons.setdefault("plan", why)
     if facts.cuda_sources and not facts.nvcc:
         reasons.setdefault("cuda", "nvcc was not found; install the CUDA toolkit and reinstall lska_ops")
+    elif facts.cuda_sources and (why := _why_not_archs(wanted, facts.nvcc_version)):
+        reasons.setdefault("cuda", why)
     if facts.mode == "require" and reasons:
         return _stop(f"LSKA_OPS_BUILD=require, but {next(reasons[p] for p in PARTS if p in reasons)}")
     if not facts.cuda_sources:
@@ -142,6 +156,17 @@ def _why_not_plan(facts: Facts) -> str | None:
         return "pybind11 was not found; pip install pybind11, or leave pip's build isolation on"
     if facts.python_headers is None:
         return "Python.h was not found; install Python's headers (python3-dev), then reinstall lska_ops"
+    return None
+
+
+def _why_not_archs(wanted: list[str], nvcc: tuple[int, int]) -> str | None:
+    for arch in wanted:
+        first = FIRST_NVCC.get(arch.rstrip("af"), nvcc)
+        if nvcc < first:
+            return (
+                f"LSKA_OPS_CUDA_ARCHS names {arch} and this nvcc, {nvcc[0]}.{nvcc[1]}, does not know it; "
+                f"reinstall lska_ops with nvcc {first[0]}.{first[1]} or newer, or without LSKA_OPS_CUDA_ARCHS"
+            )
     return None
 
 

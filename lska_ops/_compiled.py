@@ -12,6 +12,11 @@ import torch
 
 OLDEST_TORCH = (2, 11)
 OLDEST_GPU = (7, 5)
+# Jetson and DRIVE: they run machine code of their own only, and no other GPU runs theirs (CUDA programming
+# guide, "Binary Compatibility"). 10.1 is how CUDA 12 calls Thor, 11.0; 8.8 is in no table of GPUs that NVIDIA
+# published, so that nothing is promised for it either.
+TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (8, 8), (10, 1), (11, 0)}
+OTHERS_CODE = {"103": "100"}  # GPUs better served by another's code; see build_backend/decide.py
 _FOLDER = Path(__file__).resolve().parent
 
 
@@ -82,10 +87,13 @@ def _ask_device(index):
     if capability < OLDEST_GPU:
         name = torch.cuda.get_device_name(index)
         return f"{name} has compute capability {capability[0]}.{capability[1]}; use a GPU of 7.5 or newer"
-    archs = build_info()["cuda_archs"]
-    if not _runs_on(capability, archs):
-        return (
-            f"the kernels were compiled for {', '.join(archs)}, this GPU is {capability[0]}{capability[1]}; "
+    info = build_info()
+    archs = info["cuda_archs"]
+    ptx = info.get("cuda_ptx", archs[-1])  # what was built before this was stored has PTX of the last
+    this = f"{capability[0]}{capability[1]}"
+    if not _runs_on(capability, archs, ptx):
+        return (  # what is compiled by default has the PTX of 7.5, whichever nvcc compiles it
+            f"the kernels were compiled for {', '.join(archs)}, this GPU is {this}; "
             "reinstall lska_ops where nvcc is, without LSKA_OPS_CUDA_ARCHS"
         )
     # The driver runs a toolkit of its own major version, whatever the minor one, but not a later one.
@@ -95,14 +103,41 @@ def _ask_device(index):
             f"the GPU's driver supports CUDA {_version(driver)} and the kernels were compiled with "
             f"{_version(toolkit)}; update the driver, or reinstall lska_ops with an older nvcc"
         )
+    # But it compiles no PTX newer than itself. A toolkit that is newer than this driver knows the GPU.
+    if driver // 10 < toolkit // 10 and not any(_has_code(arch, capability) for arch in archs):
+        return (
+            f"the GPU's driver supports CUDA {_version(driver)} and would have to compile PTX of "
+            f"{_version(toolkit)}: the kernels were compiled for {', '.join(archs)}, this GPU is {this}; "
+            f"update the driver, or reinstall lska_ops with LSKA_OPS_CUDA_ARCHS={OTHERS_CODE.get(this, this)}"
+        )
     return None
 
 
-def _runs_on(capability, archs):
-    """Machine code serves later minor versions of its major one; the last PTX all later ones."""
-    compiled = [divmod(int(arch.rstrip("af")), 10) for arch in archs]
-    same = any(major == capability[0] and minor <= capability[1] for major, minor in compiled)
-    return same or tuple(capability) >= compiled[-1]
+def _runs_on(capability, archs, ptx):
+    """Whether a GPU has machine code among archs, or else can be compiled for from the PTX of one."""
+    return any(_has_code(arch, capability) for arch in archs) or _can_compile(ptx, capability)
+
+
+def _has_code(arch, capability):
+    """Machine code serves later minor versions of its major one, a family's (100f) too; an architecture's own
+    (90a) does not."""
+    own, capability = _numbers(arch), tuple(capability)
+    if own == capability:
+        return True
+    if arch.endswith("a") or own in TEGRA or capability in TEGRA:
+        return False
+    return own[0] == capability[0] and own[1] <= capability[1]
+
+
+def _can_compile(ptx, capability):
+    """PTX serves its own GPUs and all newer ones; with an a or f only those that its machine code serves."""
+    if ptx is None or not ptx.isdigit():
+        return ptx is not None and _has_code(ptx, capability)
+    return _numbers(ptx) <= tuple(capability)
+
+
+def _numbers(arch):
+    return divmod(int(arch.rstrip("af")), 10)
 
 
 def _version(number):

@@ -45,7 +45,7 @@ def test_build_everything_found():
     plan = decide(GPU_BUILDER)
     assert (plan.parts, plan.reasons, plan.error) == (PARTS, {}, None)
     assert plan.isas == ("avx512", "avx2", "baseline")
-    assert plan.archs == ("75", "80", "86", "89", "90", "100", "120")
+    assert plan.archs == ("75", "80", "86", "87", "89", "90", "100", "110", "120") and plan.ptx == "75"
 
 
 def test_build_version_without_cuda_sources():
@@ -143,8 +143,8 @@ def test_build_nvcc_of_another_cuda_still_builds(torch_version):
 
 
 def test_build_architectures():
-    assert decide(replace(GPU_BUILDER, nvcc_version=(12, 4))).archs == ("75", "80", "86", "89", "90")
-    assert decide(replace(GPU_BUILDER, archs="8.0; 90a")).archs == ("80", "90a")
+    assert decide(replace(GPU_BUILDER, nvcc_version=(12, 4))).archs == ("75", "80", "86", "87", "89", "90")
+    assert decide(replace(GPU_BUILDER, archs="8.0; 90a,80")).archs == ("80", "90a")
     assert "103" not in decide(GPU_BUILDER).archs
 
 
@@ -182,7 +182,7 @@ def test_build_ninja_file_compiles_kernels_once_per_instruction_set(tmp_path, mo
         )[2]
         assert f"{flags} -DLSKA_OPS_ISA={isa}" in rest.partition("\nbuild")[0]
     assert text.count("cxx csrc/lska/cpu.cpp") == 1
-    assert "-gencode arch=compute_120,code=sm_120 -gencode arch=compute_120,code=compute_120" in text
+    assert "-gencode arch=compute_120,code=sm_120 -gencode arch=compute_75,code=compute_75 " in text
     assert "-t 8 -ccbin c++" in text  # architectures side by side
     assert "nvcc csrc/lska/cuda.cu" in text and "lska.cuda.o" in text.partition("_C.so: link")[2]
 
