@@ -77,6 +77,7 @@ class Stages:
 
 def call(command, seconds, *, env=None, cwd=None, say=True):
     """(exit status, output); the status is None where it took longer, and then all of it was ended."""
+    env = {**(env or os.environ), "PYTHONUNBUFFERED": "1"}  # a process that is ended has said what it did
     process = subprocess.Popen(
         [str(word) for word in command], env=env, cwd=cwd, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

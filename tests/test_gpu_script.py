@@ -216,7 +216,7 @@ def test_gpu_script_time_for_all_limits_each_stage(tmp_path):
 def test_gpu_script_ends_what_takes_too_long(tmp_path):
     mark = tmp_path / "mark"
     child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
-    parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    parent = f"import subprocess, sys; print('begun'); subprocess.run([sys.executable, '-c', {child!r}])"
     code, said = stages.call([sys.executable, "-c", parent], 1, say=False)
     assert code is None and said == "begun\n"
     time.sleep(3)

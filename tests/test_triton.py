@@ -183,6 +183,7 @@ def child(script, *words):
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",  # a crash must not take along what was said
         "PYTHONPATH": str(Path(lska_ops.__file__).parent.parent),
     }
     command = [sys.executable, TESTS / script, *map(str, words)]
@@ -270,8 +271,8 @@ def test_triton_guard_pages_are_forbidden():
         (Path(folder) / "too_far.py").write_text(kernel)
         for by in (1, -1):
             done = subprocess.run(
-                [sys.executable, "-c", code, TESTS, folder, str(by)], capture_output=True, text=True
-            )
+                [sys.executable, "-u", "-c", code, TESTS, folder, str(by)], capture_output=True, text=True
+            )  # what is in a buffer when a signal comes is never said
             assert done.stdout.split() == ["0", "0"] and done.returncode < 0, done.stderr
 
 

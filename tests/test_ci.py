@@ -1,0 +1,45 @@
+"""What CI runs in."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MAKE = """#!/usr/bin/env bash
+printf '%s ' "$@" >> "$(dirname "$0")/words"
+echo >> "$(dirname "$0")/words"
+env > "$(dirname "$0")/environment-$1"
+"""
+
+
+def test_ci_words_see_nothing_of_the_shell_that_starts_it(tmp_path):
+    """Where a variable of the builder's is needed, the words fail for everybody else."""
+    make = tmp_path / "make"
+    make.write_text(MAKE)
+    make.chmod(0o755)
+    kept = {
+        "HOME": str(tmp_path),
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "LANG": "C.UTF-8",
+        "CI": "true",
+        "PIP_CERT": "/a path/with, $signs\nand lines",
+        "https_proxy": "http://proxy:1",
+    }
+    left_out = {
+        "PYTHONUNBUFFERED": "1",
+        "LSKA_OPS_BACKEND": "reference",
+        "PYTHONPATH": "/nowhere",
+        "TERM": "x",
+    }
+    command = ["bash", str(ROOT / ".ci" / "run")]
+    done = subprocess.run(command, env=kept | left_out, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = (tmp_path / "words").read_text().splitlines()
+    assert {"setup ", "demo ", "test ", "check "} <= set(words)
+    for word in words:
+        said = (tmp_path / f"environment-{word.split()[0]}").read_text()
+        assert all(f"{name}={value}\n" in said for name, value in kept.items()), word
+        assert not any(f"{name}={value}\n" in said for name, value in left_out.items()), word
+        names = {line.partition("=")[0] for line in said.splitlines() if "=" in line}
+        ours = {name for name in names if name.startswith("LSKA_OPS_")}
+        assert names - ours - kept.keys() <= {"PWD", "OLDPWD", "SHLVL", "_"}, word  # bash's own
