@@ -9,7 +9,9 @@ import warnings
 
 import torch
 
+from . import _flops
 from ._calls import check_map
+from ._watchers import transform_without_rule, watched
 
 # Fastest first. `reference` accepts everything, so it is last.
 ORDER = ("cuda", "triton", "cpu", "reference")
@@ -28,15 +30,6 @@ def why_not_reference(x, **options):
     return None
 
 
-def exporting():
-    """True inside a tracer whose result must run without us: TorchScript, ONNX, torch.export."""
-    return (
-        torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or (hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting())
-    )
-
-
 def choose(op, asked, x, **options):
     """The backend for this call: `asked`, or for "auto" LSKA_OPS_BACKEND, or else the first that accepts.
 
@@ -44,8 +37,11 @@ def choose(op, asked, x, **options):
 
     Raises:
         ValueError: `asked` (or the environment variable) is not a backend's name.
-        RuntimeError: a backend asked for by name declines; the message is its reason.
+        RuntimeError: a backend asked for by name declines; the message is its reason (a NotImplementedError
+            inside of torch.func's vmap or jvp, for which the fused ops have no rule).
     """
+    if not torch.compiler.is_compiling():
+        _flops.teach()
     source = "backend"
     if asked == "auto" and os.environ.get("LSKA_OPS_BACKEND"):
         source, asked = "LSKA_OPS_BACKEND", os.environ["LSKA_OPS_BACKEND"]
@@ -55,8 +51,13 @@ def choose(op, asked, x, **options):
         if reason := WHY_NOT[op][asked](x, **options):
             by = "" if source == "backend" else f" ({source} asks for it; unset it to let every call choose)"
             raise RuntimeError(f"{op}: backend {asked!r} declined: {reason}{by}")
+        if asked != "reference" and (active := transform_without_rule()):
+            raise NotImplementedError(
+                f"{op}: backend {asked!r} declined: {active} is active, for which fused ops have no rule; use "
+                'backend="auto"'
+            )
         return asked
-    if exporting():
+    if watched(x):
         return "reference"
     # On a CPU Triton's slow interpreter would run, which may be on to debug other kernels: only by name.
     left_out = "triton" if x.device.type == "cpu" else None

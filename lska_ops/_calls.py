@@ -110,10 +110,14 @@ _ONE_FOR_ALL_DEVICES = hasattr(torch, "get_autocast_dtype")
 
 def autocast_dtype(device_type):
     """The dtype autocast computes in on this device, or None where it is off or unknown."""
-    if device_type == "meta":
-        return None
     if _ONE_FOR_ALL_DEVICES:
-        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        # Of devices without autocast (meta; mps in torch 2.4) the other two questions raise.
+        known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+        return (
+            torch.get_autocast_dtype(device_type)
+            if known and torch.is_autocast_enabled(device_type)
+            else None
+        )
     if device_type == "cpu":
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
     return torch.get_autocast_gpu_dtype() if device_type == "cuda" and torch.is_autocast_enabled() else None

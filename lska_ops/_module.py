@@ -1,10 +1,34 @@
-"""The base class of our modules: what PyTorch and ultralytics do to a module from the outside still works."""
+"""The base class of our modules: what PyTorch and ultralytics do to a module from the outside still works.
+
+A fused forward reads the parameters of the submodules without calling them. It may do so where nobody could
+tell the difference: :meth:`FusedModule._weights_to_fuse` is the one rule for when that is, and
+`tests/test_toolbox.py` the table of tools that rely on it.
+"""
 
 import copy
 import sys
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+from ._calls import check_channels
+from ._watchers import PLAIN_TENSORS, watched
+
+# Not nn.Conv2d, which a quantiser may have replaced before we were imported.
+_Conv2d = nn.modules.conv.Conv2d
+_AS_IMPORTED = (_Conv2d, _Conv2d.forward, _Conv2d._conv_forward, nn.Module.__call__, F.conv2d)
+_IMPORTED_FROM = (_Conv2d.__module__, _Conv2d.forward.__module__, _Conv2d._conv_forward.__module__)
+
+
+def _convolutions_are_torchs_own():
+    """Nobody has replaced or patched the class, its forward or the function: before our import, or since."""
+    now = (nn.Conv2d, _Conv2d.forward, _Conv2d._conv_forward, nn.Module.__call__, F.conv2d)
+    return now == _AS_IMPORTED and _IMPORTED_FROM == ("torch.nn.modules.conv",) * 3
+
+
+# torch.compile asks while it traces.
+_convolutions_are_torchs_own._dynamo_marked_constant = True
 
 
 def _has_any_global_hook():
@@ -17,35 +41,73 @@ def _has_any_global_hook():
     )
 
 
-class FusedModule(nn.Module):
-    """A module whose forward reads the parameters of its submodules without calling them."""
+def _own_parameters(m):
+    """m's parameters by name, where weight and bias are parameters; or None."""
+    own = m._parameters
+    if "weight" not in own and "_former_parameters" in m.__dict__:  # a replica that nn.DataParallel made
+        own = {**own, **m._former_parameters}
+    return own if "weight" in own and "bias" in own else None
 
-    def _must_call_submodules(self):
-        # Hooks count FLOPs (thop), prune and normalise weights; a replaced or patched submodule (LoRA,
-        # quantised, offloaded) has a forward of its own. (So has one in an exported graph, where its padding
-        # is a constant: forward asks that first.)
-        if _has_any_global_hook():
-            return True
-        patchable = not torch.compiler.is_compiling()  # torch 2.3 cannot compile this question
-        for m in self._modules.values():
-            if (
-                type(m) is not nn.Conv2d
-                or m._forward_pre_hooks
-                or m._forward_hooks
-                or m._backward_pre_hooks
-                or m._backward_hooks
-                or m.padding_mode != "zeros"
-                or (patchable and "forward" in m.__dict__)
-                or "weight" not in m._parameters  # put in its place as a plain tensor
-                or "bias" not in m._parameters
-            ):
-                return True
+
+def _is_plain(m, own, stride, dilation, groups):
+    """Whether calling m, whose parameters are `own`, does what its published convolution does and no more."""
+    if type(m) is not _Conv2d or own is None:
         return False
+    if m._forward_pre_hooks or m._forward_hooks or m._backward_pre_hooks or m._backward_hooks:
+        return False
+    if (
+        not torch.compiler.is_compiling() and "forward" in m.__dict__
+    ):  # torch 2.3 cannot compile this question
+        return False
+    weight, bias = own["weight"], own["bias"]
+    if type(weight) not in PLAIN_TENSORS or (bias is not None and type(bias) not in PLAIN_TENSORS):
+        return False
+    height, width = weight.shape[2:]
+    return (
+        m.stride == (stride, stride)
+        and m.dilation == (dilation, dilation)
+        and m.padding == (height // 2 * dilation, width // 2 * dilation)
+        and m.padding_mode == "zeros"
+        and m.groups == (groups or weight.shape[0])
+    )
 
-    @staticmethod
-    def _weights(convolutions):
-        """(weight, bias) of each, past nn.Module's own attribute search, which takes longer than a check."""
-        return [(own["weight"], own["bias"]) for own in [m._parameters for m in convolutions]]
+
+class FusedModule(nn.Module):
+    """A module whose forward can read the parameters of its convolutions without calling them."""
+
+    def _published(self):
+        """(name, stride, dilation, groups) of each convolution that the fused path stands for, in its order;
+        groups is None for one channel each; the padding keeps a map's size. None: there is no fused path."""
+        return None
+
+    def _weights_to_fuse(self, x):
+        """(weight, bias) of each convolution; or None where the submodules have to be called.
+
+        That is so where somebody follows the call (`_watchers.py`); where torch's convolution was replaced or
+        patched; where a submodule has hooks (they count FLOPs, prune, normalise weights), was replaced or
+        patched (LoRA, quantised, offloaded), has a parametrization or tensors in its parameters' place; and
+        where it has other than the published values of attributes that the fused path does not read.
+
+        Raises:
+            TypeError, ValueError: x is no map of as many channels as the first convolution takes.
+        """
+        if watched(x):
+            return None
+        modules = self._modules
+        channels = getattr(modules["conv1"], "in_channels", None)  # an adapter may not say
+        if channels is not None:
+            check_channels(type(self).__name__, x, channels)
+        published = self._published()
+        if published is None or not _convolutions_are_torchs_own() or _has_any_global_hook():
+            return None
+        weights = []
+        for name, stride, dilation, groups in published:
+            m = modules[name]
+            own = _own_parameters(m)
+            if not _is_plain(m, own, stride, dilation, groups):
+                return None
+            weights.append((own["weight"], own["bias"]))
+        return weights
 
     def __setstate__(self, state):
         # A checkpoint opened in a process that has not imported lska_ops: ultralytics will want to parse its

@@ -10,6 +10,8 @@ from functools import cache
 
 import torch
 
+from . import _flops
+
 OLDEST_TORCH = (2, 6)
 OLDEST_GPU = (7, 5)
 # Triton reads it when a kernel is defined; its kernels then run on tensors of the CPU, for tests.
@@ -88,7 +90,7 @@ def kernels_of(*modules):
     return [value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")]
 
 
-def register(name, schema, function, fake, kernels):
+def register(name, schema, function, fake, flops, kernels):
     """The op ``lska_ops::<name>_triton``, which torch.compile sees through.
 
     Args:
@@ -96,11 +98,13 @@ def register(name, schema, function, fake, kernels):
         schema: arguments and returns, as ``(Tensor x) -> Tensor``: the compiled ops' own.
         function: its implementation; starts its kernels by :func:`launch`.
         fake: makes tensors like the results from tensors like the arguments.
+        flops: counts them from the arguments, shapes in place of tensors.
         kernels: those it may start.
     """
     # What an interpreted kernel does cannot be traced.
     make = torch.library.custom_op if INTERPRETED else torch.library.triton_op
     make(f"lska_ops::{name}_triton", function, mutates_args=(), schema=schema).register_fake(fake)
+    _flops.register(f"{name}_triton", flops)
     # torch.compile's cache on disk asks here whether a kernel has changed; it finds none behind launch().
     known = getattr(torch._library.triton, "triton_ops_to_kernels", None)
     if known is not None and not INTERPRETED:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
         ".triton_kernels_backward",
         ".triton_kernels_shift",
     },
-    "compiled.py": {"torch", "._compiled", "._triton", ".triton_launch"},
+    "compiled.py": {"torch", "._compiled", "._flops", "._triton", ".triton_launch"},
     "op.py": {"torch", "._backends", "._calls", ".reference", ".compiled"},
     "halves.py": {"torch", "._backends", "._calls", ".op", ".reference"},
     "module.py": {"torch", "._backends", "._calls", "._module", ".op", ".reference"},

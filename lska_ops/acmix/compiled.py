@@ -2,7 +2,7 @@
 
 import torch
 
-from .. import _compiled, _triton
+from .. import _compiled, _flops, _triton
 
 # What fits the shared memory of every GPU: csrc/acmix/plan.h has the same numbers.
 MOST_REACH, MOST_SHIFT, MOST_HEADS, MOST_DIMS, MOST_STRIDE = 12, 2048, 64, 1024, 8
@@ -74,6 +74,28 @@ def _core_bwd(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, *options):
     return tuple(qkv.new_empty([0] if t is None else t.shape) for t in like)
 
 
+def _core_flops(qkv, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride, dilation):
+    return _flops_of(_flops.convolution, qkv, conv_p, fc, dep_conv, head, stride)
+
+
+def _core_bwd_flops(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride, dilation):
+    return _flops_of(_flops.convolution_backward, qkv, conv_p, fc, dep_conv, head, stride)
+
+
+def _flops_of(count, qkv, conv_p, fc, dep_conv, head, stride):
+    """The reference's convolutions from q, k, v on: of positions, of 3G maps a dim, and the grouped shift."""
+    (B, C3, H, W), flops = qkv, 0
+    if conv_p is not None:  # positions get no gradient
+        D, nothing = conv_p[0], {} if count is _flops.convolution else {"of_x": False}
+        flops += count((1, 2, H, W), conv_p, (1, D, H, W), **nothing)
+    if fc is not None:
+        C, taps = C3 // 3, fc[0]
+        D = C // head
+        flops += count((B, 3 * head, D, H * W), fc, (B, taps, D, H * W))
+        flops += count((B, D * taps, H, W), dep_conv, (B, C, -(-H // stride), -(-W // stride)))
+    return flops
+
+
 def register_triton():
     """The ops of csrc/acmix/schema.h by Triton; imports it."""
     from . import triton_launch
@@ -84,13 +106,17 @@ def register_triton():
         "int kernel_att, int stride, int dilation"
     )
     schema = f"(Tensor qkv, {parameters}) -> (Tensor y, Tensor lse)"
-    _triton.register("acmix_core_fwd", schema, triton_launch.fwd, _core_fwd, kernels)
+    _triton.register("acmix_core_fwd", schema, triton_launch.fwd, _core_fwd, _core_flops, kernels)
     grads = ", ".join(["Tensor"] * 6)
     schema = f"(Tensor grad_y, Tensor qkv, Tensor lse, {parameters}) -> ({grads})"
-    _triton.register("acmix_core_bwd", schema, triton_launch.bwd, _core_bwd, kernels)
+    _triton.register("acmix_core_bwd", schema, triton_launch.bwd, _core_bwd, _core_bwd_flops, kernels)
 
 
 if _compiled.problem is None:
     for _backend in ("cpu", "cuda"):
-        torch.library.register_fake(f"lska_ops::acmix_core_fwd_{_backend}", _core_fwd)
-        torch.library.register_fake(f"lska_ops::acmix_core_bwd_{_backend}", _core_bwd)
+        for _name, _fake, _count in (
+            ("fwd", _core_fwd, _core_flops),
+            ("bwd", _core_bwd, _core_bwd_flops),
+        ):
+            torch.library.register_fake(f"lska_ops::acmix_core_{_name}_{_backend}", _fake)
+            _flops.register(f"acmix_core_{_name}_{_backend}", _count)

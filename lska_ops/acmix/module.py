@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._backends import exporting
-from .._calls import check_channels, check_number, follow_autocast, without_autocast
+from .._calls import check_number, follow_autocast, without_autocast
 from .._module import FusedModule
-from .op import acmix
+from .op import NAMES, acmix
 from .reference import acmix as plain_acmix
 
 
@@ -79,24 +78,48 @@ class ACmix(FusedModule):
             self.dep_conv.weight.copy_(shifts.expand_as(self.dep_conv.weight))
 
     def forward(self, x):
-        exported = exporting()
-        if not exported:
-            check_channels("ACmix", x, self._modules["conv1"].in_channels)
+        if isinstance(x, torch.fx.Proxy):
+            return self._as_a_leaf(x)
+        weights = self._weights_to_fuse(x)
         options = dict(head=self.head, kernel_att=self.kernel_att, stride=self.stride, dilation=self.dilation)
-        if not exported and not self._must_call_submodules():
-            weights = self._weights(self._modules.values())
+        if weights is not None:
             return acmix(x, *weights, self.rate1, self.rate2, **options)
         x, rates = follow_autocast(x, (self.rate1, self.rate2))
-        q, k, v, _, fc, dep_conv = self.children()
+        q, k, v, _, fc, dep_conv = (getattr(self, name) for name in NAMES)
         y = plain_acmix(x, q, k, v, self._position, fc, dep_conv, *rates, **options)
         return y.to(x.dtype)  # autocast computes a softmax in float32
 
+    def _published(self):
+        ones = [(name, 1, 1, 1) for name in NAMES[:-1]]
+        return [*ones, ("dep_conv", self.stride, 1, self.head_dim)]
+
+    def _as_a_leaf(self, x):
+        """One node of the graph that torch.fx traces, as layers of torch.nn are: the reflected borders follow
+        from the sizes of a map, which a trace does not know."""
+        path = x.tracer.path_of_module(self)
+        if not path:
+            raise TypeError(
+                "torch.fx: ACmix cannot be traced on its own, since its borders follow from the sizes of x; "
+                "trace the network that it is part of, where it becomes one node, or use torch.export"
+            )
+        return x.tracer.create_proxy("call_module", path, (x,), {})
+
+    def __prepare_scriptable__(self):
+        raise TypeError(
+            "torch.jit.script: ACmix cannot be scripted, since its convolutions are handed to one function; "
+            "use torch.jit.trace or torch.export"
+        )
+
     def _position(self, loc):
         # In float32 at least: a half dtype cannot tell neighbouring columns apart.
-        weight, bias = self.conv_p.weight, self.conv_p.bias
+        conv_p = self.conv_p
+        own = next((p.dtype for p in conv_p.parameters() if p.is_floating_point()), loc.dtype)
         with without_autocast(loc.device.type):
-            if weight.dtype == loc.dtype:
-                return self.conv_p(loc)
+            if own == loc.dtype:
+                return conv_p(loc)
+            if type(conv_p) is not nn.Conv2d:  # an adapter's own forward, in its own dtype
+                return conv_p(loc.to(own))
+            weight, bias = conv_p.weight, conv_p.bias
             return F.conv2d(loc, weight.to(loc.dtype), None if bias is None else bias.to(loc.dtype))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

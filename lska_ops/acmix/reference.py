@@ -24,10 +24,12 @@ def _at_least_one(n):
 def reflect_pad(x, reach):
     """Reflection padding by ``reach`` on all sides; it goes on reflecting where the map is smaller."""
     H, W = x.shape[-2:]
-    # An exported graph has to serve maps of all sizes; torch 2.3 cannot reflect fp16 on a CPU.
-    exporting = torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)()
-    old_half = x.dtype == torch.float16 and x.device.type == "cpu"
-    if not exporting and not old_half and min(H, W) > reach:
+    # An exported graph has to serve maps of all sizes (as in _watchers.py: is_exporting() does not tell). Torch
+    # 2.3 cannot reflect fp16 on a CPU, and no GPU has a deterministic gradient of the reflection.
+    exporting = torch.jit.is_tracing() or getattr(torch.compiler, "_is_exporting_flag", False)
+    on_cpu = x.device.type == "cpu"
+    by_index = x.dtype == torch.float16 if on_cpu else torch.are_deterministic_algorithms_enabled()
+    if not exporting and not by_index and min(H, W) > reach:
         return F.pad(x, (reach, reach, reach, reach), mode="reflect")
     rows, columns = (_reflected(n, reach, x.device) for n in (H, W))
     return x.index_select(-2, rows).index_select(-1, columns)

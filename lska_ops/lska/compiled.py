@@ -2,7 +2,7 @@
 
 import torch
 
-from .. import _compiled, _triton
+from .. import _compiled, _flops, _triton
 
 MOST_SIDE = 1 << 14  # whose square, and a band of it, the Triton kernels count in 32 bits
 
@@ -57,6 +57,22 @@ def _bwd(grad_y, x, product, *rest):
     return _map_like(x), *grads
 
 
+def _flops_of(x, weights_and_biases, count):
+    return sum(count(x, weight, x) for weight in weights_and_biases[::2] if weight is not None)
+
+
+def _cascade_flops(x, *rest):
+    return _flops_of(x, rest[:8], _flops.convolution)
+
+
+def _fwd_flops(x, *rest):
+    return _flops_of(x, rest[:10], _flops.convolution)
+
+
+def _bwd_flops(grad_y, x, product, *rest):
+    return _flops_of(x, rest[:10], _flops.convolution_backward)
+
+
 DEPTHWISE = (
     "Tensor conv0h, Tensor? conv0h_bias, Tensor conv0v, Tensor? conv0v_bias, Tensor? conv_spatial_h, "
     "Tensor? conv_spatial_h_bias, Tensor? conv_spatial_v, Tensor? conv_spatial_v_bias, "
@@ -71,17 +87,21 @@ def register_triton():
     weights = f"{DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation"
     grads = ", ".join(["Tensor"] * 11)
     schema = f"(Tensor x, {DEPTHWISE}int dilation) -> Tensor"
-    _triton.register("lska_cascade_fwd", schema, triton_launch.cascade_fwd, _cascade_fwd, kernels)
+    _triton.register(
+        "lska_cascade_fwd", schema, triton_launch.cascade_fwd, _cascade_fwd, _cascade_flops, kernels
+    )
     schema = f"(Tensor x, {weights}, bool keep_product) -> (Tensor y, Tensor product)"
-    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_cuda, kernels)
+    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_cuda, _fwd_flops, kernels)
     schema = f"(Tensor grad_y, Tensor x, Tensor product, {weights}) -> ({grads})"
-    _triton.register("lska_bwd", schema, triton_launch.bwd, _bwd, kernels)
+    _triton.register("lska_bwd", schema, triton_launch.bwd, _bwd, _bwd_flops, kernels)
 
 
 if _compiled.problem is None:
-    torch.library.register_fake("lska_ops::lska_cascade_fwd_cpu", _cascade_fwd)
-    torch.library.register_fake("lska_ops::lska_fwd_cpu", _fwd)
-    torch.library.register_fake("lska_ops::lska_bwd_cpu", _bwd)
-    torch.library.register_fake("lska_ops::lska_cascade_fwd_cuda", _cascade_fwd)
-    torch.library.register_fake("lska_ops::lska_fwd_cuda", _fwd_cuda)
-    torch.library.register_fake("lska_ops::lska_bwd_cuda", _bwd)
+    for _backend, _fake_fwd in (("cpu", _fwd), ("cuda", _fwd_cuda)):
+        for _name, _fake, _count in (
+            ("cascade_fwd", _cascade_fwd, _cascade_flops),
+            ("fwd", _fake_fwd, _fwd_flops),
+            ("bwd", _bwd, _bwd_flops),
+        ):
+            torch.library.register_fake(f"lska_ops::lska_{_name}_{_backend}", _fake)
+            _flops.register(f"lska_{_name}_{_backend}", _count)

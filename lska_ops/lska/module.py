@@ -5,10 +5,9 @@ import math
 
 from torch import nn
 
-from .._backends import exporting
-from .._calls import check_channels, check_number, follow_autocast
+from .._calls import check_number, follow_autocast
 from .._module import FusedModule
-from .op import lska
+from .op import NAMES, OPTIONAL, lska
 from .reference import gate as plain_gate
 
 
@@ -65,6 +64,9 @@ def _depthwise(dim, height, width, dilation=1):
 class _Gate(FusedModule):
     """``x * conv1(depthwise stages)``: what the four designs share."""
 
+    _has_fused_form = False
+    _stages = ()  # names, in the order of forward
+
     def __init__(self, dim, k_size, **stages):
         super().__init__()
         self.k_size = k_size
@@ -73,18 +75,38 @@ class _Gate(FusedModule):
         self.conv1 = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x):
-        exported = exporting()
-        if not exported:
-            check_channels(type(self).__name__, x, self._modules["conv1"].in_channels)
-        if self._has_fused_form and not exported and not self._must_call_submodules():
-            *stages, conv1 = self._weights(self._modules.values())
+        weights = self._weights_to_fuse(x)
+        if weights is not None:
+            *stages, conv1 = weights
             missing = [None] * (4 - len(stages))
             return lska(x, *stages, *missing, conv1, dilation=self._dilation)
         x, _ = follow_autocast(x)
-        *stages, conv1 = self.children()
-        return plain_gate(x, conv1, *stages)
+        return plain_gate(x, self.conv1, *[getattr(self, name) for name in self._stages])
 
-    _has_fused_form = False
+    def _published(self):
+        if not self._has_fused_form:
+            return None
+        d = self._dilation
+        return [(name, 1, d if name in OPTIONAL else 1, None) for name in self._stages] + [("conv1", 1, 1, 1)]
+
+    def __prepare_scriptable__(self):
+        """What torch.jit.script compiles in our place: the same submodules, called in turn."""
+        return _Scriptable({name: self._modules[name] for name in (*self._stages, "conv1")})
+
+
+class _Scriptable(nn.Module):
+    """The reference in TorchScript, which knows neither backends nor functions that are handed over."""
+
+    def __init__(self, stages):
+        super().__init__()
+        for name, stage in stages.items():
+            self.add_module(name, stage)
+
+    def forward(self, x):
+        gate = x
+        for stage in self.children():
+            gate = stage(gate)
+        return x * gate
 
 
 class LSKA(_Gate):
@@ -101,6 +123,7 @@ class LSKA(_Gate):
     """
 
     _has_fused_form = True
+    _stages = NAMES[:4]
 
     def __init__(self, dim, k_size=7, dilation=None):
         dim = check_number("LSKA", "dim", dim)
@@ -116,7 +139,8 @@ class LSKA(_Gate):
 
     @property
     def _dilation(self):
-        return self._modules["conv_spatial_h"].dilation[1]
+        dilation = getattr(self._modules["conv_spatial_h"], "dilation", None)
+        return dilation[1] if isinstance(dilation, tuple) else 0  # 0 where it was replaced by something else
 
 
 class LSKATrivial(_Gate):
@@ -131,7 +155,8 @@ class LSKATrivial(_Gate):
         TypeError, ValueError: k_size is not odd, or dilation is neither None nor 1.
     """
 
-    _has_fused_form, _dilation = True, 1
+    _has_fused_form = True
+    _stages, _dilation = NAMES[:2], 1
 
     def __init__(self, dim, k_size=7, dilation=None):
         dim, k = _check_trivial("LSKATrivial", dim, k_size, dilation)
@@ -145,6 +170,8 @@ class LKA(_Gate):
     Args: as :class:`LSKA`.
     """
 
+    _stages = ("conv0", "conv_spatial")
+
     def __init__(self, dim, k_size=7, dilation=None):
         dim = check_number("LKA", "dim", dim)
         k0, k1, d = split_kernel(k_size, dilation, op="LKA")
@@ -156,6 +183,8 @@ class LKATrivial(_Gate):
 
     Args: as :class:`LSKATrivial`.
     """
+
+    _stages = ("conv0",)
 
     def __init__(self, dim, k_size=7, dilation=None):
         dim, k = _check_trivial("LKATrivial", dim, k_size, dilation)

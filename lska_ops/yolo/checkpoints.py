@@ -328,9 +328,9 @@ def _check_same(cls, module, state, where):
     theirs, ours = _without_hooks(module), cls.__new__(cls)
     ours.__dict__ = _as_ours(cls, _without_hooks(module).__dict__, where)
     side = 2 * getattr(ours, "kernel_att", getattr(ours, "k_size", 7))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, ours._modules["conv1"].in_channels, side, side, generator=generator)
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):  # theirs makes tensors of its own, on torch's default device
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, ours._modules["conv1"].in_channels, side, side, generator=generator)
         expected, got = theirs(x), ours(x)
     if not isinstance(expected, torch.Tensor) or expected.shape != got.shape:
         raise CheckpointError(

@@ -38,7 +38,7 @@ def register(identity_start=None):
         TypeError: identity_start is something else; nothing is changed.
     """
     global _registration, _unregistered_by_user, _identity_start
-    from . import checkpoints, parsing, transfer
+    from . import checkpoints, gflops, parsing, transfer
 
     if not (identity_start is None or isinstance(identity_start, bool)):
         raise TypeError(f"register: identity_start is {identity_start!r}; expected True, False or None")
@@ -64,6 +64,8 @@ def register(identity_start=None):
             _wrap(tasks.BaseModel, "load", transfer.load)
             _wrap(tasks, "torch_safe_load", checkpoints.load)
             _wrap(dist, "generate_ddp_file", _generate_ddp_file)
+            if take_back := gflops.add_rule():
+                _undo.append(take_back)
         except BaseException:
             _take_back()
             raise
