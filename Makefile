@@ -30,7 +30,7 @@ setup: .venv/ready  ## .venv with the package (editable) and everything the othe
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install torch torchvision
-	LSKA_OPS_BUILD=off $(PY) -m pip install --editable '.[yolo,demo,export,test]'  # .venv/ready compiles
+	LSKA_OPS_BUILD=off $(PY) -m pip install --editable '.[yolo,demo,export,tools,test]'  # .venv/ready compiles
 	touch $@
 
 demo: setup  ## train, validate and predict on handwritten digits; ARGS='--module ACmix --epochs 20'
@@ -90,10 +90,10 @@ sanitize: setup  ## random problems under AddressSanitizer, UndefinedBehaviorSan
 	$(PY) tests/sanitize.py
 	$(PY) tests/host_cuda/sanitize.py
 
-mutants: setup  ## bugs seeded into the kernels, each of which the random problems have to catch
-	$(PY) tests/mutants.py
-	$(PY) tests/host_cuda/mutants.py
-	$(PY) tests/triton_mutants.py
+mutants: setup  ## bugs seeded into the kernels, each to be caught by a test; FIFTH=2 for a fifth of them, FIFTH=auto by commit
+	$(PY) tests/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
+	$(PY) tests/host_cuda/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
+	$(PY) tests/triton_mutants.py $(if $(FIFTH),--fifth $(FIFTH))
 
 bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for three minutes of it
 	$(PY) benchmarks/bench_lska.py $(ARGS)

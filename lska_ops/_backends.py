@@ -30,6 +30,14 @@ def why_not_reference(x, **options):
     return None
 
 
+def _named_by_environment():
+    return os.environ.get("LSKA_OPS_BACKEND")
+
+
+# torch 2.3 cannot compile this question. Newer ones compile it anew when the answer changes.
+_named_by_environment._dynamo_marked_constant = not hasattr(torch.compiler, "set_stance")
+
+
 def choose(op, asked, x, **options):
     """The backend for this call: `asked`, or for "auto" LSKA_OPS_BACKEND, or else the first that accepts.
 
@@ -43,8 +51,8 @@ def choose(op, asked, x, **options):
     if not torch.compiler.is_compiling():
         _flops.teach()
     source = "backend"
-    if asked == "auto" and os.environ.get("LSKA_OPS_BACKEND"):
-        source, asked = "LSKA_OPS_BACKEND", os.environ["LSKA_OPS_BACKEND"]
+    if asked == "auto" and (named := _named_by_environment()):
+        source, asked = "LSKA_OPS_BACKEND", named
     if asked not in ACCEPTED_NAMES:
         raise ValueError(f"{op}: {source} is {asked!r}; expected one of {', '.join(ACCEPTED_NAMES)}")
     if asked != "auto":
@@ -53,7 +61,7 @@ def choose(op, asked, x, **options):
             raise RuntimeError(f"{op}: backend {asked!r} declined: {reason}{by}")
         if asked != "reference" and (active := transform_without_rule()):
             raise NotImplementedError(
-                f"{op}: backend {asked!r} declined: {active} is active, for which fused ops have no rule; use "
+                f"{op}: backend {asked!r} declined: {active} is active and fused ops have no rule for it; use "
                 'backend="auto"'
             )
         return asked

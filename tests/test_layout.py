@@ -25,9 +25,9 @@ MAY_IMPORT = {
         ".triton_kernels_shift",
     },
     "compiled.py": {"torch", "._compiled", "._flops", "._triton", ".triton_launch"},
-    "op.py": {"torch", "._backends", "._calls", ".reference", ".compiled"},
-    "halves.py": {"torch", "._backends", "._calls", ".op", ".reference"},
-    "module.py": {"torch", "._backends", "._calls", "._module", ".op", ".reference"},
+    "op.py": {"torch", "._backends", "._calls", "._watchers", ".reference", ".compiled"},
+    "halves.py": {"torch", "._backends", "._calls", "._watchers", ".op", ".reference"},
+    "module.py": {"torch", "._calls", "._module", ".op", ".reference"},
 }
 
 

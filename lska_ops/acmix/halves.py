@@ -12,6 +12,7 @@ from .._calls import (
     needs_grad,
     without_autocast,
 )
+from .._watchers import exporting
 from . import reference
 from .op import check_options, core, in_format_of, position_of, position_shapes, shift_of, shift_shapes
 
@@ -60,7 +61,7 @@ def local_attention(q, k, v, conv_p, *, head, kernel_att=7, stride=1, dilation=1
     weight, bias = (None, None) if conv_p is None else conv_p
     q, (k, v, weight, bias) = follow_autocast(q, (k, v, weight, bias))
     options = dict(head=head, kernel_att=kernel_att, stride=stride, dilation=dilation)
-    if not _backends.exporting():
+    if not exporting():
         C = _check_map("local_attention", q)
         check_options("local_attention", C, "C", **options)
         shapes = position_shapes(C, head) if conv_p is not None else (None, None)
@@ -121,7 +122,7 @@ def shift_aggregate(q, k, v, fc, dep_conv, *, head, stride=1, backend="auto"):
         check_pair("shift_aggregate", argument, pair)
     q, (k, v, *weights) = follow_autocast(q, (k, v, *fc, *dep_conv))
     fc, dep_conv = weights[:2], weights[2:]
-    if not _backends.exporting():
+    if not exporting():
         C = _check_map("shift_aggregate", q)
         check_options("shift_aggregate", C, "C", head, 1, stride, 1)
         shapes = shift_shapes("shift_aggregate", fc, dep_conv, C, head)

@@ -17,6 +17,7 @@ from .._calls import (
     shape_of,
     without_autocast,
 )
+from .._watchers import exporting
 from . import compiled, reference
 
 _backends.WHY_NOT["acmix"] = {
@@ -90,7 +91,7 @@ def acmix(
     x, flat = follow_autocast(x, [*(t for pair in pairs for t in pair), rate1, rate2])
     *flat, rate1, rate2 = flat
     pairs = {name: (flat[2 * i], flat[2 * i + 1]) for i, name in enumerate(NAMES)}
-    if not _backends.exporting():
+    if not exporting():
         _check(x, pairs, rate1, rate2, head, kernel_att, stride, dilation)
     sizes = dict(
         head=head, dims=conv_p[0].shape[0], kernel_att=kernel_att, kernel_conv=dep_conv[0].shape[-1],
@@ -108,7 +109,7 @@ def acmix(
 
 def in_format_of(x, y):
     """y in channels_last where PyTorch's convolutions of x would be; an exported graph keeps no layouts."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last) or _backends.exporting():
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last) or exporting():
         return y
     return y.contiguous(memory_format=torch.channels_last)
 

@@ -24,8 +24,8 @@ def _at_least_one(n):
 def reflect_pad(x, reach):
     """Reflection padding by ``reach`` on all sides; it goes on reflecting where the map is smaller."""
     H, W = x.shape[-2:]
-    # An exported graph has to serve maps of all sizes (as in _watchers.py: is_exporting() does not tell). Torch
-    # 2.3 cannot reflect fp16 on a CPU, and no GPU has a deterministic gradient of the reflection.
+    # An exported graph has to serve maps of all sizes (as in _watchers.py, is_exporting() does not tell); torch
+    # 2.3 cannot reflect fp16 on a CPU; no GPU has a deterministic gradient of the reflection.
     exporting = torch.jit.is_tracing() or getattr(torch.compiler, "_is_exporting_flag", False)
     on_cpu = x.device.type == "cpu"
     by_index = x.dtype == torch.float16 if on_cpu else torch.are_deterministic_algorithms_enabled()

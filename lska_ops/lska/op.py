@@ -17,6 +17,7 @@ from .._calls import (
     shape_of,
     without_autocast,
 )
+from .._watchers import exporting
 from . import compiled, reference
 
 _backends.WHY_NOT["lska"] = {
@@ -80,7 +81,7 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
             check_pair("lska", name, pair)
     weights = [t for pair in pairs for t in pair or (None, None)]
     x, weights = follow_autocast(x, weights)
-    if not _backends.exporting():
+    if not exporting():
         _check(x, weights, [pair is not None for pair in pairs], dilation)
     name = _backends.choose("lska", backend, x)
     with without_autocast(x.device.type):

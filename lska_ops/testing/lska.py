@@ -10,15 +10,17 @@ PUBLISHED_SPLITS = ((3, 3, 2), (3, 5, 2), (5, 7, 3), (5, 11, 3), (5, 13, 3), (5,
 
 
 def draw(choice, generator):
-    """Half of the problems have a published kernel, half any odd pair; a tenth are LSKA-trivial, a
-    twentieth large."""
+    """Two thirds of the problems have a published kernel, one third any odd pair; a tenth are LSKA-trivial, a
+    tenth one row, a twelfth large."""
     k0, k1, d = choice.choice(PUBLISHED_SPLITS)
-    if choice.random() < 0.5:
+    if choice.random() < 1 / 3:
         k0, k1, d = choice.randrange(1, 10, 2), choice.randrange(1, 20, 2), choice.randint(1, 6)
     trivial = choice.random() < 0.1
     B, C = choice.choice((1, 1, 2, 3)), choice.choice((1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 33))
     H, W = (choice.choice((1, 2, 3, 4, 5, 7, 8, 13, 16, 20, 31, 40)) for _ in range(2))
-    if choice.random() < 0.05:  # more than the kernels hold at a time
+    if choice.random() < 0.1:  # whose end is the end of the plane
+        H = 1
+    if choice.random() < 1 / 12:  # more than the kernels hold at a time
         B, C = 1, choice.randint(1, 3)
         H, W = (choice.choice((64, 99, 160)) for _ in range(2))
 
