@@ -4,8 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "csrc/acmix/cpu_paths.h"
 #include "csrc/acmix/plan.h"
 #include "csrc/common/build_info.h"
+#include "csrc/lska/cpu_paths.h"
 #include "csrc/lska/plan.h"
 
 namespace {
@@ -57,6 +59,45 @@ py::dict acmix_shift_grad_plan(const lska_ops::AcmixSize& size, int64_t shared_b
                   "parts"_a = p.parts, "tasks"_a = p.tasks, "splits"_a = p.splits, "units"_a = p.units);
 }
 
+// How a call of both halves goes: each in one pass or one after the other.
+py::dict acmix_calls(const lska_ops::AcmixSize& size, int64_t shared_bytes, int64_t multiprocessors) {
+  using lska_ops::AcmixPass;
+  const lska_ops::GpuLimits device{shared_bytes, multiprocessors, 0};
+  const auto plan = [&](AcmixPass pass, bool attention, bool shift, bool shift_grad = false) {
+    return lska_ops::acmix_plan_of(size, pass, attention, shift, device, shift_grad);
+  };
+  const lska_ops::AcmixBackward backward = lska_ops::acmix_plans_backward(size, device, plan);
+  using py::literals::operator""_a;
+  return py::dict("forward"_a = lska_ops::acmix_fuses_forward(size, plan), "backward"_a = backward.fused,
+                  "shift_grad"_a = backward.shift_grad);
+}
+
+// With a machine's vectors and a dtype's accumulation type, both in bytes.
+py::dict lska_cpu(const lska_ops::LskaShape& s, int accumulate, int vector_bytes) {
+  using namespace lska_ops;
+  const int forward_bytes = lska_prefers_32_bytes(s, accumulate) && vector_bytes > 32 ? 32 : vector_bytes;
+  const int lanes = forward_bytes / accumulate, split = lska_plane_split(s, forward_bytes, accumulate);
+  const auto strips = [&](int bytes) {
+    const int columns = lska_strip_columns(s, bytes);
+    return (s.W + columns - 1) / columns;
+  };
+  const int64_t pitch = lska_plane_pitch(s.W, s.k1 / 2 * s.dilation, lanes);
+  using py::literals::operator""_a;
+  return py::dict("kernel"_a = split < 0 ? "group" : "plane", "few_taps"_a = s.k1 <= kLskaFewTaps,
+                  "vector_bytes"_a = forward_bytes, "lanes"_a = lanes,
+                  "beyond"_a = lska_row(s.W, lanes).beyond, "band"_a = lska_plane_band(pitch * accumulate),
+                  "spilled_rows"_a = lska_spilled_rows(s.W, lanes), "strips"_a = strips(forward_bytes),
+                  "backward_strips"_a = strips(vector_bytes));
+}
+
+py::dict acmix_cpu(int64_t B, int64_t H, int64_t stride, int64_t reach, int64_t threads) {
+  const int64_t Ho = (H + stride - 1) / stride, rows = lska_ops::kAcmixQueryRows;
+  using py::literals::operator""_a;
+  return py::dict("band"_a = lska_ops::acmix_forward_band(B, Ho, threads),
+                  "grad_band"_a = lska_ops::acmix_grad_band(H, Ho, reach, rows), "query_rows"_a = rows,
+                  "shift_rows"_a = lska_ops::kAcmixShiftRows);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_plan, m) {
@@ -100,4 +141,28 @@ PYBIND11_MODULE(_plan, m) {
       "The same for the sums of the shift's weight gradients.", py::arg("B"), py::arg("C"), py::arg("H"),
       py::arg("W"), py::arg("head"), py::arg("kernel_att"), py::arg("kernel_conv"), py::arg("stride"),
       py::arg("dilation"), py::arg("element"), py::arg("shared_bytes"), py::arg("multiprocessors"));
+  m.def(
+      "lska_cpu",
+      [](int C, int H, int W, int k0, int k1, int dilation, bool channels_last, int accumulate,
+         int vector_bytes) {
+        return lska_cpu({C, H, W, k0, k1, dilation, channels_last}, accumulate, vector_bytes);
+      },
+      "Which way LSKA's cascade goes on a CPU, forward; csrc/lska/cpu_paths.h.", py::arg("C"), py::arg("H"),
+      py::arg("W"), py::arg("k0"), py::arg("k1"), py::arg("dilation"), py::arg("channels_last"),
+      py::arg("accumulate"), py::arg("vector_bytes"));
+  m.def("acmix_cpu", &acmix_cpu, "How ACmix's rows are cut on a CPU; csrc/acmix/cpu_paths.h.", py::arg("B"),
+        py::arg("H"), py::arg("stride"), py::arg("reach"), py::arg("threads"));
+  m.def(
+      "acmix_calls",
+      [](int64_t B, int64_t C, int64_t H, int64_t W, int64_t head, int64_t kernel_att, int64_t kernel_conv,
+         int64_t stride, int64_t dilation, int64_t element, int64_t shared_bytes, int64_t multiprocessors) {
+        return acmix_calls({B, C, H, W, head, kernel_att, kernel_conv, stride, dilation, element},
+                           shared_bytes, multiprocessors);
+      },
+      "Whether both halves are computed at once, forward and backward, and whether the query pass adds up "
+      "the "
+      "sums of the shift's weight gradients.",
+      py::arg("B"), py::arg("C"), py::arg("H"), py::arg("W"), py::arg("head"), py::arg("kernel_att"),
+      py::arg("kernel_conv"), py::arg("stride"), py::arg("dilation"), py::arg("element"),
+      py::arg("shared_bytes"), py::arg("multiprocessors"));
 }

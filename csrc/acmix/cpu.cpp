@@ -2,18 +2,15 @@
 // unit gives the same bits on any thread, and partial sums are added in the order of their units.
 #include <torch/csrc/stable/library.h>
 
-#include <numeric>
 #include <tuple>
 
 #include "csrc/acmix/cpu_kernels.h"
+#include "csrc/acmix/cpu_paths.h"
 #include "csrc/common/cpu_host.h"
 #include "csrc/common/isa.h"
 
 namespace lska_ops {
 namespace {
-
-constexpr int64_t kLargestBand =
-    9;  // output rows whose keys, values and results stay in a 512 KiB cache at 64x80x80
 
 AcmixCpuKernels kernels_for(Dtype dtype) {
 #if defined(__x86_64__)
@@ -93,7 +90,7 @@ struct Problem {
          K,           k, stride, p.dilation};
     const int64_t width = W + 2 * (K / 2 * p.dilation + k);
     STD_TORCH_CHECK(width < (1 << 24) && K * K * width < (1 << 30) &&
-                        3 * G * k * (k + kLargestBand * stride) * width < (1 << 30),
+                        3 * G * k * (k + kAcmixLargestBand * stride) * width < (1 << 30),
                     op, ": qkv has shape ", in_words(qkv.sizes()), "; that is too wide for this kernel_att");
   }
 
@@ -116,13 +113,7 @@ struct Problem {
     return out;
   }
 
-  // Rows in a band of the forward pass: as many bands as keep all threads equally busy.
-  int64_t band() const {
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t wanted = threads / std::gcd(s.B, threads);
-    const int64_t bands = wanted * ((s.Ho + wanted * kLargestBand - 1) / (wanted * kLargestBand));
-    return (s.Ho + bands - 1) / bands;
-  }
+  int64_t band() const { return acmix_forward_band(s.B, s.Ho, torch::stable::get_num_threads()); }
 };
 
 std::tuple<Tensor, Tensor> acmix_core_fwd_cpu(const Tensor& qkv, const MaybeTensor& conv_p,

@@ -1,6 +1,7 @@
 // What a thread keeps while it computes the gradient of q, k and v, and how it is laid out.
 #pragma once
 
+#include "csrc/acmix/cpu_paths.h"
 #include "csrc/acmix/cpu_shift.h"
 #include "csrc/acmix/cpu_window.h"
 
@@ -65,9 +66,7 @@ InputGradScratch<A> lay_out(const AcmixSizes& s, Arena& arena) {
   f.phases = arena.take<Phase>(s.stride);
   int32_t* offsets = arena.take<int32_t>(2 * s.stride * w.K);
   f.weight_offset = arena.take<int32_t>(w.K);
-  // A row beyond the border is added to its reflection when its last query has passed, so that has to be at
-  // hand.
-  f.band = s.H > w.reach ? smaller(kBand, s.Ho) : s.Ho;
+  f.band = acmix_grad_band(s.H, s.Ho, w.reach, kBand);
   const int64_t key_rows = (f.band - 1) * s.stride + 2 * w.reach + 1;
   f.plane_rows = larger(key_rows, f.band * s.stride + w.reach);
   for (A*& plane : f.planes) plane = arena.take<A>(f.plane_rows * w.row_pitch);

@@ -5,8 +5,8 @@
 namespace lska_ops::LSKA_OPS_ISA {
 namespace {
 
-constexpr int64_t kBand = 8;  // output rows whose lines are filled at a time
-constexpr int kColumns = 3;   // taps of a row that share the loads of grad_y
+constexpr int64_t kBand = kAcmixShiftRows;
+constexpr int kColumns = 3;  // taps of a row that share the loads of grad_y
 
 template <typename A>
 struct ComposeScratch {

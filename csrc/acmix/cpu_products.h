@@ -3,6 +3,7 @@
 #pragma once
 
 #include "csrc/acmix/cpu_lines.h"
+#include "csrc/acmix/cpu_paths.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
 
@@ -14,7 +15,7 @@ inline Acc<T> rate_of(const void* rate) {
 
 // Blocks that fit 16 registers, or the 32 of AVX-512.
 constexpr bool kManyRegisters = kVectorBytes == 64;
-constexpr int kRows = 3;                         // query rows that share a row of keys
+constexpr int kRows = int(kAcmixQueryRows);      // query rows that share a row of keys
 constexpr int kTaps = kManyRegisters ? 7 : 4;    // taps of one row of the window
 constexpr int kDims = kManyRegisters ? 8 : 4;    // channels that share the weights of a window
 constexpr int kPixels = kManyRegisters ? 5 : 3;  // vectors of pixels that share the weights of a convolution

@@ -155,39 +155,21 @@ struct Call {
 
   // The layout of one pass. The limits above fit 64 KiB, the least that a GPU of 7.5 or newer has.
   AcmixLayout layout(AcmixPass pass, bool with_attention, bool with_shift, bool shift_grad = false) const {
-    const AcmixLayout l = plan_of(s, pass, with_attention, with_shift, device.limits, shift_grad);
+    const AcmixLayout l = planned(pass, with_attention, with_shift, shift_grad);
     STD_TORCH_CHECK(l.fits, op, ": qkv has shape ", in_words(qkv.sizes()), " and the window reaches ",
                     s.reach(), " pixels; that does not fit ", device.limits.shared_bytes,
                     " bytes of shared memory");
     return l;
   }
-  // Both at once, if that fits and moves less than one after the other with floats between them: what the
-  // shift writes is then wider than its plan counted, and is read once more.
-  bool fuses_forward() const {
-    if (!attention || !shift) return false;
-    const AcmixLayout both = plan_of(s, AcmixPass::forward, true, true, device.limits);
-    const double between = double(8 - s.element) / double(s.element) * double(s.Ho() * s.Wo());
-    return both.fits && both.cost <= layout(AcmixPass::forward, true, false).cost +
-                                         layout(AcmixPass::forward, false, true).cost + between;
+  AcmixLayout planned(AcmixPass pass, bool with_attention, bool with_shift, bool shift_grad = false) const {
+    return plan_of(s, pass, with_attention, with_shift, device.limits, shift_grad);
   }
-  // Likewise; and the sums of the shift's weight gradients by the query pass, if that moves less than reading
-  // all maps once more.
-  struct Backward {
-    bool fused, shift_grad;
-  };
-  Backward plans_backward() const {
-    if (!attention || !shift || s.stride > 1) return {};
-    const AcmixLayout query = plan_of(s, AcmixPass::query, true, true, device.limits);
-    const AcmixLayout with = plan_of(s, AcmixPass::query, true, true, device.limits, true);
-    const AcmixLayout key = plan_of(s, AcmixPass::key, true, true, device.limits);
-    if (!query.fits || !key.fits) return {};
-    const double apart = acmix_plan::traffic(acmix_plan_shift_grad(s, device.limits), s);
-    const double between = 3 * double(8 - s.element) / double(s.element) * double(s.H * s.W);
-    const bool shift_grad = with.fits && with.cost <= query.cost + apart;
-    const bool fused = (shift_grad ? with.cost : query.cost + apart) + key.cost <=
-                       layout(AcmixPass::query, true, false).cost + layout(AcmixPass::key, true, false).cost +
-                           layout(AcmixPass::key, false, true).cost + between + apart;
-    return {fused, fused && shift_grad};
+  bool fuses_forward() const {
+    return acmix_fuses_forward(s, [&](auto... which) { return planned(which...); });
+  }
+  AcmixBackward plans_backward() const {
+    if (!attention || !shift) return {};
+    return acmix_plans_backward(s, device.limits, [&](auto... which) { return planned(which...); });
   }
 
   void compose() {

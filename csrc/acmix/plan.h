@@ -312,4 +312,35 @@ inline double traffic(const AcmixShiftGradPlan& p, const AcmixSize& s) {
 
 }  // namespace acmix_plan
 
+// Whether one kernel computes both halves forward: if that fits and moves less than one after the other with
+// floats between them, as what the shift writes is then wider than its plan counted, and is read once more.
+// plan(pass, attention, shift[, shift_grad]) is acmix_plan_of for s, or what remembers its answers.
+template <class Plan>
+bool acmix_fuses_forward(const AcmixSize& s, const Plan& plan) {
+  const AcmixLayout both = plan(AcmixPass::forward, true, true);
+  const double between = double(8 - s.element) / double(s.element) * double(s.Ho() * s.Wo());
+  return both.fits && both.cost <= plan(AcmixPass::forward, true, false).cost +
+                                       plan(AcmixPass::forward, false, true).cost + between;
+}
+
+// The same backward; and whether the query pass adds up the sums of the shift's weight gradients, if that
+// moves less than reading all maps once more.
+struct AcmixBackward {
+  bool fused, shift_grad;
+};
+template <class Plan>
+AcmixBackward acmix_plans_backward(const AcmixSize& s, const GpuLimits& device, const Plan& plan) {
+  if (s.stride > 1) return {};
+  const AcmixLayout query = plan(AcmixPass::query, true, true),
+                    with = plan(AcmixPass::query, true, true, true), key = plan(AcmixPass::key, true, true);
+  if (!query.fits || !key.fits) return {};
+  const double apart = acmix_plan::traffic(acmix_plan_shift_grad(s, device), s);
+  const double between = 3 * double(8 - s.element) / double(s.element) * double(s.H * s.W);
+  const bool shift_grad = with.fits && with.cost <= query.cost + apart;
+  const bool fused = (shift_grad ? with.cost : query.cost + apart) + key.cost <=
+                     plan(AcmixPass::query, true, false).cost + plan(AcmixPass::key, true, false).cost +
+                         plan(AcmixPass::key, false, true).cost + between + apart;
+  return {fused, fused && shift_grad};
+}
+
 }  // namespace lska_ops

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "csrc/lska/cpu_host.h"
+#include "csrc/lska/cpu_paths.h"
 
 namespace lska_ops {
 namespace {
@@ -21,12 +22,8 @@ LskaCpuKernels kernels_for(Isa isa, Dtype dtype) {
   return baseline::lska_cpu_kernels(dtype);
 }
 
-// Few taps along narrow rows: where an eighth of the 64-byte vectors would lie beyond W, those of 32 bytes
-// are faster (1.25 times at 40 columns, 1.2 at 20).
 Isa forward_isa(const LskaShape& shape, int64_t accumulate) {
-  const int64_t lanes = 64 / accumulate, row = (shape.W + lanes - 1) / lanes * lanes;
-  const bool narrow = !shape.channels_last && shape.k1 <= 7 && (row - shape.W) * 8 > row;
-  return narrow ? std::min(current_isa(), Isa::avx2) : current_isa();
+  return lska_prefers_32_bytes(shape, int(accumulate)) ? std::min(current_isa(), Isa::avx2) : current_isa();
 }
 
 // Maps between two stages. Few bytes outlive the call: mapped anew, they would cost as much as a stage.

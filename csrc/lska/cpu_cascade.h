@@ -10,6 +10,7 @@
 #include "csrc/lska/cpu_arena.h"
 #include "csrc/lska/cpu_kernels.h"
 #include "csrc/lska/cpu_line.h"
+#include "csrc/lska/cpu_paths.h"
 #include "csrc/lska/cpu_rows.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
@@ -17,13 +18,10 @@ namespace lska_ops::LSKA_OPS_ISA {
 // A plane cut into strips of V columns, each of them a line.
 template <typename A>
 struct Strips {
-  static constexpr int kNarrow = 8;                  // columns: one block of conv_line
-  static constexpr int64_t kWholeBytes = 24 * 1024;  // a plane this small is one strip: stays in L1
   int H, W, V, count;
   int64_t pad, pitch;
   explicit Strips(const LskaShape& shape) : H(shape.H), W(shape.W) {
-    V = W <= kNarrow || int64_t(H) * W * kVectorBytes <= kWholeBytes ? W : kNarrow;
-    if (V > kBlock && W > V) V = kNarrow;
+    V = lska_strip_columns(shape, kVectorBytes);
     count = (W + V - 1) / V;
     pad = kPad + 3 * V;  // three rows: what conv_near reads
     pitch = int64_t(H) * V + 2 * pad;

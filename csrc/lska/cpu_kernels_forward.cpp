@@ -1,6 +1,7 @@
 // LSKA's cascade on CPU, forward: plane by plane where that is faster, else a group of channels at a time.
 #include "csrc/lska/cpu_cascade.h"
 #include "csrc/lska/cpu_kernels_parts.h"
+#include "csrc/lska/cpu_paths.h"
 #include "csrc/lska/cpu_plane.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
@@ -38,10 +39,6 @@ void lska_cascade_fwd_kernel(const LskaShape& shape, const LskaTaps& taps, const
   }
 }
 
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
 template <typename T>
 struct ForwardKernel {
   size_t (*workspace_bytes)(const LskaShape&);
@@ -61,31 +58,22 @@ size_t plane_workspace_bytes(const LskaShape& shape) {
   return arena.used * kVectorBytes;
 }
 
-// Plane by plane against a group of channels, in time, on Zen 4. 32-byte vectors: 0.6-0.9 at k_size 7 to 23,
-// 1.05 at 35, 1.2 at 53. 64-byte vectors at 80 columns: 0.6 at 7, 0.86 at 35, 0.9 at 53; the more of a row's
-// last vector is beyond W the worse, 1.1 at 40 columns and 53 (cpu.cpp then takes 32-byte vectors for few
-// taps).
+template <typename T, int I>
+ForwardKernel<T> plane_kernel() {
+  constexpr int K0 = kLskaSplits[I].k0, K1 = kLskaSplits[I].k1, D = kLskaSplits[I].dilation;
+  return {plane_workspace_bytes<T, K0, K1, D>, lska_plane_fwd_kernel<T, T, K0, K1, D>,
+          lska_plane_fwd_kernel<T, Acc<T>, K0, K1, D>};
+}
 template <typename T>
 ForwardKernel<T> forward_kernel_for(const LskaShape& shape) {
-  const auto plane = [](auto k0, auto k1, auto d) {
-    constexpr int K0 = decltype(k0)::value, K1 = decltype(k1)::value, D = decltype(d)::value;
-    return ForwardKernel<T>{plane_workspace_bytes<T, K0, K1, D>, lska_plane_fwd_kernel<T, T, K0, K1, D>,
-                            lska_plane_fwd_kernel<T, Acc<T>, K0, K1, D>};
-  };
-  const auto is = [&](int k0, int k1, int d) {
-    return shape.k0 == k0 && shape.k1 == k1 && shape.dilation == d;
-  };
-  const int64_t row = whole<Acc<T>>(shape.W), beyond = row - shape.W;
-  if (!shape.channels_last && beyond * 2 <= row) {
-    if (is(3, 3, 2)) return plane(Number<3>{}, Number<3>{}, Number<2>{});
-    if (is(3, 5, 2)) return plane(Number<3>{}, Number<5>{}, Number<2>{});
-    if (is(5, 7, 3)) return plane(Number<5>{}, Number<7>{}, Number<3>{});
-    if constexpr (kVectorBytes == 64)
-      if (beyond * 8 <= row) {
-        if (is(5, 11, 3)) return plane(Number<5>{}, Number<11>{}, Number<3>{});
-        if (is(5, 13, 3)) return plane(Number<5>{}, Number<13>{}, Number<3>{});
-        if (is(5, 17, 3)) return plane(Number<5>{}, Number<17>{}, Number<3>{});
-      }
+  const int split = lska_plane_split(shape, kVectorBytes, int(sizeof(Acc<T>)));
+  if (split == 0) return plane_kernel<T, 0>();
+  if (split == 1) return plane_kernel<T, 1>();
+  if (split == 2) return plane_kernel<T, 2>();
+  if constexpr (kVectorBytes == 64) {
+    if (split == 3) return plane_kernel<T, 3>();
+    if (split == 4) return plane_kernel<T, 4>();
+    if (split == 5) return plane_kernel<T, 5>();
   }
   return {group_workspace_bytes<T>, lska_cascade_fwd_kernel<T, T>, lska_cascade_fwd_kernel<T, Acc<T>>};
 }

@@ -10,12 +10,13 @@
 #include "csrc/lska/cpu_arena.h"
 #include "csrc/lska/cpu_kernels.h"
 #include "csrc/lska/cpu_line.h"
+#include "csrc/lska/cpu_paths.h"
 
 namespace lska_ops::LSKA_OPS_ISA {
 
 template <typename A>
-constexpr int64_t whole(int64_t n) {
-  return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+inline int64_t whole(int64_t n) {
+  return lska_row(n, kLanes<A>).all;
 }
 // The first n lanes as they are, zero in the others, whatever was there.
 template <typename A>
@@ -75,12 +76,11 @@ struct MapColumns {
 template <typename T, int K0, int K1, int D, typename A = Acc<T>>
 struct PlaneCascade {
   static constexpr int L = kLanes<A>, kReach = K1 / 2 * D;
-  static constexpr bool kFew = K1 <= 7;
-  static constexpr int64_t kBandBytes = 12 * 1024;  // rows behind conv0h: they stay in L1
+  static constexpr bool kFew = K1 <= kLskaFewTaps;
   static_assert(K0 / 2 <= L && kReach <= 4 * 64);
   const int H, W, columns;  // columns of vectors
   const int64_t pad, pitch;
-  const int band;  // rows at a time
+  const int band;  // rows behind conv0h at a time
   const FirstLanes<A> in_map;
   Vec<A> conv0h[K0], conv_spatial_h[K1];
   Vec<A>*conv0v, *conv_spatial_v;
@@ -95,8 +95,8 @@ struct PlaneCascade {
         W(shape.W),
         columns(int(whole<A>(W) / L)),
         pad(whole<A>(kReach)),
-        pitch(whole<A>(W) + pad),
-        band(int(kBandBytes / (pitch * int64_t(sizeof(A))) + 1)),
+        pitch(lska_plane_pitch(W, kReach, L)),
+        band(lska_plane_band(pitch * int64_t(sizeof(A)))),
         in_map(W - (columns - 1) * L) {
     conv0v = arena.take(K0);
     conv_spatial_v = arena.take(K1);
@@ -181,7 +181,7 @@ struct PlaneCascade {
       conv_near<A>({plane, H, columns, columns, conv0v, K0, column_bias, 1}, behind, columns);
     if (live < L) {
       vertical(columns - 1, 1, MapColumns<A>{reinterpret_cast<A*>(edge), L});
-      const int whole_rows = H - int((L - live + W - 1) / W);
+      const int whole_rows = H - int(lska_spilled_rows(W, L));
       for (int y = 0; y < H; ++y) {
         S* to = s + int64_t(y) * W + last;
         if (y < whole_rows)
