@@ -1,30 +1,25 @@
 """Seeded bugs in the CPU kernels, each of which the random problems have to catch.
 
-    python tests/mutants.py [part of a name]
+    python tests/mutants.py [part of a name] [--fifth N]
 
-Works on a copy of the sources in a temporary folder; compiles only the AVX2 code of the op that is wrong.
+Works on copies of the sources in a temporary folder, two at a time; compiles only the AVX2 code that is wrong. The
+problems run where every block of memory ends in a mark: what a kernel writes behind its result is no wrong number if
+the next kernel writes there too.
 """
 
+import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PROBLEMS = 60
-
-
-@dataclass(frozen=True)
-class Mutant:
-    name: str
-    file: str
-    right: str  # occurs once
-    wrong: str
-
+import seeded
+from rebuilt import package
+from seeded import ROOT, Mutant
 
 LSKA = [
     Mutant("last tap dropped", "cpu_line.h", "first(0), last(k) {", "first(0), last(k > 1 ? k - 1 : k) {"),
@@ -204,125 +199,136 @@ GROUPS = (
     ("acmix", ("acmix",), ACMIX),
     ("acmix", ("local_attention", "shift_aggregate"), HALVES),
 )
-RUN = '''
-import sys
-import torch
-from lska_ops import _compiled
-from lska_ops.testing.lska import NAMES
-from lska_ops.testing.problems import random_problem, ratios, solve
-assert _compiled.problem is None and _compiled.__file__.startswith(sys.argv[2]), _compiled.problem
-torch.ops.lska_ops.set_cpu_isa("avx2")
-
-
-def cascade(problem, dtype):
-    """The cascade by itself, which no public function calls."""
-    tensors = {n: None if t is None else t.to(dtype) for n, t in problem.tensors.items()}
-    parts = [tensors[n] for name in NAMES[:4] for n in (name, f"{name}_bias")]
-    return torch.ops.lska_ops.lska_cascade_fwd_cpu(tensors["x"], *parts, problem.options["dilation"])
-
-
-def wrong(problem):
-    if not max(ratios(problem, solve(problem, "cpu")).values()) <= 1:
-        return True
-    if problem.op != "lska" or problem.dtype not in (torch.float16, torch.bfloat16):
-        return False
-    return not torch.equal(cascade(problem, problem.dtype), cascade(problem, torch.float32).to(problem.dtype))
-
-
-for seed in range(200_000, 200_000 + int(sys.argv[3])):
-    if wrong(random_problem(sys.argv[1], seed)):
-        sys.exit(f"problem {seed - 200_000 + 1}")
-'''
+FOLDER = {mutant: (folder, ops) for folder, ops, mutants in GROUPS for mutant in mutants}
+# glibc's own check, at every free: a byte behind each block, and what it stands for in the block's last bytes.
+MARKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3", "OMP_WAIT_POLICY": "passive"}
+OVERRUN = "import ctypes, torch; x = torch.empty(5); ctypes.memset(x.data_ptr() + 20, 0, 1); del x"
 
 
 class Copy:
-    """The sources in a folder of their own, compiled there once; then only what a mutant changes."""
+    """The sources in a folder of their own, compiled there; then only what a mutant changes."""
 
-    def __init__(self, folder: Path):
-        from rebuilt import package
-
-        self.folder = folder
+    def __init__(self, folder: Path, objects: Path = ROOT / "build" / "compiled", parts: Path = ROOT):
+        self.folder, self.compiled = folder, folder / "build" / "compiled"
         for name in ("csrc", "build_backend"):
-            shutil.copytree(ROOT / name, folder / name)
-        compiled = folder / "build" / "compiled"
-        if (
-            ROOT / "build" / "compiled"
-        ).is_dir():  # with the times kept, what is up to date is not compiled again
-            shutil.copytree(ROOT / "build" / "compiled", compiled)
-        subprocess.run([sys.executable, "-m", "build_backend", "build/compiled"], cwd=folder, check=True)
-        self._optimize_less(compiled / "build.ninja")
-        sys.path.insert(0, str(ROOT))
-        from build_backend.facts import collect
+            shutil.copytree(parts / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if objects.is_dir():  # with the times kept, what is up to date is not compiled again
+            shutil.copytree(objects, self.compiled, ignore=shutil.ignore_patterns("*.cuda.o"))
+        if parts == ROOT:
+            self._compile_all()
+        self.environment = package(folder, self.compiled / "_C.so") | MARKED
+        self.environment["PYTHONPATH"] += os.pathsep + str(ROOT / "tests")
 
-        self.ninja = [collect().ninja, "-f", "build/compiled/build.ninja"]
-        self.link = (
-            self._said([*self.ninja, "-t", "commands", "build/compiled/_C.so"]).strip().splitlines()[-1]
-        )
-        self.objects = [
-            p for p in sorted(compiled.glob("*.o")) if ".avx2." in p.name or p.name.endswith(".cpu.o")
-        ]
-        self.environment = package(folder, compiled / "_C.so")
+    def twin(self, folder: Path) -> "Copy":
+        """Another copy of what is compiled here."""
+        return Copy(folder, self.compiled, self.folder)
 
-    def _optimize_less(self, file: Path) -> None:
-        """What is compiled again and again, at -O1."""
-        blocks = re.split(r"(?m)^(?=build )", file.read_text())
+    def _compile_all(self) -> None:
+        command = [sys.executable, "-m", "build_backend", "build/compiled"]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"the unchanged kernels do not compile:\n{done.stdout}{done.stderr}")
+        file = self.compiled / "build.ninja"
+        blocks = re.split(r"(?m)^(?=build )", file.read_text())  # what is compiled again and again, at -O1
         often = [".avx2." in block.split(":")[0] for block in blocks]
         file.write_text(
             "".join(b.replace("-O3", "-O1") if o else b for b, o in zip(blocks, often, strict=True))
         )
 
-    def _said(self, command):
-        return subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True).stdout
-
     def compile(self, op: str) -> None:
-        mine = [str(p.relative_to(self.folder)) for p in self.objects if p.name.startswith(f"{op}.")]
-        built = subprocess.run([*self.ninja, *mine], cwd=self.folder, capture_output=True, text=True)
+        from build_backend.facts import collect
+
+        ninja = [collect().ninja, "-f", "build/compiled/build.ninja"]
+        objects = sorted(self.compiled.glob(f"{op}.*.avx2.o")) + [self.compiled / f"{op}.cpu.o"]
+        built = self._run([*ninja, *(str(p.relative_to(self.folder)) for p in objects)])
         if built.returncode:
             sys.exit(f"a mutant does not compile:\n{built.stdout}")
-        subprocess.run(self.link, shell=True, cwd=self.folder, check=True)
-        shutil.copyfile(self.folder / "build" / "compiled" / "_C.so", self.folder / "lska_ops" / "_C.so")
+        link = self._run([*ninja, "-t", "commands", "build/compiled/_C.so"]).stdout.strip().splitlines()[-1]
+        subprocess.run(link, shell=True, cwd=self.folder, check=True)
+        shutil.copyfile(self.compiled / "_C.so", self.folder / "lska_ops" / "_C.so")
 
-    def caught(self, ops: tuple[str, ...], problems: int = PROBLEMS) -> str | None:
-        """How the problems of one of the ops catch what is compiled, or None."""
-        return next((how for op in ops if (how := self._caught(op, problems))), None)
+    def _run(self, command):
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
 
-    def _caught(self, op: str, problems: int) -> str | None:
-        command = [sys.executable, "-c", RUN, op, str(self.folder), str(problems)]
+    def caught(self, op: str, last: int | None = None) -> tuple[int, str] | None:
+        """The number of the problem that catches what is compiled, and how; or None. `last` is the last tried."""
+        command = [sys.executable, str(ROOT / "tests" / "mutants_problems.py"), op, str(self.folder)]
+        command += [] if last is None else [str(last)]
         run = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        number = int((run.stdout.split() or ["0"])[-1])
         if run.returncode < 0:
-            return f"signal {-run.returncode}"
-        if run.returncode and not run.stderr.startswith("problem "):
+            return number, f"{op} problem {number}, signal {-run.returncode}"
+        if run.returncode and run.stderr.strip() != "wrong":
             sys.exit(f"the problems did not run:\n{run.stderr}")
-        return run.stderr.strip() or None
+        return (number, f"{op} problem {number}") if run.returncode else None
+
+    def check_marks(self) -> None:
+        """A byte that is written behind a block has to be seen."""
+        run = subprocess.run(
+            [sys.executable, "-c", OVERRUN], env=self.environment, capture_output=True, text=True
+        )
+        if run.returncode >= 0:
+            sys.exit(
+                f"a write behind a block of memory went unseen (exit status {run.returncode}); "
+                f"install glibc's {MARKED['LD_PRELOAD']}\n{run.stderr}"
+            )
 
 
-def main(part: str = "") -> int:
-    start, survivors = time.monotonic(), 0
-    with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
-        copy = Copy(Path(folder).resolve())
-        for op, asked, mutants in GROUPS:
-            copy.compile(op)
-            if how := copy.caught(asked):
-                sys.exit(f"{op}: the unchanged kernels are wrong: {how}")
-            for mutant in mutants:
-                if part not in mutant.name:
-                    continue
-                file = copy.folder / "csrc" / op / mutant.file
-                text = file.read_text()
-                if text.count(mutant.right) != 1:
-                    sys.exit(
-                        f"{op}, {mutant.name}: occurs {text.count(mutant.right)} times in {mutant.file}; expected once"
-                    )
-                file.write_text(text.replace(mutant.right, mutant.wrong))
-                copy.compile(op)
-                how = copy.caught(asked)
-                file.write_text(text)
-                survivors += how is None
-                print(f"{op:6} {mutant.name:40} {f'killed by {how}' if how else 'SURVIVED'}", flush=True)
-            copy.compile(op)
-    print(f"{survivors} survived; {time.monotonic() - start:.0f} s")
-    return int(survivors > 0)
+class Copies:
+    """Some copies; who works in one has it alone."""
+
+    def __init__(self, first: Copy, folder: Path):
+        self.free, self.last = queue.SimpleQueue(), {}  # last: of each op, the last problem that caught a bug
+        for copy in (first, first.twin(folder)):
+            self.free.put(copy)
+
+    def killed_by(self, mutant: Mutant) -> str | None:
+        folder, ops = FOLDER[mutant]
+        copy = self.free.get()
+        file = copy.folder / "csrc" / folder / mutant.file
+        text = file.read_text()
+        try:
+            file.write_text(seeded.with_bug(text, mutant))
+            copy.compile(folder)
+            for op in ops:
+                if found := copy.caught(op):
+                    self.last[op] = max(found[0], self.last.get(op, 0))
+                    return found[1]
+            return None
+        finally:
+            file.write_text(text)
+            self.free.put(copy)
+
+    def wrong_unchanged(self, op: str) -> tuple[int, str] | None:
+        """How the problems that caught bugs catch the kernels without one: then they told nothing."""
+        copy = self.free.get()
+        try:
+            copy.compile(next(folder for folder, ops, _ in GROUPS if op in ops))
+            return copy.caught(op, self.last[op])
+        finally:
+            self.free.put(copy)
+
+
+def main(*words: str) -> int:
+    start, mutants = time.monotonic(), seeded.chosen(list(FOLDER), words)
+    if not mutants:
+        return 0
+    with tempfile.TemporaryDirectory(prefix="mutants_") as name:
+        folder = Path(name).resolve()
+        first = Copy(folder / "0")
+        first.check_marks()
+        for op in sorted({FOLDER[mutant][0] for mutant in mutants}):
+            first.compile(op)
+        copies = Copies(first, folder / "1")
+        results = seeded.at_once(copies.killed_by, mutants)
+        status = seeded.judge(mutants, results, lambda mutant: FOLDER[mutant][0], start)
+        for found in seeded.at_once(copies.wrong_unchanged, sorted(copies.last)):
+            if found:
+                sys.exit(f"the unchanged kernels are wrong, too: {found[1]}")
+        print(f"the unchanged kernels are right there; {time.monotonic() - start:.0f} s", flush=True)
+        return status
 
 
 if __name__ == "__main__":
+    sys.path.append(str(ROOT))
     sys.exit(main(*sys.argv[1:]))

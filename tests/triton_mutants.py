@@ -1,8 +1,8 @@
 """Seeded bugs in the Triton kernels, each of which the interpreter's problems have to catch.
 
-    python tests/triton_mutants.py [part of a name]
+    python tests/triton_mutants.py [part of a name] [--fifth N]
 
-Works on a copy of the package in a temporary folder.
+Works on a copy of the package in a temporary folder, two bugs at a time.
 """
 
 import os
@@ -10,11 +10,13 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
+from functools import partial
 from pathlib import Path
 
-from mutants import Mutant
+import seeded
+from seeded import Mutant
 
-TESTS = Path(__file__).resolve().parent
 FIRST, PROBLEMS = 800_000, 8
 KERNELS, BACKWARD, LAUNCH = "triton_kernels.py", "triton_kernels_backward.py", "triton_launch.py"
 LSKA = [
@@ -79,68 +81,83 @@ ACMIX = [
     Mutant("parts of one split", LAUNCH, "parts.sum(0) if splits > 1 else parts[0]", "parts[0]"),
     Mutant("gradient between queries", LAUNCH, "if stride > 1 and before", "if stride > 8 and before"),
 ]  # fmt: skip
-GROUPS = (("lska", LSKA), ("acmix", ACMIX))
+OP = {mutant: op for op, mutants in (("lska", LSKA), ("acmix", ACMIX)) for mutant in mutants}
+AT_ONCE = 2
 
 
-def caught(op, problems, said):
-    """How the problems catch the kernels as the files are now, or None.
+def start(op, package, said, problems):
+    """The process that solves the problems with the kernels in `package`, a folder; `said` is what it says.
 
-    In a process of its own: Triton's files are imported when a call first asks for them, so that all else is
-    imported once.
+    Triton's files are imported when a call first asks for them, so that all else is imported once, before.
     """
-    if (child := os.fork()) == 0:
-        with open(said, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        code = 2
-        try:
-            code = problems(f"{op}:backward:{FIRST}:{PROBLEMS}")
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+    if child := os.fork():
+        return child
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = 2
+    try:
+        sys.modules[f"lska_ops.{op}"].__path__ = [str(package)]
+        code = problems(f"{op}:backward:{FIRST}:{PROBLEMS}")
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def finish(child, said):
+    """How the problems of this process caught a bug, or None."""
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
-    last = said.read_text().strip().splitlines()[-1]
     if os.WEXITSTATUS(status) == 2:
         sys.exit(f"the problems did not run:\n{said.read_text()}")
-    return last if os.WEXITSTATUS(status) else None
+    return said.read_text().strip().splitlines()[-1] if os.WEXITSTATUS(status) else None
 
 
-def main(part=""):
-    start, survivors = time.monotonic(), 0
+def solved(tasks):
+    """The answers of the processes that tasks() start, some of them at a time, in their order."""
+    running = []
+    for task in tasks:
+        if len(running) == AT_ONCE:
+            yield finish(*running.pop(0))
+        running.append(task())
+    for one in running:
+        yield finish(*one)
+
+
+def main(*words):
+    began, mutants = time.monotonic(), seeded.chosen(list(OP), words)
+    if not mutants:
+        return 0
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="triton_mutants_") as name:
-        folder = Path(name)
-        ignore = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(TESTS.parent / "lska_ops", folder / "lska_ops", ignore=ignore)
+        folder, ignore = Path(name), shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(seeded.ROOT / "lska_ops", folder / "lska_ops", ignore=ignore)
         sys.path.insert(0, name)
         sys.dont_write_bytecode = True  # which would outlive the bug
         import triton_interpreter
 
         # Small ones, and each solved once.
-        triton_interpreter.MOST_PIXELS, triton_interpreter.REPEATED = (
-            triton_interpreter.FEW_PIXELS,
-            PROBLEMS + 1,
-        )
-        problems = triton_interpreter.main
-        for op, mutants in GROUPS:
-            if how := caught(op, problems, folder / "said"):
+        triton_interpreter.MOST_PIXELS = triton_interpreter.FEW_PIXELS
+        triton_interpreter.REPEATED = PROBLEMS + 1
+
+        def task(op, mutant=None):
+            package = folder / f"{op}_{mutants.index(mutant) if mutant else 'unchanged'}"
+            shutil.copytree(folder / "lska_ops" / op, package)
+            if mutant:
+                file = package / mutant.file
+                file.write_text(seeded.with_bug(file.read_text(), mutant))
+            said = package / "said"
+            return start(op, package, said, triton_interpreter.main), said
+
+        ops = sorted({OP[mutant] for mutant in mutants})
+        for op, how in zip(ops, solved(partial(task, op) for op in ops), strict=True):
+            if how:
                 sys.exit(f"{op}: the unchanged kernels are wrong: {how}")
-            for mutant in mutants:
-                if part not in mutant.name:
-                    continue
-                file = folder / "lska_ops" / op / mutant.file
-                text = file.read_text()
-                if text.count(mutant.right) != 1:
-                    found = text.count(mutant.right)
-                    sys.exit(f"{op}, {mutant.name}: occurs {found} times in {mutant.file}; expected once")
-                file.write_text(text.replace(mutant.right, mutant.wrong))
-                how = caught(op, problems, folder / "said")
-                file.write_text(text)
-                survivors += how is None
-                print(f"{op:6} {mutant.name:40} {f'killed by {how}' if how else 'SURVIVED'}", flush=True)
-    print(f"{survivors} survived; {time.monotonic() - start:.0f} s")
-    return int(survivors > 0)
+        results = solved(partial(task, OP[mutant], mutant) for mutant in mutants)
+        return seeded.judge(mutants, results, OP.get, began)
 
 
 if __name__ == "__main__":

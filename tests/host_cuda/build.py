@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIBRARY = "host_cuda.so"
-FLAGS = "-O2 -std=c++20 -fPIC -shared -fvisibility=hidden -ffp-contract=off -Wall -Wno-unknown-pragmas"
+FLAGS = "-O2 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wno-unknown-pragmas"
+SHARED = "-shared"
 sys.path.insert(0, str(ROOT))
 
 from build_backend.compile import TARGET  # noqa: E402
@@ -25,18 +26,22 @@ def sources(root):
     )
 
 
-def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:
-    """The library, compiled from the sources under `root` unless `folder` already has just that."""
+def _compiler(flags: str, root: Path) -> list[str]:
     facts = collect()
     if facts.compiler is None or facts.torch is None:
         raise SystemExit(facts.compiler_problem or "torch's headers were not found; install torch>=2.11")
     command = [*shlex.split(facts.compiler), *FLAGS.split(), *flags.split(), f"-I{root}"]
-    command += [f"-I{root / 'tests' / 'host_cuda'}", TARGET, "-isystem", f"{facts.torch}/include"]
-    command += [
-        *map(str, sorted((root / "tests" / "host_cuda").glob("*.cpp"))),
-        f"-L{facts.torch}/lib",
-        "-ltorch_cpu",
-    ]
+    return [*command, f"-I{root / 'tests' / 'host_cuda'}", TARGET, "-isystem", f"{facts.torch}/include"]
+
+
+def _libraries() -> list[str]:
+    return [f"-L{collect().torch}/lib", "-ltorch_cpu"]
+
+
+def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:
+    """The library, compiled from the sources under `root` unless `folder` already has just that."""
+    files = sorted((root / "tests" / "host_cuda").glob("*.cpp"))
+    command = [*_compiler(flags, root), *SHARED.split(), *map(str, files), *_libraries()]
     digest = hashlib.sha256(" ".join(command).encode())
     for file in sources(root):
         if file.suffix in (".h", ".cuh", ".cpp"):
@@ -47,6 +52,20 @@ def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run([*command, "-o", str(library)], check=True)
     stamp.write_text(digest.hexdigest())
+    return library
+
+
+def compile_object(name: str, out: Path, flags: str = "", root: Path = ROOT) -> Path:
+    """One op's part of the library, of the sources under `root`."""
+    source = root / "tests" / "host_cuda" / name
+    subprocess.run([*_compiler(flags, root), "-c", str(source), "-o", str(out)], check=True)
+    return out
+
+
+def link(objects, library: Path) -> Path:
+    compiler = shlex.split(collect().compiler)
+    command = [*compiler, *SHARED.split(), *map(str, objects), *_libraries(), "-o", str(library)]
+    subprocess.run(command, check=True)
     return library
 
 

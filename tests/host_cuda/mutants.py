@@ -1,6 +1,8 @@
 """Seeded bugs in the CUDA kernels, each of which a test of tests/test_host_cuda*.py has to catch.
 
-python tests/host_cuda/mutants.py [part of "file: name"]
+    python tests/host_cuda/mutants.py [part of "file: name"] [--fifth N]
+
+Compiles only the op that is wrong, two bugs at a time; the other's object is that of the unchanged kernels.
 """
 
 import os
@@ -9,26 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from build import ROOT, build
+from acmix_mutants import ACMIX, GRADIENTS
 
+from build import ROOT, compile_object, link
 
-@dataclass(frozen=True)
-class Mutant:
-    name: str
-    file: str
-    right: str  # occurs once
-    wrong: str
-    test: str = "forward_within_bound"  # who has to kill it
+sys.path.append(str(ROOT / "tests"))
 
+import seeded  # noqa: E402
+from seeded import Mutant  # noqa: E402
 
-GRADIENTS, TRAFFIC, STREAMS = "gradients_within_bound", "reads_and_writes", "streams_within_bound"
-SUMS = "weight_gradients_of"
-SECONDS = 300  # a test takes less than twenty, two at a time
-MUTANTS = [
+TRAFFIC, STREAMS = "reads_and_writes", "streams_within_bound"
+LSKA = [
     Mutant(
         "missing barrier before a stage is written",
         "lska/kernels_plane.cuh",
@@ -209,216 +204,17 @@ MUTANTS = [
         "const int64_t y = p / W, at = a.vertical ? p - y * W : y;",
     ),
 ]
+MUTANTS = LSKA + ACMIX
+SECONDS = 300  # a test takes less than twenty, two at a time
+FORWARD = "forward_within_bound"  # of a bug that names no test
+SOURCES = {"lska": "ops.cpp", "acmix": "acmix_ops.cpp"}
+FLAGS = "-O1"
 
 
-# ACmix: what the issue of its kernels names, and what else could go wrong in a tile.
-TILE, SHIFT, FORWARD = "acmix/kernels_tile.cuh", "acmix/kernels_shift.cuh", "acmix/kernels_forward.cuh"
-QUERY, KEY, TILES = "acmix/kernels_query.cuh", "acmix/kernels_key.cuh", "tiles_within_bound"
-MUTANTS += [
-    Mutant(
-        "multiplicity left out at corners",
-        FORWARD,
-        "const float times = count * w.count_x(x, tap_x);",
-        "const float times = w.count_x(x, tap_x) > 1.f && count > 1.f ? 1.f : count * w.count_x(x, tap_x);",
-    ),
-    Mutant(
-        "reflection repeats the border pixel",
-        TILE,
-        "const int period = 2 * (length - 1);\n  at = at < 0 ? -at : at;",
-        "const int period = 2 * (length - 1);\n  at = at < 0 ? -at - 1 : at;",
-    ),
-    Mutant(
-        "reflected only once",
-        TILE,
-        "at = at < period ? at : at % period;",
-        "at = at < period ? at : 0;",
-    ),
-    Mutant(
-        "a window's last column dropped",
-        TILE,
-        "for (int t = 0; t < K; ++t) sum[i][t] = multiply_add(q[i], w[4 + i + t - K / 2], sum[i][t]);",
-        "for (int t = 0; t + 1 < K; ++t) sum[i][t] = multiply_add(q[i], w[4 + i + t - K / 2], sum[i][t]);",
-    ),
-    Mutant(
-        "a window one column aside",
-        TILE,
-        "sum[d][i] = multiply_add(p[i], v[d][4 + i + t - K / 2], sum[d][i]);",
-        "sum[d][i] = multiply_add(p[i], v[d][4 + i + t - K / 2 - (i == 3 && t > 0)], sum[d][i]);",
-    ),
-    Mutant(
-        "log-sum-exp without the largest logit",
-        FORWARD,
-        "top + logarithm(sum));",
-        "logarithm(sum));",
-        GRADIENTS,
-    ),
-    Mutant(
-        "log-sum-exp off by the scale",
-        KEY,
-        "exponential(scale * (weight + rises) - query[0]);",
-        "exponential(scale * (weight + rises - query[0]));",
-        GRADIENTS,
-    ),
-    Mutant(
-        "attention's channels in the shift's order",
-        FORWARD,
-        "const int channel = h * a.D + dim + first + d;",
-        "const int channel = (dim + first + d) * a.G + h;",
-    ),
-    Mutant(
-        "shift's channels in attention's order",
-        SHIFT,
-        "float* out = total + ((dim + d) * a.G + g) * pixels + run.place;",
-        "float* out = total + (g * (a.C / a.G) + dim + d) * pixels + run.place;",
-    ),
-    Mutant(
-        "fc's inputs head by head",
-        SHIFT,
-        "const int64_t m = map % 3 * a.G + map / 3;",
-        "const int64_t m = map;",
-    ),
-    Mutant(
-        "position from the other side",
-        TILE,
-        "kKey ? there * a.stride - own : own * a.stride - there;",
-        "kKey ? there * a.stride - own : there - own * a.stride;",
-    ),
-    Mutant(
-        "query gradient without delta",
-        QUERY,
-        "weight *= rate1 * scale * (products[(tap_y * l.taps + tap_x) * band + n] - delta);",
-        "weight *= rate1 * scale * products[(tap_y * l.taps + tap_x) * band + n];",
-        GRADIENTS,
-    ),
-    Mutant(
-        "key gradient counts a pair once",
-        KEY,
-        "const float p = rate1 * times * exponential",
-        "const float p = rate1 * (times > 0.f ? 1.f : 0.f) * exponential",
-        GRADIENTS,
-    ),
-    Mutant(
-        "missing barrier before the softmax",
-        FORWARD,
-        "      barrier();\n      softmax<T>",
-        "      softmax<T>",
-    ),
-    Mutant(
-        "missing barrier before the next head is staged",
-        FORWARD,
-        "      const int dims = min(l.dims, a.D - t.dim);\n      barrier();",
-        "      const int dims = min(l.dims, a.D - t.dim);",
-        TILES,
-    ),
-    Mutant(
-        "a region one row short",
-        "acmix/plan.h",
-        "(l.rows - 1) * scale + 1 + 2 * y, span",
-        "(l.rows - 1) * scale + 1 + 2 * y - (y > 0), span",
-    ),
-    Mutant(
-        "a column that is never loaded",
-        "acmix/plan.h",
-        "l.regular ? x - y : 0,",
-        "l.regular && y ? x - y + 1 : 0,",
-    ),
-    Mutant(
-        "a column that two rows share and both need",
-        "acmix/plan.h",
-        "overlaps && 2 * spare >= kAcmixRun",
-        "overlaps && spare > 0",
-    ),
-    Mutant(
-        "shift's taps not turned around",
-        SHIFT,
-        "const int tap = kTransposed ? 8 - 3 * dy - dx : 3 * dy + dx;",
-        "const int tap = 3 * dy + dx;",
-        GRADIENTS,
-    ),
-    Mutant(
-        "weights' gradient counts pixels beyond the tile",
-        SHIFT,
-        "            if (x + i >= col + cols) continue;\n",
-        "",
-        "wide_maps",
-    ),
-    Mutant(
-        "one thread's share of a sum lost",
-        SHIFT,
-        "for (int s = 0; s < a.splits; ++s) total",
-        "for (int s = 0; s < max(1, a.splits - 1); ++s) total",
-        GRADIENTS,
-    ),
-    Mutant(
-        "weights' gradient by the query pass: taps not turned around",
-        SHIFT,
-        "multiply_add(grad[kAcmixAhead + 1 + j - tap], v[j], sum[part][tap]);",
-        "multiply_add(grad[kAcmixAhead - 1 + j + tap], v[j], sum[part][tap]);",
-        SUMS,
-    ),
-    Mutant(
-        "weights' gradient by the query pass: a row of taps too many",
-        SHIFT,
-        "if (uint32_t(run.y - dy) >= uint32_t(a.Ho)) continue;",
-        "if (run.y - dy < 0) continue;",
-        SUMS,
-    ),
-    Mutant(
-        "weights' gradient by the query pass: every image begins anew",
-        SHIFT,
-        "if (fast || tap == 0) out[part * a.G * taps + tap] += sum[part][tap];",
-        "if (fast || tap == 0) out[part * a.G * taps + tap] = sum[part][tap];",
-        SUMS,
-    ),
-    Mutant(
-        "weights' gradient by the query pass: another head's place",
-        SHIFT,
-        "* 3 * a.G + head) * taps + line",
-        "* 3 * a.G + a.G - 1 - head) * taps + line",
-        SUMS,
-    ),
-    Mutant(
-        "query pass: the last image of a block left out",
-        QUERY,
-        "for (; t.image < a.B; t.image += l.images) {",
-        "for (; t.image < a.B - (a.B > 2); t.image += l.images) {",
-        SUMS,
-    ),
-    Mutant(
-        "rate2's gradient with rate2",
-        SHIFT,
-        "store(static_cast<T*>(a.grad_rate2), sum);",
-        "store(static_cast<T*>(a.grad_rate2), rate2 * sum);",
-        GRADIENTS,
-    ),
-    Mutant(
-        "conv_p's gradient of the first band only",
-        QUERY,
-        "if (lane == 0) sums[2 * dim + i] += sum;",
-        "if (lane == 0) sums[2 * dim + i] = sum;",
-        GRADIENTS,
-    ),
-    Mutant(
-        "pixels between the queries keep what was there",
-        QUERY,
-        "for (int dx = 0; dx < a.stride &&",
-        "for (int dx = 0; dx < 1 &&",
-        "writes_every_element",
-    ),
-    Mutant(
-        "int32 index of a plane",
-        FORWARD,
-        "static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;",
-        "static_cast<const T*>(a.qkv) + int((t.image * 3 * a.C + h * a.D) * plane);",
-        "offsets_beyond",
-    ),
-]
-
-
-def run_test(mutant: Mutant, library: Path):
-    """The finished run of the test that has to tell, or None where it did not end."""
-    file = "tests/test_host_cuda_acmix.py" if mutant.file.startswith("acmix/") else "tests/test_host_cuda.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", mutant.test]
+def run_tests(files, names: str, library: Path):
+    """The finished run of these tests, up to the first that fails; None where it did not end."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    command += ["-k", names] if names else []
     environment = {**os.environ, "LSKA_OPS_HOST_CUDA": str(library), "OMP_NUM_THREADS": "1"}
     try:
         return subprocess.run(
@@ -428,54 +224,66 @@ def run_test(mutant: Mutant, library: Path):
         return None
 
 
-def killed_by(mutant: Mutant, text: str, folder: Path) -> str | None:
-    root = folder / mutant.name.replace(" ", "_").replace(":", "")
+def touched(mutant: Mutant) -> tuple[str, ...]:
+    """The ops whose kernels it is in."""
+    folder = mutant.file.split("/")[0]
+    return tuple(SOURCES) if folder == "common" else (folder,)
+
+
+def killed_by(mutant: Mutant, unchanged: dict[str, Path], folder: Path, told: set) -> str | None:
+    """How a test caught it; `told` gets what that test has to pass where there is no bug: file or test, and -k."""
+    root = folder / mutant.name.replace(" ", "_").replace(":", "").replace("/", "_")
     for part in ("csrc", "tests/host_cuda"):
-        shutil.copytree(ROOT / part, root / part)
-    (root / "csrc" / mutant.file).write_text(text.replace(mutant.right, mutant.wrong))
-    run = run_test(mutant, build(root / "build", "-O1", root))
+        shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (ROOT / "csrc" / mutant.file).read_text()
+    (root / "csrc" / mutant.file).write_text(seeded.with_bug(text, mutant))
+    objects = unchanged | {
+        op: compile_object(SOURCES[op], root / f"{op}.o", FLAGS, root) for op in touched(mutant)
+    }
+    test = mutant.test or FORWARD
+    file = "tests/test_host_cuda_acmix.py" if mutant.file.startswith("acmix/") else "tests/test_host_cuda.py"
+    run = run_tests([file], test, link(objects.values(), root / "host_cuda.so"))
     shutil.rmtree(root)
-    if run is None:
-        return f"{mutant.test}, which did not end in {SECONDS} s"
-    if run.returncode < 0:
-        return f"{mutant.test}, signal {-run.returncode}"
-    failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
+    if run is None or run.returncode < 0:
+        told.add((file, test))
+        return f"{test}, " + (f"signal {-run.returncode}" if run else f"which did not end in {SECONDS} s")
+    failed = [line.split()[1] for line in run.stdout.splitlines() if line.startswith("FAILED")]
     if run.returncode == 1 and failed:
-        return failed[0].split("::")[1].split(" - ")[0]
+        told.add((failed[0], ""))
+        return failed[0].split("::")[1]
     if run.returncode != 0:
         sys.exit(f"the tests did not run:\n{run.stdout}{run.stderr}")
     return None
 
 
-def pass_unchanged(chosen, folder: Path) -> None:
-    """Every test that has to tell passes where there is no bug."""
-    library = build(folder / "unchanged", "-O1")
-    for mutant in {(m.file.split("/")[0], m.test): m for m in chosen}.values():
-        run = run_test(mutant, library)
+def pass_unchanged(told: set, library: Path) -> None:
+    """Every test that caught a bug passes where there is none."""
+    alone = sorted(test for test, names in told if not names)
+    runs = [(alone, "")] if alone else []
+    runs += [([file], names) for file, names in sorted(told) if names]
+    done = seeded.at_once(lambda tests: run_tests(*tests, library), runs)
+    for tests, run in zip(runs, done, strict=True):
         if run is None or run.returncode != 0:
-            sys.exit(f"{mutant.test} fails without a seeded bug:\n{run.stdout if run else 'no end'}")
+            sys.exit(f"{tests} fails without a seeded bug:\n{run.stdout if run else 'no end'}")
 
 
-def main(part: str = "") -> int:
-    start, chosen = time.monotonic(), [m for m in MUTANTS if part in f"{m.file}: {m.name}"]
-    texts = {m.name: (ROOT / "csrc" / m.file).read_text() for m in chosen}
-    for mutant in chosen:
-        if texts[mutant.name].count(mutant.right) != 1:
-            sys.exit(
-                f"{mutant.name}: occurs {texts[mutant.name].count(mutant.right)} times in {mutant.file}; expected once"
-            )
-    survivors = 0
-    with (
-        tempfile.TemporaryDirectory(prefix="cuda_mutants_") as folder,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        pass_unchanged(chosen, Path(folder))
-        results = pool.map(lambda m: killed_by(m, texts[m.name], Path(folder)), chosen)
-        for mutant, how in zip(chosen, results, strict=True):
-            survivors += how is None
-            print(f"cuda   {mutant.name:52} {f'killed by {how}' if how else 'SURVIVED'}", flush=True)
-    print(f"{survivors} of {len(chosen)} survived; {time.monotonic() - start:.0f} s")
-    return int(survivors > 0)
+def main(*words: str) -> int:
+    start = time.monotonic()
+    mutants = seeded.chosen(MUTANTS, words, lambda m: f"{m.file}: {m.name}")
+    for mutant in mutants:
+        seeded.with_bug((ROOT / "csrc" / mutant.file).read_text(), mutant)
+    if not mutants:
+        return 0
+    with tempfile.TemporaryDirectory(prefix="cuda_mutants_") as name:
+        folder = Path(name)
+        objects = seeded.at_once(lambda op: compile_object(SOURCES[op], folder / f"{op}.o", FLAGS), SOURCES)
+        unchanged = dict(zip(SOURCES, objects, strict=True))
+        told = set()
+        results = seeded.at_once(lambda mutant: killed_by(mutant, unchanged, folder, told), mutants)
+        status = seeded.judge(mutants, results, lambda mutant: "cuda", start)
+        pass_unchanged(told, link(unchanged.values(), folder / "unchanged.so"))
+        print(f"without a bug these tests pass; {time.monotonic() - start:.0f} s", flush=True)
+        return status
 
 
 if __name__ == "__main__":

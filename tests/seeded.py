@@ -1,0 +1,118 @@
+"""What the lists of seeded bugs share: a bug, which of them are asked for, and what is said of each.
+
+    python tests/mutants.py [part of a name] [--fifth N]
+
+Without words all bugs are tried. N from 0 to 4 is every fifth bug of the list from the N-th on; "auto" takes the
+commit's hash modulo 5, so that CI tries another fifth with another commit.
+"""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FIFTHS = 5
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    right: str  # occurs once
+    wrong: str
+    test: str = ""  # who has to kill it, where the list leaves a choice
+
+
+class Refused(Exception):
+    """What is wrong with the words, in one sentence."""
+
+
+def commit(root: Path = ROOT) -> str:
+    """The hash of the commit that is checked out."""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    except OSError as error:
+        raise Refused(f"--fifth auto asks git for the commit, and git does not run ({error}); "
+                      f"name one of 0 to {FIFTHS - 1}") from None  # fmt: skip
+    if asked.returncode:
+        raise Refused(f"--fifth auto takes the commit's hash, and {root} is no git checkout with a commit; "
+                      f"name one of 0 to {FIFTHS - 1}")  # fmt: skip
+    return asked.stdout.strip()
+
+
+def fifth_of(word: str, root: Path = ROOT) -> tuple[int, str]:
+    """The number that `--fifth word` means, and how it came about."""
+    if word == "auto":
+        found = commit(root)
+        number = int(found, 16) % FIFTHS
+        return number, f"fifth {number} of 0 to {FIFTHS - 1}, by commit {found[:12]}"
+    if word not in map(str, range(FIFTHS)):
+        raise Refused(f"--fifth is {word!r}; expected one of 0 to {FIFTHS - 1}, or auto")
+    return int(word), f"fifth {word} of 0 to {FIFTHS - 1}"
+
+
+def read(words: list[str], root: Path = ROOT) -> tuple[str, int | None, str]:
+    """Part of a name, the fifth or None for all, and what is to be said of the choice."""
+    part, fifth, said = "", None, "all"
+    words, parts = list(words), []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name == "--fifth":
+            if not equals and not words:
+                raise Refused(f"--fifth is without a number; expected one of 0 to {FIFTHS - 1}, or auto")
+            if fifth is not None:
+                raise Refused("--fifth is given twice; expected once")
+            fifth, said = fifth_of(value if equals else words.pop(0), root)
+        elif word.startswith("-"):
+            raise Refused(f"{word} is no option; expected --fifth and a part of a bug's name")
+        else:
+            parts.append(word)
+    if len(parts) > 1:
+        raise Refused(f"{len(parts)} parts of a name: {', '.join(map(repr, parts))}; expected one, in quotes")
+    part = "".join(parts)
+    return part, fifth, said + (f", named ...{part}..." if part else "")
+
+
+def chosen(mutants, words, name=lambda mutant: mutant.name, root: Path = ROOT):
+    """The items of a list that are asked for; `name` is what the part of a name is looked for in.
+
+    Ends the process, after one sentence, where the words are wrong or no bug has such a name.
+    """
+    try:
+        part, fifth, said = read(words, root)
+        named = [m for m in mutants if part in name(m)]
+        if not named:
+            raise Refused(f"no seeded bug's name has {part!r} in it")
+    except Refused as error:
+        print(f"mutants: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    found = [m for i, m in enumerate(mutants) if m in named and fifth in (None, i % FIFTHS)]
+    print(f"{len(found)} of {len(mutants)} seeded bugs: {said}", flush=True)
+    return found
+
+
+def with_bug(text: str, mutant: Mutant) -> str:
+    """The file's text with the bug; the process ends where the right one is not there just once."""
+    if (found := text.count(mutant.right)) != 1:
+        sys.exit(f"{mutant.name}: occurs {found} times in {mutant.file}; expected once")
+    return text.replace(mutant.right, mutant.wrong)
+
+
+def at_once(work, items, workers: int = 2):
+    """work(item) of each, in their order; so many are worked on at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(work, items)
+
+
+def judge(mutants, results, title, start: float) -> int:
+    """The exit status. `results` say of each bug in turn how it was caught, or None where it survived."""
+    survivors = 0
+    for mutant, how in zip(mutants, results, strict=True):
+        survivors += how is None
+        print(f"{title(mutant):6} {mutant.name:52} {f'killed by {how}' if how else 'SURVIVED'}", flush=True)
+    print(f"{survivors} of {len(mutants)} survived; {time.monotonic() - start:.0f} s", flush=True)
+    return int(survivors > 0)

@@ -1,0 +1,75 @@
+"""Which seeded bugs are asked for, and what a wrong word is told."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import seeded
+from seeded import FIFTHS, Mutant
+
+MUTANTS = [Mutant(f"bug {n}", "file", "right", "wrong") for n in range(13)]
+
+
+def names(*words):
+    return [mutant.name for mutant in seeded.chosen(MUTANTS, words)]
+
+
+def test_seeded_five_fifths_are_all():
+    fifths = [names("--fifth", str(n)) for n in range(FIFTHS)]
+    assert sorted(sum(fifths, [])) == sorted(names()) and all(fifths)
+    assert names("--fifth=2", "bug 1") == ["bug 12"]  # a fifth of the list, whatever part of it is asked for
+
+
+def test_seeded_fifth_follows_the_commit(capsys, monkeypatch):
+    monkeypatch.setattr(seeded, "commit", lambda root: "0" * 38 + "1d")
+    assert names("--fifth", "auto") == names("--fifth", str(0x1D % FIFTHS))
+    assert "fifth 4 of 0 to 4, by commit 000000000000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--fifth", "5"], "--fifth is '5'; expected one of 0 to 4, or auto"),
+        (["--fifth"], "--fifth is without a number; expected one of 0 to 4, or auto"),
+        (["--fifth", "1", "--fifth", "2"], "--fifth is given twice; expected once"),
+        (["--all"], "--all is no option; expected --fifth and a part of a bug's name"),
+        (["bug", "1"], "2 parts of a name: 'bug', '1'; expected one, in quotes"),
+        (["bag"], "no seeded bug's name has 'bag' in it"),
+    ],
+)
+def test_seeded_wrong_words_are_answered_in_a_sentence(capsys, words, sentence):
+    with pytest.raises(SystemExit) as ended:
+        names(*words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"mutants: {sentence}\n"
+
+
+def test_seeded_without_a_checkout_the_commit_is_not_guessed(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        seeded.chosen(MUTANTS, ["--fifth", "auto"], root=tmp_path)
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("mutants: --fifth auto takes the commit's hash, and ")
+        and "name one of 0 to 4" in said
+    )
+
+
+def test_seeded_a_survivor_fails(capsys):
+    bugs = MUTANTS[:2]
+    assert seeded.judge(bugs, ["a test", None], lambda m: "op", time.monotonic()) == 1
+    assert seeded.judge(bugs, ["a test", "signal 6"], lambda m: "op", time.monotonic()) == 0
+    assert "bug 1" in capsys.readouterr().out
+
+
+def test_seeded_bug_that_no_longer_fits_is_named():
+    with pytest.raises(SystemExit, match="bug 0: occurs 2 times in file; expected once"):
+        seeded.with_bug("right and right", MUTANTS[0])
+
+
+@pytest.mark.parametrize("file", ["mutants.py", "host_cuda/mutants.py", "triton_mutants.py"])
+def test_seeded_every_list_reads_the_same_words(file):
+    command = [sys.executable, str(seeded.ROOT / "tests" / file), "--fifth", "x"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert done.stderr == "mutants: --fifth is 'x'; expected one of 0 to 4, or auto\n"
