@@ -61,8 +61,8 @@ def choose(op, asked, x, **options):
             raise RuntimeError(f"{op}: backend {asked!r} declined: {reason}{by}")
         if asked != "reference" and (active := transform_without_rule()):
             raise NotImplementedError(
-                f"{op}: backend {asked!r} declined: {active} is active and fused ops have no rule for it; use "
-                'backend="auto"'
+                f"{op}: backend {asked!r} declined: {active} is active, which fused ops have no rule for; "
+                'use backend="auto"'
             )
         return asked
     if watched(x):

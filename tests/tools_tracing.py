@@ -291,9 +291,7 @@ def quantised_by_modelopt(module, x):
 def half_of_the_channels_pruned(module, x):
     tp = pytest.importorskip("torch_pruning")
     if is_fx_leaf(module):
-        pytest.skip(
-            "ACmix's channels are split into heads, which torch-pruning does not follow; it is ignored"
-        )
+        pytest.skip("torch-pruning does not end on the published ACmix, whose channels are split into heads")
     C = x.shape[1]
     torch.manual_seed(3)
     network = nn.Sequential(nn.Conv2d(C, C, 1), module, nn.Conv2d(C, C, 1)).to(x.dtype)

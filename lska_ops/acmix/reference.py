@@ -24,7 +24,7 @@ def _at_least_one(n):
 def reflect_pad(x, reach):
     """Reflection padding by ``reach`` on all sides; it goes on reflecting where the map is smaller."""
     H, W = x.shape[-2:]
-    # An exported graph has to serve maps of all sizes (as in _watchers.py, is_exporting() does not tell); torch
+    # An exported graph has to serve maps of all sizes (is_exporting() does not tell, see _watchers.py); torch
     # 2.3 cannot reflect fp16 on a CPU; no GPU has a deterministic gradient of the reflection.
     exporting = torch.jit.is_tracing() or getattr(torch.compiler, "_is_exporting_flag", False)
     on_cpu = x.device.type == "cpu"
