@@ -247,7 +247,7 @@ def killed_by(mutant: Mutant, unchanged: dict[str, Path], folder: Path, told: se
     if run is None or run.returncode < 0:
         told.add((file, test))
         return f"{test}, " + (f"signal {-run.returncode}" if run else f"which did not end in {SECONDS} s")
-    failed = [line.split()[1] for line in run.stdout.splitlines() if line.startswith("FAILED")]
+    failed = [line[7:].split(" - ")[0] for line in run.stdout.splitlines() if line.startswith("FAILED ")]
     if run.returncode == 1 and failed:
         told.add((failed[0], ""))
         return failed[0].split("::")[1]

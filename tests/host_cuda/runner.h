@@ -37,6 +37,7 @@
 namespace host_cuda {
 
 constexpr int kMaxThreads = 1024, kWarp = 32;
+constexpr int64_t kMostBarriers = 1 << 18;  // of a block; more is a loop without an end
 constexpr size_t kStackBytes = 64 << 10;
 
 struct Position {
@@ -240,6 +241,7 @@ HOST_CUDA_QUIET inline void run_block(const std::vector<int>& order) {
   for (int i = 0; i < b.threads; ++i) start(b.fibers[i]);
   release(&b.start_tag);
   in_every_thread(acquire);
+  int64_t barriers = 0;
   while (b.done < b.threads) {
     bool moved = false;
     for (int i : order) {
@@ -249,6 +251,7 @@ HOST_CUDA_QUIET inline void run_block(const std::vector<int>& order) {
       if (!b.error.empty()) throw std::runtime_error("host_cuda: " + b.error);
     }
     if (b.waiting && b.waiting + b.done == b.threads) {
+      if (++barriers > kMostBarriers) throw std::runtime_error("host_cuda: a block that does not end");
       if (b.done)
         throw std::runtime_error("host_cuda: divergent barrier: " + std::to_string(b.done) +
                                  " threads have ended, " + std::to_string(b.waiting) + " wait");
