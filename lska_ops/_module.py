@@ -21,6 +21,10 @@ _AS_IMPORTED = (_Conv2d, _Conv2d.forward, _Conv2d._conv_forward, nn.Module.__cal
 _IMPORTED_FROM = (_Conv2d.__module__, _Conv2d.forward.__module__, _Conv2d._conv_forward.__module__)
 
 
+# Whether torch.compile understands a question about a module's own attributes: torch 2.3 does not.
+_ASKS_FOR_PATCHES = hasattr(torch.compiler, "set_stance")
+
+
 def _convolutions_are_torchs_own():
     """Nobody has replaced or patched the class, its forward or the function: before our import, or since."""
     now = (nn.Conv2d, _Conv2d.forward, _Conv2d._conv_forward, nn.Module.__call__, F.conv2d)
@@ -55,10 +59,9 @@ def _is_plain(m, own, stride, dilation, groups):
         return False
     if m._forward_pre_hooks or m._forward_hooks or m._backward_pre_hooks or m._backward_hooks:
         return False
-    if (
-        not torch.compiler.is_compiling() and "forward" in m.__dict__
-    ):  # torch 2.3 cannot compile this question
-        return False
+    if _ASKS_FOR_PATCHES or not torch.compiler.is_compiling():
+        if "forward" in m.__dict__:
+            return False
     weight, bias = own["weight"], own["bias"]
     if type(weight) not in PLAIN_TENSORS or (bias is not None and type(bias) not in PLAIN_TENSORS):
         return False

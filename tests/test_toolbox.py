@@ -209,7 +209,7 @@ def test_toolbox_flops_where_the_counter_is_imported_late():
 def test_toolbox_named_backend_declines_what_it_has_no_rule_for(name):
     module, x = made(name)
     module.requires_grad_(False)
-    wanted = "backend 'cpu' declined: torch.func.{} is active .* use backend=\"auto\""
+    wanted = "backend 'cpu' declined: torch.func.{} is active.* use backend=\"auto\""
     with pytest.raises(RuntimeError, match=wanted.format("vmap")):
         torch.vmap(lambda x: call(name, module, x, backend="cpu"))(x[None])
     with pytest.raises(RuntimeError, match=wanted.format("jvp")):
@@ -242,6 +242,25 @@ def test_toolbox_quantised_network_around_a_module(name, fused):
     assert sum("quantized" in type(m).__module__ for m in quantised.modules()) >= (
         1 if name == "ACmix" else 4
     )
+
+
+@pytest.mark.parametrize("patched", ["Conv2d", "Conv2d.forward"])
+def test_toolbox_conv2d_patched_before_the_import(patched):
+    """In a fresh process. What was there when lska_ops was imported is not torch's own."""
+    patch = {
+        "Conv2d": "conv.Conv2d = nn.Conv2d = type('Doubling', (nn.Conv2d,), {'forward': lambda s, x: 2 * kept(s, x)})",
+        "Conv2d.forward": "nn.Conv2d.forward = lambda s, x: 2 * kept(s, x)",
+    }[patched]
+    code = (
+        "import torch\nfrom torch import nn\nfrom torch.nn.modules import conv\n"
+        f"kept = nn.Conv2d.forward\n{patch}\n"
+        "from lska_ops import LSKA\n"
+        "m, x = LSKA(4).double(), torch.randn(1, 4, 5, 5).double()\n"
+        "gate = x\nfor c in m.children(): gate = c(gate)\n"
+        "assert torch.equal(m(x), x * gate)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 class OnlyReflections(torch.utils._python_dispatch.TorchDispatchMode):

@@ -287,10 +287,14 @@ class Logged(torch.Tensor):
 def weight_of_a_subclass(module, x):
     last = convolutions(module)[-1]
     last.weight = nn.Parameter(last.weight.detach().as_subclass(Logged))
-    with recorded() as seen:
-        y = module(x)
-    assert sum(name.startswith("conv2d") for name in seen) >= len(convolutions(module))
-    return {"y": y.detach().as_subclass(torch.Tensor)}
+    return {"y": module(x).detach().as_subclass(torch.Tensor)}
+
+
+@tool()
+def bias_of_a_subclass(module, x):
+    first = convolutions(module)[0]
+    first.bias = nn.Parameter(first.bias.detach().as_subclass(Logged))
+    return {"y": module(x).detach().as_subclass(torch.Tensor)}
 
 
 # ---- attributes changed by hand
@@ -310,6 +314,26 @@ def dilation_and_padding_changed(module, x):
     m = next(m for m in convolutions(module) if any(m.padding))
     m.dilation, m.padding = (2, 2), tuple(2 * p for p in m.padding)
     return gradients(module, x)
+
+
+@tool()
+def stride_changed(module, x):
+    """Of a gate, until one pixel is left of it; of ACmix's projections, so that it sees a quarter of the map."""
+    if hasattr(module, "rate1"):
+        for name in ("conv1", "conv2", "conv3"):
+            getattr(module, name).stride = (2, 2)
+    else:
+        convolutions(module)[-1].stride = tuple(x.shape[2:])
+    return gradients(module, x)
+
+
+@tool()
+def dilation_changed_alone(module, x):
+    """The maps no longer fit, and that is said."""
+    next(m for m in reversed(convolutions(module)) if any(m.padding)).dilation = (3, 3)
+    with pytest.raises(RuntimeError, match="size"):
+        module(x)
+    return {"refused": torch.ones(1)}
 
 
 @tool()

@@ -113,13 +113,13 @@ class ACmix(FusedModule):
     def _position(self, loc):
         # In float32 at least: a half dtype cannot tell neighbouring columns apart.
         conv_p = self.conv_p
-        own = next((p.dtype for p in conv_p.parameters() if p.is_floating_point()), loc.dtype)
         with without_autocast(loc.device.type):
-            if own == loc.dtype:
-                return conv_p(loc)
             if type(conv_p) is not nn.Conv2d:  # an adapter's own forward, in its own dtype
+                own = next((p.dtype for p in conv_p.parameters() if p.is_floating_point()), loc.dtype)
                 return conv_p(loc.to(own))
             weight, bias = conv_p.weight, conv_p.bias
+            if weight.dtype == loc.dtype:
+                return conv_p(loc)
             return F.conv2d(loc, weight.to(loc.dtype), None if bias is None else bias.to(loc.dtype))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -1,0 +1,135 @@
+"""Conditions left out of the rule for when a module may be fused, each of which the toolbox has to miss.
+
+python tests/module_mutants.py [part of a name] [--fifth N]
+
+Works on copies of the package in a temporary folder.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import seeded
+from seeded import Mutant
+
+MODULE, WATCHERS, BACKENDS = "_module.py", "_watchers.py", "_backends.py"
+NOW = "now = (nn.Conv2d, _Conv2d.forward, _Conv2d._conv_forward, nn.Module.__call__, F.conv2d)"
+HOOKS = "if m._forward_pre_hooks or m._forward_hooks or m._backward_pre_hooks or m._backward_hooks:"
+MUTANTS = [
+    Mutant("nn.Conv2d replaced", MODULE, NOW, NOW.replace("(nn.Conv2d,", "(_Conv2d,"), "conv2d_replaced_afterwards"),
+    Mutant("forward patched", MODULE, NOW, NOW.replace("_Conv2d.forward,", "_AS_IMPORTED[1],"), "forward_of_conv2d"),
+    Mutant(
+        "inner forward patched", MODULE, NOW, NOW.replace("_Conv2d._conv_forward", "_AS_IMPORTED[2]"),
+        "inner_forward_of_conv2d",
+    ),
+    Mutant("calls patched", MODULE, NOW, NOW.replace("nn.Module.__call__", "_AS_IMPORTED[3]"), "call_of_modules"),
+    Mutant("F.conv2d patched", MODULE, NOW, NOW.replace("F.conv2d)", "_AS_IMPORTED[4])"), "functional_conv2d"),
+    Mutant(
+        "patched before our import", MODULE, 'and _IMPORTED_FROM == ("torch.nn.modules.conv",) * 3', "",
+        "patched_before_the_import",
+    ),
+    Mutant("another class", MODULE, "type(m) is not _Conv2d or own is None", "own is None", "class_of_one_changed"),
+    Mutant("forward pre-hooks", MODULE, HOOKS, HOOKS.replace("m._forward_pre_hooks or ", ""), "forward_pre_hook"),
+    Mutant("forward hooks", MODULE, HOOKS, HOOKS.replace("m._forward_hooks or ", ""), "forward_hooks"),
+    Mutant("backward pre-hooks", MODULE, HOOKS, HOOKS.replace("m._backward_pre_hooks or ", ""), "backward_pre_hook"),
+    Mutant("backward hooks", MODULE, HOOKS, HOOKS.replace(" or m._backward_hooks", ""), "backward_hooks"),
+    Mutant(
+        "one's forward patched", MODULE, 'if "forward" in m.__dict__:',
+        "if False:", "forward_of_one_patched",
+    ),
+    Mutant(
+        "weights of a subclass", MODULE, "type(weight) not in PLAIN_TENSORS or (", "(",
+        "weight_of_a_subclass",
+    ),
+    Mutant(
+        "a bias of a subclass", MODULE, "bias is not None and type(bias) not in PLAIN_TENSORS", "False",
+        "bias_of_a_subclass",
+    ),
+    Mutant("stride", MODULE, "m.stride == (stride, stride)", "m.stride", "stride_changed"),
+    Mutant("dilation", MODULE, "and m.dilation == (dilation, dilation)", "", "dilation_changed_alone"),
+    Mutant("padding", MODULE, "and m.padding == (height // 2 * dilation, width // 2 * dilation)", "", "padding_moved"),
+    Mutant("padding mode", MODULE, 'and m.padding_mode == "zeros"', "", "padding_mode_changed"),
+    Mutant("groups", MODULE, "and m.groups == (groups or weight.shape[0])", "", "groups_joined"),
+    Mutant(
+        "parameters of a replica", MODULE, 'if "weight" not in own and "_former_parameters" in m.__dict__:',
+        "if False:", "replicas",
+    ),
+    Mutant("global hooks", MODULE, " or _has_any_global_hook():", ":", "global_hook"),
+    Mutant("onlookers", MODULE, "if watched(x):", "if False:", "fx_trace"),
+    Mutant(
+        "TorchScript's tracer", WATCHERS, "torch.jit.is_tracing() or torch.onnx", "torch.onnx",
+        "jit_trace",
+    ),
+    Mutant("torch.export", WATCHERS, "return getattr(torch.compiler, _FLAG) if _FLAG else False", "return False", "exported"),
+    Mutant("torch.func", WATCHERS, "exporting() or transformed() or ", "exporting() or ", "gradients_of_a_functional_call"),
+    Mutant(
+        "forward-mode differentiation", WATCHERS, "transformed() or forward_ad._current_level >= 0:", "transformed():",
+        "forward_mode",
+    ),
+    Mutant(
+        "maps of a subclass", WATCHERS,
+        "type(x) not in PLAIN_TENSORS and isinstance(x, (torch.Tensor, torch.fx.Proxy))", "isinstance(x, torch.fx.Proxy)",
+        "map_of_a_subclass",
+    ),
+    Mutant("torch.fx", WATCHERS, "isinstance(x, (torch.Tensor, torch.fx.Proxy))", "isinstance(x, torch.Tensor)", "fx_trace"),
+    Mutant(
+        "function modes", WATCHERS, "if torch._C._len_torch_function_stack() and", "if False and", "function_mode",
+    ),
+    Mutant(
+        "dispatch modes", WATCHERS, "return bool(torch._C._len_torch_dispatch_stack()) and", "return False and",
+        "dispatch_mode or make_fx",
+    ),
+    Mutant(
+        "known modes", WATCHERS, '    "torch.utils._device.DeviceContext",\n', "", "default_device",
+    ),
+    Mutant(
+        "named backends under torch.func", BACKENDS, 'if asked != "reference" and (active :=', "if False and (active :=",
+        "named_backend_declines",
+    ),
+]  # fmt: skip
+RUN = (
+    "import sys, pytest, lska_ops\n"
+    "assert lska_ops.__file__.startswith(sys.argv[1]), lska_ops.__file__\n"
+    "assert lska_ops._compiled.problem is None, lska_ops._compiled.problem\n"
+    "sys.exit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', sys.argv[2], '-k', sys.argv[3]]))\n"
+)
+
+
+def run_tests(package: Path, tests: str):
+    """The finished run of these of the toolbox on this copy of the package."""
+    command = [sys.executable, "-c", RUN, str(package), str(seeded.ROOT / "tests" / "test_toolbox.py"), tests]
+    environment = {**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=package.parent, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        sys.exit(f"the toolbox did not run:\n{done.stdout}{done.stderr}")
+    return done
+
+
+def killed_by(mutant: Mutant, folder: Path) -> str | None:
+    package = folder / mutant.name.replace(" ", "_") / "lska_ops"
+    shutil.copytree(seeded.ROOT / "lska_ops", package, ignore=shutil.ignore_patterns("__pycache__"))
+    file = package / mutant.file
+    file.write_text(seeded.with_bug(file.read_text(encoding="utf-8"), mutant), encoding="utf-8")
+    done = run_tests(package, mutant.test)
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    return failed[0].split("::")[1].split(" - ")[0] if done.returncode and failed else None
+
+
+def main(*words):
+    began, mutants = time.monotonic(), seeded.chosen(MUTANTS, words)
+    with tempfile.TemporaryDirectory(prefix="module_mutants_") as name:
+        folder = Path(name).resolve()
+        unchanged = folder / "unchanged" / "lska_ops"
+        shutil.copytree(seeded.ROOT / "lska_ops", unchanged, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutants and run_tests(unchanged, " or ".join(m.test for m in mutants)).returncode:
+            sys.exit("the toolbox fails without a bug")
+        results = seeded.at_once(lambda mutant: killed_by(mutant, folder), mutants)
+        return seeded.judge(mutants, results, lambda mutant: "module", began)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
