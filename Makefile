@@ -79,7 +79,8 @@ packaging: setup  ## pip install for real: with a compiler, without one, and req
 
 abi: setup .venv-abi/ready  ## built with the oldest torch headers, the library runs in that torch and in .venv's
 	.venv-abi/bin/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
-	cd tests && LSKA_OPS_TEST_PROBLEMS="100 60" ../.venv-abi/bin/pytest -q test_kernels.py -k "within_bound or opcheck"
+	cd tests && LSKA_OPS_TEST_PROBLEMS="100 60" ../.venv-abi/bin/pytest -q test_kernels.py -k "within_bound or opcheck or compile"
+	cd tests && ../.venv-abi/bin/pytest -q test_toolbox.py
 	$(PY) tests/run_elsewhere.py "$$(cd tests && ../.venv-abi/bin/python -c 'import lska_ops; print(lska_ops.__path__[0])')/_C.so"
 
 .venv-abi/ready:

@@ -56,6 +56,7 @@ class Mixed(nn.Module):
 
 
 def sppf_lska():
+    pytest.importorskip("ultralytics")
     from lska_ops import SPPF_LSKA
 
     return SPPF_LSKA(4, 4, k_size=7)
