@@ -8,7 +8,6 @@ the next kernel writes there too.
 """
 
 import os
-import queue
 import re
 import shutil
 import subprocess
@@ -274,39 +273,20 @@ class Copy:
             )
 
 
-class Copies:
-    """Some copies; who works in one has it alone."""
-
-    def __init__(self, first: Copy, folder: Path):
-        self.free, self.last = queue.SimpleQueue(), {}  # last: of each op, the last problem that caught a bug
-        for copy in (first, first.twin(folder)):
-            self.free.put(copy)
-
-    def killed_by(self, mutant: Mutant) -> str | None:
-        folder, ops = FOLDER[mutant]
-        copy = self.free.get()
-        file = copy.folder / "csrc" / folder / mutant.file
-        text = file.read_text()
-        try:
-            file.write_text(seeded.with_bug(text, mutant))
-            copy.compile(folder)
-            for op in ops:
-                if found := copy.caught(op):
-                    self.last[op] = max(found[0], self.last.get(op, 0))
-                    return found[1]
-            return None
-        finally:
-            file.write_text(text)
-            self.free.put(copy)
-
-    def wrong_unchanged(self, op: str) -> tuple[int, str] | None:
-        """How the problems that caught bugs catch the kernels without one: then they told nothing."""
-        copy = self.free.get()
-        try:
-            copy.compile(next(folder for folder, ops, _ in GROUPS if op in ops))
-            return copy.caught(op, self.last[op])
-        finally:
-            self.free.put(copy)
+def killed_by(mutant: Mutant, unchanged: Copy, folder: Path, last: dict[str, int]) -> str | None:
+    """How a problem caught it; `last` gets the number of the last problem of each op that caught a bug."""
+    part, ops = FOLDER[mutant]
+    copy = unchanged.twin(Path(tempfile.mkdtemp(dir=folder)) / "copy")
+    file = copy.folder / "csrc" / part / mutant.file
+    file.write_text(seeded.with_bug(file.read_text(), mutant))
+    copy.compile(part)
+    found = next(((op, found) for op in ops if (found := copy.caught(op))), None)
+    shutil.rmtree(copy.folder)
+    if found is None:
+        return None
+    op, (number, how) = found
+    last[op] = max(number, last.get(op, 0))
+    return how
 
 
 def main(*words: str) -> int:
@@ -314,15 +294,15 @@ def main(*words: str) -> int:
     if not mutants:
         return 0
     with tempfile.TemporaryDirectory(prefix="mutants_") as name:
-        folder = Path(name).resolve()
-        first = Copy(folder / "0")
-        first.check_marks()
-        for op in sorted({FOLDER[mutant][0] for mutant in mutants}):
-            first.compile(op)
-        copies = Copies(first, folder / "1")
-        results = seeded.at_once(copies.killed_by, mutants)
+        folder, last = Path(name).resolve(), {}
+        unchanged = Copy(folder / "unchanged")
+        unchanged.check_marks()
+        for part in sorted({FOLDER[mutant][0] for mutant in mutants}):
+            unchanged.compile(part)
+        results = seeded.at_once(lambda mutant: killed_by(mutant, unchanged, folder, last), mutants)
         status = seeded.judge(mutants, results, lambda mutant: FOLDER[mutant][0], start)
-        for found in seeded.at_once(copies.wrong_unchanged, sorted(copies.last)):
+        # Problems that catch the kernels without a bug have told nothing.
+        for found in seeded.at_once(lambda op: unchanged.caught(op, last[op]), sorted(last)):
             if found:
                 sys.exit(f"the unchanged kernels are wrong, too: {found[1]}")
         print(f"the unchanged kernels are right there; {time.monotonic() - start:.0f} s", flush=True)

@@ -6,15 +6,20 @@ Without words all bugs are tried. N from 0 to 4 is every fifth bug of the list f
 commit's hash modulo 5, so that CI tries another fifth with another commit.
 """
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 FIFTHS = 5
+UNEXPECTED = 100  # the exit status of a child that an exception ends
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,52 @@ def at_once(work, items, workers: int = 2):
     """work(item) of each, in their order; so many are worked on at a time."""
     with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(work, items)
+
+
+class Ended(NamedTuple):
+    """A child's end."""
+
+    status: int  # negative: the signal
+    said: str
+
+
+def forked(tasks, workers: int = 2):
+    """The Ended of each task in turn. A task is called in a child of its own and returns an exit status.
+
+    Children share what is imported here, which takes longer than most of them live.
+    """
+    tasks, running, ended, turn = iter(enumerate(tasks)), {}, {}, 0
+    with tempfile.TemporaryDirectory(prefix="said_") as folder:
+        while True:
+            while len(running) < workers and (task := next(tasks, None)):
+                said = Path(folder) / str(task[0])
+                running[_fork(task[1], said)] = task[0], said
+            if not running:
+                return
+            child, status = os.wait()
+            nth, said = running.pop(child)
+            ended[nth] = Ended(os.waitstatus_to_exitcode(status), said.read_text(errors="replace"))
+            while turn in ended:
+                yield ended.pop(turn)
+                turn += 1
+
+
+def _fork(task, said: Path) -> int:
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    status = UNEXPECTED
+    try:
+        with open(said, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        status = task()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def judge(mutants, results, title, start: float) -> int:

@@ -10,7 +10,6 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 from functools import partial
 from pathlib import Path
 
@@ -82,49 +81,24 @@ ACMIX = [
     Mutant("gradient between queries", LAUNCH, "if stride > 1 and before", "if stride > 8 and before"),
 ]  # fmt: skip
 OP = {mutant: op for op, mutants in (("lska", LSKA), ("acmix", ACMIX)) for mutant in mutants}
-AT_ONCE = 2
 
 
-def start(op, package, said, problems):
-    """The process that solves the problems with the kernels in `package`, a folder; `said` is what it says.
+def solve(op, package, problems):
+    """The exit status of the problems with the kernels in `package`, a folder.
 
-    Triton's files are imported when a call first asks for them, so that all else is imported once, before.
+    Triton's files are imported when a call first asks for them, so that all else is imported before, once.
     """
-    if child := os.fork():
-        return child
-    with open(said, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    code = 2
-    try:
-        sys.modules[f"lska_ops.{op}"].__path__ = [str(package)]
-        code = problems(f"{op}:backward:{FIRST}:{PROBLEMS}")
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+    sys.modules[f"lska_ops.{op}"].__path__ = [str(package)]
+    return problems(f"{op}:backward:{FIRST}:{PROBLEMS}")
 
 
-def finish(child, said):
-    """How the problems of this process caught a bug, or None."""
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return f"signal {os.WTERMSIG(status)}"
-    if os.WEXITSTATUS(status) == 2:
-        sys.exit(f"the problems did not run:\n{said.read_text()}")
-    return said.read_text().strip().splitlines()[-1] if os.WEXITSTATUS(status) else None
-
-
-def solved(tasks):
-    """The answers of the processes that tasks() start, some of them at a time, in their order."""
-    running = []
-    for task in tasks:
-        if len(running) == AT_ONCE:
-            yield finish(*running.pop(0))
-        running.append(task())
-    for one in running:
-        yield finish(*one)
+def caught(ended):
+    """How the problems caught a bug, or None."""
+    if ended.status < 0:
+        return f"signal {-ended.status}"
+    if ended.status > 1:
+        sys.exit(f"the problems did not run:\n{ended.said}")
+    return ended.said.strip().splitlines()[-1] if ended.status else None
 
 
 def main(*words):
@@ -149,14 +123,13 @@ def main(*words):
             if mutant:
                 file = package / mutant.file
                 file.write_text(seeded.with_bug(file.read_text(), mutant))
-            said = package / "said"
-            return start(op, package, said, triton_interpreter.main), said
+            return partial(solve, op, package, triton_interpreter.main)
 
         ops = sorted({OP[mutant] for mutant in mutants})
-        for op, how in zip(ops, solved(partial(task, op) for op in ops), strict=True):
-            if how:
+        for op, ended in zip(ops, seeded.forked([task(op) for op in ops]), strict=True):
+            if how := caught(ended):
                 sys.exit(f"{op}: the unchanged kernels are wrong: {how}")
-        results = solved(partial(task, OP[mutant], mutant) for mutant in mutants)
+        results = map(caught, seeded.forked(task(OP[mutant], mutant) for mutant in mutants))
         return seeded.judge(mutants, results, OP.get, began)
 
 

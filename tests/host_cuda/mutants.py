@@ -7,10 +7,11 @@ Compiles only the op that is wrong, two bugs at a time; the other's object is th
 
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from acmix_mutants import ACMIX, GRADIENTS
@@ -205,23 +206,19 @@ LSKA = [
     ),
 ]
 MUTANTS = LSKA + ACMIX
-SECONDS = 300  # a test takes less than twenty, two at a time
+SECONDS = 300  # compiled and tested in less than thirty, two at a time
 FORWARD = "forward_within_bound"  # of a bug that names no test
 SOURCES = {"lska": "ops.cpp", "acmix": "acmix_ops.cpp"}
 FLAGS = "-O1"
 
 
-def run_tests(files, names: str, library: Path):
-    """The finished run of these tests, up to the first that fails; None where it did not end."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
-    command += ["-k", names] if names else []
-    environment = {**os.environ, "LSKA_OPS_HOST_CUDA": str(library), "OMP_NUM_THREADS": "1"}
-    try:
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return None
+def run_tests(tests, library: Path) -> int:
+    """pytest's exit status of `tests`, its words, up to the first that fails; a signal ends what does not."""
+    import pytest
+
+    signal.alarm(SECONDS)
+    os.environ["LSKA_OPS_HOST_CUDA"] = str(library)
+    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
 
 
 def touched(mutant: Mutant) -> tuple[str, ...]:
@@ -230,41 +227,46 @@ def touched(mutant: Mutant) -> tuple[str, ...]:
     return tuple(SOURCES) if folder == "common" else (folder,)
 
 
-def killed_by(mutant: Mutant, unchanged: dict[str, Path], folder: Path, told: set) -> str | None:
-    """How a test caught it; `told` gets what that test has to pass where there is no bug: file or test, and -k."""
+def asked(mutant: Mutant) -> list[str]:
+    """The test that has to tell, as pytest's words."""
+    file = "tests/test_host_cuda_acmix.py" if mutant.file.startswith("acmix/") else "tests/test_host_cuda.py"
+    return [file, "-k", mutant.test or FORWARD]
+
+
+def try_out(mutant: Mutant, unchanged: dict[str, Path], folder: Path) -> int:
     root = folder / mutant.name.replace(" ", "_").replace(":", "").replace("/", "_")
     for part in ("csrc", "tests/host_cuda"):
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (ROOT / "csrc" / mutant.file).read_text()
-    (root / "csrc" / mutant.file).write_text(seeded.with_bug(text, mutant))
+    file = root / "csrc" / mutant.file
+    file.write_text(seeded.with_bug(file.read_text(), mutant))
     objects = unchanged | {
         op: compile_object(SOURCES[op], root / f"{op}.o", FLAGS, root) for op in touched(mutant)
     }
-    test = mutant.test or FORWARD
-    file = "tests/test_host_cuda_acmix.py" if mutant.file.startswith("acmix/") else "tests/test_host_cuda.py"
-    run = run_tests([file], test, link(objects.values(), root / "host_cuda.so"))
-    shutil.rmtree(root)
-    if run is None or run.returncode < 0:
-        told.add((file, test))
-        return f"{test}, " + (f"signal {-run.returncode}" if run else f"which did not end in {SECONDS} s")
-    failed = [line[7:].split(" - ")[0] for line in run.stdout.splitlines() if line.startswith("FAILED ")]
-    if run.returncode == 1 and failed:
-        told.add((failed[0], ""))
+    return run_tests(asked(mutant), link(objects.values(), root / "host_cuda.so"))
+
+
+def killed_by(mutant: Mutant, ended: seeded.Ended, told: list) -> str | None:
+    """How a test caught it; `told` gets the words for pytest of what has to pass where there is no bug."""
+    if ended.status < 0:
+        told.append(asked(mutant))
+        end = f"did not end in {SECONDS} s" if ended.status == -signal.SIGALRM else f"signal {-ended.status}"
+        return f"{mutant.test or FORWARD}, {end}"
+    failed = [line[7:].split(" - ")[0] for line in ended.said.splitlines() if line.startswith("FAILED ")]
+    if ended.status == 1 and failed:
+        told.append([failed[0]])
         return failed[0].split("::")[1]
-    if run.returncode != 0:
-        sys.exit(f"the tests did not run:\n{run.stdout}{run.stderr}")
+    if ended.status != 0:
+        sys.exit(f"the tests did not run:\n{ended.said}")
     return None
 
 
-def pass_unchanged(told: set, library: Path) -> None:
+def pass_unchanged(told: list, library: Path) -> None:
     """Every test that caught a bug passes where there is none."""
-    alone = sorted(test for test, names in told if not names)
-    runs = [(alone, "")] if alone else []
-    runs += [([file], names) for file, names in sorted(told) if names]
-    done = seeded.at_once(lambda tests: run_tests(*tests, library), runs)
-    for tests, run in zip(runs, done, strict=True):
-        if run is None or run.returncode != 0:
-            sys.exit(f"{tests} fails without a seeded bug:\n{run.stdout if run else 'no end'}")
+    tests = [list(words) for words in sorted(set(map(tuple, told)))]
+    runs = seeded.forked(partial(run_tests, words, library) for words in tests)
+    for words, ended in zip(tests, runs, strict=True):
+        if ended.status:
+            sys.exit(f"{words} fails without a seeded bug:\n{ended.said}")
 
 
 def main(*words: str) -> int:
@@ -274,12 +276,17 @@ def main(*words: str) -> int:
         seeded.with_bug((ROOT / "csrc" / mutant.file).read_text(), mutant)
     if not mutants:
         return 0
+    os.chdir(ROOT)
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     with tempfile.TemporaryDirectory(prefix="cuda_mutants_") as name:
         folder = Path(name)
         objects = seeded.at_once(lambda op: compile_object(SOURCES[op], folder / f"{op}.o", FLAGS), SOURCES)
         unchanged = dict(zip(SOURCES, objects, strict=True))
-        told = set()
-        results = seeded.at_once(lambda mutant: killed_by(mutant, unchanged, folder, told), mutants)
+        import lska_ops.testing.problems  # noqa: F401  torch and all: once for all children
+
+        told = []
+        children = seeded.forked(partial(try_out, mutant, unchanged, folder) for mutant in mutants)
+        results = (killed_by(*pair, told) for pair in zip(mutants, children, strict=True))
         status = seeded.judge(mutants, results, lambda mutant: "cuda", start)
         pass_unchanged(told, link(unchanged.values(), folder / "unchanged.so"))
         print(f"without a bug these tests pass; {time.monotonic() - start:.0f} s", flush=True)

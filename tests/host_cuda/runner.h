@@ -37,7 +37,7 @@
 namespace host_cuda {
 
 constexpr int kMaxThreads = 1024, kWarp = 32;
-constexpr int64_t kMostBarriers = 1 << 18;  // of a block; more is a loop without an end
+constexpr int64_t kMostBarriers = 1 << 16;  // of a block; more is a loop without an end
 constexpr size_t kStackBytes = 64 << 10;
 
 struct Position {
