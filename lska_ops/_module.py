@@ -65,13 +65,13 @@ def _is_plain(m, own, stride, dilation, groups):
     weight, bias = own["weight"], own["bias"]
     if type(weight) not in PLAIN_TENSORS or (bias is not None and type(bias) not in PLAIN_TENSORS):
         return False
-    height, width = weight.shape[2:]
+    channels, _, height, width = weight.shape
     return (
         m.stride == (stride, stride)
         and m.dilation == (dilation, dilation)
         and m.padding == (height // 2 * dilation, width // 2 * dilation)
         and m.padding_mode == "zeros"
-        and m.groups == (groups or weight.shape[0])
+        and m.groups == (groups or channels)
     )
 
 

@@ -23,15 +23,16 @@ KNOWN_MODES = frozenset((
 # A subclass (DTensor, quantised weights, what a user logs with) has operations of its own, but the fake one.
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter, torch._subclasses.fake_tensor.FakeTensor)
 
-_FLAG = "_is_exporting_flag" if hasattr(torch.compiler, "_is_exporting_flag") else None
+_HAS_FLAG = hasattr(torch.compiler, "_is_exporting_flag")  # from torch 2.7 on
 
 
 def exporting():
     """True inside a tracer whose result must run without us: TorchScript, ONNX, torch.export."""
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if torch.jit.is_tracing():
         return True
-    # torch.compile answers is_exporting() with True in torch 2.9 to 2.11, the flag behind it truly.
-    return getattr(torch.compiler, _FLAG) if _FLAG else False
+    # torch.compile answers is_exporting() with True in torch 2.9 to 2.11, the flag behind it truly. ONNX exports
+    # by TorchScript or, where there is the flag, by torch.export; asking it takes longer than all else here.
+    return torch.compiler._is_exporting_flag if _HAS_FLAG else torch.onnx.is_in_onnx_export()
 
 
 def transform_without_rule():

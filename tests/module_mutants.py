@@ -53,18 +53,19 @@ MUTANTS = [
     Mutant("dilation", MODULE, "and m.dilation == (dilation, dilation)", "", "dilation_changed_alone"),
     Mutant("padding", MODULE, "and m.padding == (height // 2 * dilation, width // 2 * dilation)", "", "padding_moved"),
     Mutant("padding mode", MODULE, 'and m.padding_mode == "zeros"', "", "padding_mode_changed"),
-    Mutant("groups", MODULE, "and m.groups == (groups or weight.shape[0])", "", "groups_joined"),
+    Mutant("groups", MODULE, "and m.groups == (groups or channels)", "", "groups_joined"),
     Mutant(
         "parameters of a replica", MODULE, 'if "weight" not in own and "_former_parameters" in m.__dict__:',
         "if False:", "replicas",
     ),
     Mutant("global hooks", MODULE, " or _has_any_global_hook():", ":", "global_hook"),
     Mutant("onlookers", MODULE, "if watched(x):", "if False:", "fx_trace"),
+    Mutant("TorchScript's tracer", WATCHERS, "if torch.jit.is_tracing():", "if False:", "jit_trace"),
     Mutant(
-        "TorchScript's tracer", WATCHERS, "torch.jit.is_tracing() or torch.onnx", "torch.onnx",
-        "jit_trace",
+        "torch.export", WATCHERS,
+        "return torch.compiler._is_exporting_flag if _HAS_FLAG else torch.onnx.is_in_onnx_export()", "return False",
+        "exported",
     ),
-    Mutant("torch.export", WATCHERS, "return getattr(torch.compiler, _FLAG) if _FLAG else False", "return False", "exported"),
     Mutant("torch.func", WATCHERS, "exporting() or transformed() or ", "exporting() or ", "gradients_of_a_functional_call"),
     Mutant(
         "forward-mode differentiation", WATCHERS, "transformed() or forward_ad._current_level >= 0:", "transformed():",
