@@ -93,6 +93,7 @@ sanitize: setup  ## random problems under AddressSanitizer, UndefinedBehaviorSan
 	$(PY) tests/host_cuda/sanitize.py
 
 mutants: setup  ## bugs seeded into the kernels, each to be caught by a test; FIFTH=2 for a fifth of them, FIFTH=auto by commit
+	$(PY) tests/module_mutants.py $(if $(FIFTH),--fifth $(FIFTH))
 	$(PY) tests/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
 	$(PY) tests/host_cuda/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
 	$(PY) tests/triton_mutants.py $(if $(FIFTH),--fifth $(FIFTH))
