@@ -9,6 +9,7 @@ registers would be.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -159,6 +160,11 @@ def chosen(op, archs):
 
 def main(op, *archs):
     with tempfile.TemporaryDirectory(prefix="triton_ahead_") as folder:
+        try:  # what Triton keeps in HOME saves a minute the next time, where HOME can be written
+            (Path.home() / ".triton").mkdir(exist_ok=True)
+            tempfile.TemporaryFile(dir=Path.home() / ".triton").close()
+        except OSError:
+            os.environ.setdefault("TRITON_CACHE_DIR", folder)
         for variant, arch in chosen(op, tuple(map(int, archs)) or ARCHS):
             print(json.dumps(variant.compiled(arch, folder)), flush=True)
 
