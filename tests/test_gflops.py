@@ -25,7 +25,9 @@ def test_gflops_have_the_products_of_attention(thop, registered):
     network, products = DetectionModel("yolo11n-ACmix.yaml", verbose=False), 0
     ours = [m for m in network.modules() if isinstance(m, ACmix)]
 
-    def add(m, args, y):  # a product a query, key and dim, and one a weight, value and dim; each with an addition
+    def add(
+        m, args, y
+    ):  # a product a query, key and dim, and one a weight, value and dim; each with an addition
         nonlocal products
         products += 2 * 2 * m.kernel_att**2 * y.numel()
 
