@@ -30,8 +30,8 @@ def exporting():
     """True inside a tracer whose result must run without us: TorchScript, ONNX, torch.export."""
     if torch.jit.is_tracing():
         return True
-    # The flag tells truly, where is_exporting() is True while torch 2.9 to 2.11 compile. With it ONNX exports by
-    # torch.export or TorchScript; to ask it takes longer than all else here.
+    # The flag tells truly; is_exporting() is True while torch 2.9 to 2.11 compile. Where there is a flag, ONNX
+    # exports by torch.export or TorchScript: to ask it takes longer than all else here.
     return torch.compiler._is_exporting_flag if _HAS_FLAG else torch.onnx.is_in_onnx_export()
 
 
