@@ -7,6 +7,8 @@ tell the difference: :meth:`FusedModule._weights_to_fuse` is the one rule for wh
 
 import copy
 import sys
+import types
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +19,32 @@ from ._watchers import PLAIN_TENSORS, watched
 
 # Not nn.Conv2d, which a quantiser may have replaced before we were imported.
 _Conv2d = nn.modules.conv.Conv2d
-_AS_IMPORTED = (_Conv2d, _Conv2d.forward, _Conv2d._conv_forward, nn.Module.__call__, F.conv2d)
-_IMPORTED_FROM = (_Conv2d.__module__, _Conv2d.forward.__module__, _Conv2d._conv_forward.__module__)
-
-
+_MODULES = str(Path(nn.modules.__file__).parent)
 # Whether torch.compile understands a question about a module's own attributes: torch 2.3 does not.
 _ASKS_FOR_PATCHES = hasattr(torch.compiler, "set_stance")
+_own = None  # what a call of a convolution runs through, as torch has it; found when it is first unpatched
 
 
 def _convolutions_are_torchs_own():
-    """Nobody has replaced or patched the class, its forward or the function: before our import, or since."""
-    now = (nn.Conv2d, _Conv2d.forward, _Conv2d._conv_forward, nn.Module.__call__, F.conv2d)
-    return now == _AS_IMPORTED and _IMPORTED_FROM == ("torch.nn.modules.conv",) * 3
+    """Nobody has replaced or patched the class, what a call of it runs through, or the function behind."""
+    global _own
+    now = (
+        nn.Conv2d, _Conv2d.__call__, _Conv2d._call_impl, _Conv2d.forward, _Conv2d._conv_forward, F.conv2d,
+    )  # fmt: skip
+    if _own is None and _are_by_torch(*now):
+        _own = now
+    return now == _own
+
+
+def _are_by_torch(cls, *functions):
+    """By where their code is: a wrapper may have copied names."""
+    *methods, conv2d = functions
+    files = [getattr(getattr(f, "__code__", None), "co_filename", "") for f in methods]
+    return (
+        (cls.__module__, cls.__qualname__) == ("torch.nn.modules.conv", "Conv2d")
+        and all(str(Path(file).parent) == _MODULES for file in files)
+        and isinstance(conv2d, types.BuiltinFunctionType)
+    )
 
 
 # torch.compile asks while it traces.
@@ -50,7 +66,18 @@ def _own_parameters(m):
     own = m._parameters
     if "weight" not in own and "_former_parameters" in m.__dict__:  # a replica that nn.DataParallel made
         own = {**own, **m._former_parameters}
+    elif _is_patched(m, "weight", "bias"):  # which hide the parameters
+        return None
     return own if "weight" in own and "bias" in own else None
+
+
+def _is_patched(m, *names):
+    """Whether m has attributes of its own by these names, where torch.compile understands the question."""
+    if _ASKS_FOR_PATCHES or not torch.compiler.is_compiling():
+        for name in names:
+            if name in m.__dict__:
+                return True
+    return False
 
 
 def _is_plain(m, own, stride, dilation, groups):
@@ -59,11 +86,12 @@ def _is_plain(m, own, stride, dilation, groups):
         return False
     if m._forward_pre_hooks or m._forward_hooks or m._backward_pre_hooks or m._backward_hooks:
         return False
-    if _ASKS_FOR_PATCHES or not torch.compiler.is_compiling():
-        if "forward" in m.__dict__:
-            return False
+    if _is_patched(m, "forward", "_conv_forward", "_call_impl"):
+        return False
     weight, bias = own["weight"], own["bias"]
     if type(weight) not in PLAIN_TENSORS or (bias is not None and type(bias) not in PLAIN_TENSORS):
+        return False
+    if weight.dim() != 4:  # emptied or packed by whoever shards or offloads it
         return False
     channels, _, height, width = weight.shape
     return (
@@ -97,7 +125,7 @@ class FusedModule(nn.Module):
         if watched(x):
             return None
         modules = self._modules
-        channels = getattr(modules["conv1"], "in_channels", None)  # an adapter may not say
+        channels = getattr(next(iter(modules.values())), "in_channels", None)  # an adapter may not say
         if channels is not None:
             check_channels(type(self).__name__, x, channels)
         published = self._published()

@@ -4,6 +4,8 @@ Tracers (TorchScript, ONNX, torch.export, torch.fx, make_fx), torch.func's trans
 differentiation, modes that look at every function or operation, and tensors with operations of their own.
 """
 
+from functools import cache
+
 import torch
 from torch import nn
 from torch.autograd import forward_ad
@@ -30,7 +32,7 @@ def exporting():
     """True inside a tracer whose result must run without us: TorchScript, ONNX, torch.export."""
     if torch.jit.is_tracing():
         return True
-    # The flag tells truly; is_exporting() is True while torch 2.9 to 2.11 compile. Where there is a flag, ONNX
+    # The flag tells truly; is_exporting() is True while torch 2.9 to 2.11 compile. Where there is one, ONNX
     # exports by torch.export or TorchScript: to ask it takes longer than all else here.
     return torch.compiler._is_exporting_flag if _HAS_FLAG else torch.onnx.is_in_onnx_export()
 
@@ -65,4 +67,9 @@ def watched(x):
 
 
 def _any_unknown(modes):
-    return any(f"{type(mode).__module__}.{type(mode).__qualname__}" not in KNOWN_MODES for mode in modes)
+    return not all(_is_known(type(mode)) for mode in modes)
+
+
+@cache
+def _is_known(mode):
+    return f"{mode.__module__}.{mode.__qualname__}" in KNOWN_MODES

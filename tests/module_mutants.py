@@ -17,19 +17,29 @@ import seeded
 from seeded import Mutant
 
 MODULE, WATCHERS, BACKENDS = "_module.py", "_watchers.py", "_backends.py"
-NOW = "now = (nn.Conv2d, _Conv2d.forward, _Conv2d._conv_forward, nn.Module.__call__, F.conv2d)"
+CALL = "nn.Conv2d, _Conv2d.__call__, _Conv2d._call_impl, _Conv2d.forward, _Conv2d._conv_forward, F.conv2d,"
+PATCHES = '_is_patched(m, "forward", "_conv_forward", "_call_impl")'
 HOOKS = "if m._forward_pre_hooks or m._forward_hooks or m._backward_pre_hooks or m._backward_hooks:"
+
+
+def _without(attribute, place):
+    """The list of what a call runs through, with what was found at first in place of this one."""
+    return CALL.replace(f"{attribute},", f"_own[{place}] if _own else {attribute},", 1)
+
+
 MUTANTS = [
-    Mutant("nn.Conv2d replaced", MODULE, NOW, NOW.replace("(nn.Conv2d,", "(_Conv2d,"), "conv2d_replaced_afterwards"),
-    Mutant("forward patched", MODULE, NOW, NOW.replace("_Conv2d.forward,", "_AS_IMPORTED[1],"), "forward_of_conv2d"),
+    Mutant("nn.Conv2d replaced", MODULE, CALL, _without("nn.Conv2d", 0), "conv2d_replaced_afterwards"),
+    Mutant("calls patched", MODULE, CALL, _without("_Conv2d.__call__", 1), "call_of_conv2d_patched"),
+    Mutant("inner calls patched", MODULE, CALL, _without("_Conv2d._call_impl", 2), "inner_call_of_modules_patched"),
+    Mutant("forward patched", MODULE, CALL, _without("_Conv2d.forward", 3), "forward_of_conv2d"),
+    Mutant("inner forward patched", MODULE, CALL, _without("_Conv2d._conv_forward", 4), "inner_forward_of_conv2d"),
+    Mutant("F.conv2d patched", MODULE, CALL, _without(" F.conv2d", 5), "functional_conv2d"),
     Mutant(
-        "inner forward patched", MODULE, NOW, NOW.replace("_Conv2d._conv_forward", "_AS_IMPORTED[2]"),
-        "inner_forward_of_conv2d",
+        "patched methods before our import", MODULE, "and all(str(Path(file).parent) == _MODULES for file in files)", "",
+        "patched_before_the_import",
     ),
-    Mutant("calls patched", MODULE, NOW, NOW.replace("nn.Module.__call__", "_AS_IMPORTED[3]"), "call_of_modules"),
-    Mutant("F.conv2d patched", MODULE, NOW, NOW.replace("F.conv2d)", "_AS_IMPORTED[4])"), "functional_conv2d"),
     Mutant(
-        "patched before our import", MODULE, 'and _IMPORTED_FROM == ("torch.nn.modules.conv",) * 3', "",
+        "patched function before our import", MODULE, "and isinstance(conv2d, types.BuiltinFunctionType)", "",
         "patched_before_the_import",
     ),
     Mutant("another class", MODULE, "type(m) is not _Conv2d or own is None", "own is None", "class_of_one_changed"),
@@ -37,9 +47,16 @@ MUTANTS = [
     Mutant("forward hooks", MODULE, HOOKS, HOOKS.replace("m._forward_hooks or ", ""), "forward_hooks"),
     Mutant("backward pre-hooks", MODULE, HOOKS, HOOKS.replace("m._backward_pre_hooks or ", ""), "backward_pre_hook"),
     Mutant("backward hooks", MODULE, HOOKS, HOOKS.replace(" or m._backward_hooks", ""), "backward_hooks"),
+    Mutant("one's forward patched", MODULE, PATCHES, PATCHES.replace('"forward", ', ""), "forward_of_one_patched"),
     Mutant(
-        "one's forward patched", MODULE, 'if "forward" in m.__dict__:',
-        "if False:", "forward_of_one_patched",
+        "one's inner forward patched", MODULE, PATCHES, PATCHES.replace(', "_conv_forward"', ""), "inner_forward_of_one",
+    ),
+    Mutant("one's call patched", MODULE, PATCHES, PATCHES.replace(', "_call_impl"', ""), "call_of_one_patched"),
+    Mutant("parameters hidden", MODULE, 'elif _is_patched(m, "weight", "bias"):', "elif False:", "weight_hidden"),
+    Mutant("emptied weights", MODULE, "if weight.dim() != 4:", "if False:", "emptied"),
+    Mutant(
+        "rates of a subclass", "acmix/module.py",
+        "type(self.rate1) not in PLAIN_TENSORS or type(self.rate2) not in PLAIN_TENSORS", "False", "rate_of_a_subclass",
     ),
     Mutant(
         "weights of a subclass", MODULE, "type(weight) not in PLAIN_TENSORS or (", "(",

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "compiled.py": {"torch", "._compiled", "._flops", "._triton", ".triton_launch"},
     "op.py": {"torch", "._backends", "._calls", "._watchers", ".reference", ".compiled"},
     "halves.py": {"torch", "._backends", "._calls", "._watchers", ".op", ".reference"},
-    "module.py": {"torch", "._calls", "._module", ".op", ".reference"},
+    "module.py": {"torch", "._calls", "._watchers", "._module", ".op", ".reference"},
 }
 
 

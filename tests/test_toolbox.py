@@ -224,6 +224,38 @@ def test_toolbox_fx_cannot_trace_acmix_alone():
         torch.fx.symbolic_trace(made("ACmix")[0])
 
 
+@pytest.mark.parametrize("how", ["hook", "subclass"])
+def test_toolbox_fx_refuses_an_acmix_of_which_a_part_would_run_twice(how):
+    module, _ = made("ACmix")
+    if how == "hook":
+        module.register_forward_hook(lambda m, args, y: 2 * y)
+    else:
+        module.__class__ = type("Doubled", (ACmix,), {"forward": lambda self, x: 2 * ACmix.forward(self, x)})
+    with pytest.raises(TypeError, match="torch.fx: an ACmix with hooks or a forward of its own"):
+        torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), module))
+
+
+@every_op
+def test_toolbox_compiles_whole_under_a_default_device(name):
+    torch._dynamo.reset()
+    module, x = made(name)
+    expected = module(x)
+    torch.set_default_device("cpu")
+    try:
+        found = torch.compile(module, fullgraph=True, backend="aot_eager")(x)
+    finally:
+        torch.set_default_device(None)
+    assert relative_error(found, expected) <= PUBLISHED
+
+
+@every_op
+def test_toolbox_a_weight_that_was_emptied_is_the_convolutions_to_refuse(name):
+    module, x = made(name)
+    module.conv1.weight.data = torch.empty(0, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="weight"):
+        module(x)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_toolbox_quantised_network_around_a_module(name, fused):
     """prepare_fx of a whole network: its convolutions are quantised, LSKA's among them; ACmix is called as it is."""
@@ -245,20 +277,42 @@ def test_toolbox_quantised_network_around_a_module(name, fused):
     )
 
 
-@pytest.mark.parametrize("patched", ["Conv2d", "Conv2d.forward"])
+BEFORE = {
+    "Conv2d": "conv.Conv2d = nn.Conv2d = type('D', (nn.Conv2d,), {'forward': lambda s, x: 2 * forward(s, x)})",
+    "Conv2d.forward": "nn.Conv2d.forward = wraps(forward)(lambda s, x: 2 * forward(s, x))",
+    "F.conv2d": "F.conv2d = lambda *given, **named: 2 * conv2d(*given, **named)",
+    "Module.__call__": "nn.Module.__call__ = wraps(call)(lambda s, x: (1 + isinstance(s, nn.Conv2d)) * call(s, x))",
+}
+
+
+@pytest.mark.parametrize("patched", BEFORE)
 def test_toolbox_conv2d_patched_before_the_import(patched):
-    """In a fresh process. What was there when lska_ops was imported is not torch's own."""
-    patch = {
-        "Conv2d": "conv.Conv2d = nn.Conv2d = type('Doubling', (nn.Conv2d,), {'forward': lambda s, x: 2 * kept(s, x)})",
-        "Conv2d.forward": "nn.Conv2d.forward = lambda s, x: 2 * kept(s, x)",
-    }[patched]
+    """In a fresh process. What was there when lska_ops was imported is not torch's own, whatever its name."""
     code = (
-        "import torch\nfrom torch import nn\nfrom torch.nn.modules import conv\n"
-        f"kept = nn.Conv2d.forward\n{patch}\n"
+        "import torch\nfrom functools import wraps\nfrom torch import nn\nfrom torch.nn import functional as F\n"
+        "from torch.nn.modules import conv\n"
+        "forward, conv2d, call = nn.Conv2d.forward, F.conv2d, nn.Module.__call__\n"
+        f"{BEFORE[patched]}\n"
         "from lska_ops import LSKA\n"
         "m, x = LSKA(4).double(), torch.randn(1, 4, 5, 5).double()\n"
         "gate = x\nfor c in m.children(): gate = c(gate)\n"
         "assert torch.equal(m(x), x * gate)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_cpu
+def test_toolbox_fuses_when_a_patch_is_gone():
+    """In a fresh process: one that was there while lska_ops was imported."""
+    code = (
+        "from torch import nn\ncall = nn.Module.__call__\n"
+        "nn.Module.__call__ = lambda s, x: call(s, x)\n"
+        "import torch\nfrom lska_ops import LSKA\n"
+        "m, x = LSKA(4), torch.randn(1, 4, 5, 5)\n"
+        "assert m._weights_to_fuse(x) is None\n"
+        "nn.Module.__call__ = call\n"
+        "assert m._weights_to_fuse(x) is not None\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

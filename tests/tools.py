@@ -124,6 +124,24 @@ def call_of_modules_patched(module, x):
 
 
 @tool()
+def call_of_conv2d_patched(module, x):
+    kept = nn.Module.__call__
+    nn.Conv2d.__call__ = lambda self, x: 2 * kept(self, x)
+    try:
+        return gradients(module, x)
+    finally:
+        del nn.Conv2d.__call__
+
+
+@tool()
+def inner_call_of_modules_patched(module, x):
+    kept = nn.Module._call_impl
+    twice = lambda self, x: 2 * kept(self, x) if isinstance(self, nn.Conv2d) else kept(self, x)  # noqa: E731
+    with replaced(nn.Module, "_call_impl", twice):
+        return gradients(module, x)
+
+
+@tool()
 def class_of_one_changed(module, x):
     """As ModelOpt does it: a class made at run time."""
     last = convolutions(module)[-1]
@@ -136,6 +154,23 @@ def forward_of_one_patched(module, x):
     first = convolutions(module)[0]
     forward = first.forward
     first.forward = lambda x: 2 * forward(x)
+    return gradients(module, x)
+
+
+@tool()
+def inner_forward_of_one_patched(module, x):
+    """As pictures are made that tile: each convolution pads in its own way."""
+    first = convolutions(module)[0]
+    inner = first._conv_forward
+    first._conv_forward = lambda *given: 2 * inner(*given)
+    return gradients(module, x)
+
+
+@tool()
+def call_of_one_patched(module, x):
+    first = convolutions(module)[0]
+    call = first._call_impl
+    first._call_impl = lambda *given: 2 * call(*given)
     return gradients(module, x)
 
 
@@ -279,6 +314,13 @@ def weight_put_in_as_a_tensor(module, x):
     return gradients(module, x)
 
 
+@tool()
+def weight_hidden_by_a_tensor(module, x):
+    last = convolutions(module)[-1]
+    last.__dict__["weight"] = last.weight.detach() * 2
+    return gradients(module, x)
+
+
 class Logged(torch.Tensor):
     """A subclass with no operations but a class of its own."""
 
@@ -294,6 +336,13 @@ def weight_of_a_subclass(module, x):
 def bias_of_a_subclass(module, x):
     first = convolutions(module)[0]
     first.bias = nn.Parameter(first.bias.detach().as_subclass(Logged))
+    return {"y": module(x).detach().as_subclass(torch.Tensor)}
+
+
+@tool(fuses=("LSKA", "LSKATrivial", "SPPF_LSKA"))
+def rate_of_a_subclass(module, x):
+    if hasattr(module, "rate1"):
+        module.rate1 = nn.Parameter(module.rate1.detach().as_subclass(Logged))
     return {"y": module(x).detach().as_subclass(torch.Tensor)}
 
 
@@ -438,6 +487,15 @@ def flop_counter(module, x):
     with FlopCounterMode(display=False) as counter:
         found = gradients(module, x)
     return {**found, "flops": torch.tensor(counter.get_total_flops())}
+
+
+@tool(fuses=True)
+def batched_gradients(module, x):
+    """Of which autograd computes several at once, by vmap over what was recorded."""
+    x = x.clone().requires_grad_()
+    y = module.eval()(x)
+    (grads,) = torch.autograd.grad(y, x, torch.stack([y.detach(), y.detach().cos()]), is_grads_batched=True)
+    return {"grads x": grads}
 
 
 # ---- copies and files

@@ -11,7 +11,7 @@ import torch
 from tools import after_backward, convolutions, gradients, replaced, tool
 from torch import nn
 
-from lska_ops import unregister
+from lska_ops import LSKA, unregister
 
 
 def is_fx_leaf(module):
@@ -67,11 +67,13 @@ def fx_features(module, x):
 @tool(fuses=("ACmix",))  # which refuses, and goes on working
 def jit_script(module, x):
     if is_fx_leaf(module):  # the published one cannot be scripted either
+        network = nn.Sequential(LSKA(4), module)
         if is_ours(module):
             with pytest.raises(
                 TypeError, match="torch.jit.script: ACmix .* use torch.jit.trace or torch.export"
             ):
-                torch.jit.script(Network(module))
+                torch.jit.script(network)
+        assert type(network[0]) is LSKA
         return gradients(module, x)
     if hasattr(module, "lska"):  # ultralytics' SPPF cannot be scripted
         module, x = module.lska, x.repeat(1, 8 // x.shape[1], 1, 1)
@@ -79,6 +81,11 @@ def jit_script(module, x):
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(module)
     assert scripted.state_dict().keys() == module.state_dict().keys()
+    network = nn.Sequential(module).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(network)
+    assert network[0] is module and not module.training  # scripting leaves the network as it was
     return gradients(scripted, x)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from .._calls import check_number, follow_autocast, without_autocast
 from .._module import FusedModule
+from .._watchers import PLAIN_TENSORS
 from .op import NAMES, acmix
 from .reference import acmix as plain_acmix
 
@@ -81,6 +82,8 @@ class ACmix(FusedModule):
         if isinstance(x, torch.fx.Proxy):
             return self._as_a_leaf(x)
         weights = self._weights_to_fuse(x)
+        if type(self.rate1) not in PLAIN_TENSORS or type(self.rate2) not in PLAIN_TENSORS:
+            weights = None
         options = dict(head=self.head, kernel_att=self.kernel_att, stride=self.stride, dilation=self.dilation)
         if weights is not None:
             return acmix(x, *weights, self.rate1, self.rate2, **options)
@@ -96,6 +99,11 @@ class ACmix(FusedModule):
     def _as_a_leaf(self, x):
         """One node of the graph that torch.fx traces, as layers of torch.nn are: the reflected borders follow
         from the sizes of a map, which a trace does not know."""
+        if type(self).forward is not ACmix.forward or self._forward_hooks or self._forward_pre_hooks:
+            raise TypeError(
+                "torch.fx: an ACmix with hooks or a forward of its own cannot be traced, as these would run "
+                "twice; give the Tracer an is_leaf_module that says True of it, or use torch.export"
+            )
         path = x.tracer.path_of_module(self)
         if not path:
             raise TypeError(

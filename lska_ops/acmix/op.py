@@ -136,7 +136,7 @@ class _Projections(torch.autograd.Function):
     def forward(x, bias, *weights):
         weight, pixels = torch.cat(weights).flatten(1).expand(len(x), -1, -1), x.flatten(2)
         qkv = weight.bmm(pixels) if bias is None else torch.baddbmm(bias[:, None], weight, pixels)
-        return qkv.unflatten(2, x.shape[2:])
+        return qkv.reshape(*qkv.shape[:2], *x.shape[2:])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -147,13 +147,15 @@ class _Projections(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_qkv):
         x, *weights = ctx.saved_tensors
-        grad, grad_x, grad_weights = grad_qkv.flatten(2), None, [None] * 3
+        # reshape: where autograd batches gradients by vmap it has no rule for flatten, nor has torch 2.11's
+        # compiler one for unflatten under a default device.
+        grad, grad_x, grad_weights = grad_qkv.reshape(*grad_qkv.shape[:2], -1), None, [None] * 3
         if any(ctx.needs_input_grad[2:]):
             grad_weight = _sum_of_products(grad, x.flatten(2).mT)
             grad_weights = grad_weight[:, :, None, None].chunk(3)
         if ctx.needs_input_grad[0]:
             weight = torch.cat(weights).flatten(1).expand(len(x), -1, -1)
-            grad_x = weight.mT.bmm(grad).unflatten(2, x.shape[2:])
+            grad_x = weight.mT.bmm(grad).reshape(x.shape)
         grad_bias = grad.sum((0, 2)) if ctx.has_bias and ctx.needs_input_grad[1] else None
         return grad_x, grad_bias, *grad_weights
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import torch
 from torch import nn
 
 from .._calls import check_number, follow_autocast
@@ -75,6 +76,16 @@ class _Gate(FusedModule):
         self.conv1 = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x):
+        if torch.jit.is_scripting():  # TorchScript knows neither backends nor functions that are handed over
+            gate = x
+            for stage in self.children():
+                gate = stage(gate)
+            return x * gate
+        else:
+            return self._forward(x)
+
+    @torch.jit.unused
+    def _forward(self, x):
         weights = self._weights_to_fuse(x)
         if weights is not None:
             *stages, conv1 = weights
@@ -88,25 +99,6 @@ class _Gate(FusedModule):
             return None
         d = self._dilation
         return [(name, 1, d if name in OPTIONAL else 1, None) for name in self._stages] + [("conv1", 1, 1, 1)]
-
-    def __prepare_scriptable__(self):
-        """What torch.jit.script compiles in our place: the same submodules, called in turn."""
-        return _Scriptable({name: self._modules[name] for name in (*self._stages, "conv1")})
-
-
-class _Scriptable(nn.Module):
-    """The reference in TorchScript, which knows neither backends nor functions that are handed over."""
-
-    def __init__(self, stages):
-        super().__init__()
-        for name, stage in stages.items():
-            self.add_module(name, stage)
-
-    def forward(self, x):
-        gate = x
-        for stage in self.children():
-            gate = stage(gate)
-        return x * gate
 
 
 class LSKA(_Gate):
@@ -124,6 +116,7 @@ class LSKA(_Gate):
 
     _has_fused_form = True
     _stages = NAMES[:4]
+    __jit_unused_properties__ = ["_dilation"]
 
     def __init__(self, dim, k_size=7, dilation=None):
         dim = check_number("LSKA", "dim", dim)
