@@ -8,7 +8,6 @@ tell the difference: :meth:`FusedModule._weights_to_fuse` is the one rule for wh
 import copy
 import sys
 import types
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,8 @@ from ._watchers import PLAIN_TENSORS, watched
 
 # Not nn.Conv2d, which a quantiser may have replaced before we were imported.
 _Conv2d = nn.modules.conv.Conv2d
-_MODULES = str(Path(nn.modules.__file__).parent)
+# Where torch's code is, by two functions that nobody patches.
+_FILES = {f.__code__.co_filename for f in (nn.modules.conv._ConvNd.extra_repr, nn.Module.extra_repr)}
 # Whether torch.compile understands a question about a module's own attributes: torch 2.3 does not.
 _ASKS_FOR_PATCHES = hasattr(torch.compiler, "set_stance")
 _own = None  # what a call of a convolution runs through, as torch has it; found when it is first unpatched
@@ -39,10 +39,10 @@ def _convolutions_are_torchs_own():
 def _are_by_torch(cls, *functions):
     """By where their code is: a wrapper may have copied names."""
     *methods, conv2d = functions
-    files = [getattr(getattr(f, "__code__", None), "co_filename", "") for f in methods]
+    files = {getattr(getattr(f, "__code__", None), "co_filename", None) for f in methods}
     return (
         (cls.__module__, cls.__qualname__) == ("torch.nn.modules.conv", "Conv2d")
-        and all(str(Path(file).parent) == _MODULES for file in files)
+        and files <= _FILES
         and isinstance(conv2d, types.BuiltinFunctionType)
     )
 

@@ -28,14 +28,14 @@ def _without(attribute, place):
 
 
 MUTANTS = [
-    Mutant("nn.Conv2d replaced", MODULE, CALL, _without("nn.Conv2d", 0), "conv2d_replaced_afterwards"),
-    Mutant("calls patched", MODULE, CALL, _without("_Conv2d.__call__", 1), "call_of_conv2d_patched"),
-    Mutant("inner calls patched", MODULE, CALL, _without("_Conv2d._call_impl", 2), "inner_call_of_modules_patched"),
-    Mutant("forward patched", MODULE, CALL, _without("_Conv2d.forward", 3), "forward_of_conv2d"),
-    Mutant("inner forward patched", MODULE, CALL, _without("_Conv2d._conv_forward", 4), "inner_forward_of_conv2d"),
-    Mutant("F.conv2d patched", MODULE, CALL, _without(" F.conv2d", 5), "functional_conv2d"),
+    Mutant("nn.Conv2d replaced", MODULE, CALL, _without("nn.Conv2d", 0), "nothing or conv2d_replaced_afterwards"),
+    Mutant("calls patched", MODULE, CALL, _without("_Conv2d.__call__", 1), "nothing or call_of_conv2d_patched"),
+    Mutant("inner calls patched", MODULE, CALL, _without("_Conv2d._call_impl", 2), "nothing or inner_call_of_modules_patched"),
+    Mutant("forward patched", MODULE, CALL, _without("_Conv2d.forward", 3), "nothing or forward_of_conv2d"),
+    Mutant("inner forward patched", MODULE, CALL, _without("_Conv2d._conv_forward", 4), "nothing or inner_forward_of_conv2d"),
+    Mutant("F.conv2d patched", MODULE, CALL, _without(" F.conv2d", 5), "nothing or functional_conv2d"),
     Mutant(
-        "patched methods before our import", MODULE, "and all(str(Path(file).parent) == _MODULES for file in files)", "",
+        "patched methods before our import", MODULE, "and files <= _FILES", "",
         "patched_before_the_import",
     ),
     Mutant(
