@@ -36,8 +36,11 @@ def _doctor(asked):
     print(f"yolo hook    {status()}")
     print(f"compiled     {_compiled_parts()}")
     print(f"triton       {_triton_version()}")
-    if asked:
+    if asked in _backends.ACCEPTED_NAMES:
         print(f"asked for    {asked}, by LSKA_OPS_BACKEND; unset it to let every call choose, as below")
+    elif asked:
+        names = ", ".join(_backends.ACCEPTED_NAMES)
+        print(f"asked for    {asked!r}, by LSKA_OPS_BACKEND, which is no backend; expected one of {names}")
     devices = [torch.device("cpu")]
     print(f"cpu          {torch.get_num_threads()} threads")
     for i in range(torch.cuda.device_count()):
@@ -50,6 +53,9 @@ def _doctor(asked):
             print(f"\n{', '.join(ops)} on {device}")
             print("  " + _backends.explain(ops[0], x).replace("\n", "\n  "))
             fused = fused or _backends.choose(ops[0], "auto", x) != "reference"
+    if asked and asked not in _backends.ACCEPTED_NAMES:
+        print("\nNo call works while LSKA_OPS_BACKEND names no backend.")
+        return 1
     if fused:
         print("\nA fused backend is in use.")
         return 0

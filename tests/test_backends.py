@@ -105,3 +105,16 @@ def test_backends_doctor_names_every_backend():
 
 def test_backends_modules_of_both_ops_are_exported():
     assert ACmix.__module__ == "lska_ops.acmix.module" and LSKA.__module__ == "lska_ops.lska.module"
+
+
+def test_backends_doctor_tells_of_a_name_that_is_none(monkeypatch, capsys):
+    monkeypatch.setenv("LSKA_OPS_BACKEND", "nonsense")
+    from lska_ops.doctor import doctor
+
+    assert doctor() == 1
+    said = capsys.readouterr().out
+    assert (
+        "asked for    'nonsense', by LSKA_OPS_BACKEND, which is no backend; expected one of auto, cuda"
+        in said
+    )
+    assert "A fused backend is in use" not in said

@@ -318,6 +318,33 @@ def test_toolbox_fuses_when_a_patch_is_gone():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_toolbox_network_trained_quantised_and_converted(name):
+    """prepare_qat_fx to convert_fx, as README says it for ACmix."""
+    fx = pytest.importorskip("torch.ao.quantization.quantize_fx")
+    from torch.ao.quantization import get_default_qat_qconfig_mapping
+
+    module, x = made(name)
+    C, x = x.shape[1], x.float()
+    network = nn.Sequential(nn.Conv2d(C, C, 1), module.float(), nn.ReLU()).train()
+    mapping = get_default_qat_qconfig_mapping("x86").set_object_type(ACmix, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = fx.prepare_qat_fx(network, mapping, (x,))
+        prepared(x).sum().backward()
+        quantised = fx.convert_fx(prepared.eval())
+    assert quantised(x).shape == network.eval()(x).shape
+    assert sum("quantized" in type(m).__module__ for m in quantised.modules()) >= (
+        1 if name == "ACmix" else 4
+    )
+
+
+def test_toolbox_acmix_asks_for_a_batch_under_vmap():
+    module, x = made("ACmix")
+    with pytest.raises(ValueError, match=r"ACmix: x has shape \[6, 7, 6\]; expected .* x\[None\]"):
+        torch.vmap(module)(x)
+
+
 class OnlyReflections(torch.utils._python_dispatch.TorchDispatchMode):
     def __init__(self):
         super().__init__()

@@ -8,7 +8,7 @@ from torch import nn
 
 from .._calls import check_number, follow_autocast, without_autocast
 from .._module import FusedModule
-from .._watchers import PLAIN_TENSORS
+from .._watchers import PLAIN_TENSORS, transformed
 from .op import NAMES, acmix
 from .reference import acmix as plain_acmix
 
@@ -87,6 +87,9 @@ class ACmix(FusedModule):
         options = dict(head=self.head, kernel_att=self.kernel_att, stride=self.stride, dilation=self.dilation)
         if weights is not None:
             return acmix(x, *weights, self.rate1, self.rate2, **options)
+        if x.dim() != 4:
+            hint = "; under torch.func.vmap give each map a batch axis, x[None]" if transformed() else ""
+            raise ValueError(f"ACmix: x has shape {list(x.shape)}; expected [B, C, H, W]{hint}")
         x, rates = follow_autocast(x, (self.rate1, self.rate2))
         q, k, v, _, fc, dep_conv = (getattr(self, name) for name in NAMES)
         y = plain_acmix(x, q, k, v, self._position, fc, dep_conv, *rates, **options)
