@@ -391,6 +391,8 @@ def test_yolo_flops_are_counted(module):
             extra += (
                 conv.weight.numel() * pixels * (layer.head_dim if name == "fc" else 1)
             )  # fc runs once for each dim
+        if module == "ACmix":  # queries by keys, and weights by values
+            extra += 2 * layer.kernel_att**2 * channels * pixels
     assert round(ours - plain, 9) == round(2 * extra / 1e9, 9)
 
 

@@ -149,7 +149,8 @@ class _Projections(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         # reshape: where autograd batches gradients by vmap it has no rule for flatten, nor has torch 2.11's
         # compiler one for unflatten under a default device.
-        grad, grad_x, grad_weights = grad_qkv.reshape(*grad_qkv.shape[:2], -1), None, [None] * 3
+        B, C, H, W = grad_qkv.shape
+        grad, grad_x, grad_weights = grad_qkv.reshape(B, C, H * W), None, [None] * 3
         if any(ctx.needs_input_grad[2:]):
             grad_weight = _sum_of_products(grad, x.flatten(2).mT)
             grad_weights = grad_weight[:, :, None, None].chunk(3)
