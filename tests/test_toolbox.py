@@ -1,6 +1,6 @@
 """Inside every PyTorch tool a module of ours is the convolutions it stands for.
 
-Each tool of tools.py and tools_tracing.py is given a module of ours and a twin that calls the same convolutions; what
+Each tool of tools*.py is given a module of ours and a twin that calls the same convolutions; what
 comes out is the same, and the fused path has run where it may and nowhere else.
 """
 
@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 import tools_tracing  # noqa: F401 -- adds its tools
+import tools_training  # noqa: F401 -- so does it
 import torch
 from tools import TOOLS
 from torch import nn
@@ -99,7 +100,7 @@ def made(name, built=None):
     build, channels = MODULES[name]
     torch.manual_seed(0)
     with (built or contextlib.nullcontext)():
-        module = build().double()
+        module = copy.deepcopy(build()).double()  # all of ultralytics' blocks share one activation
         with torch.no_grad():
             for p in module.parameters():
                 p.normal_(std=0.5)
