@@ -44,18 +44,18 @@ def transform_without_rule():
     return next((f"torch.func.{name}" for name in ("vmap", "jvp") if name.capitalize() in active), None)
 
 
-def transformed():
+def torch_func_is_active():
     """True inside of a torch.func transform."""
     return torch._C._are_functorch_transforms_active()
 
 
 # torch.compile asks while it traces, when it is inside of the transforms that it traces.
-transformed._dynamo_marked_constant = transform_without_rule._dynamo_marked_constant = True
+torch_func_is_active._dynamo_marked_constant = transform_without_rule._dynamo_marked_constant = True
 
 
 def watched(x):
     """Whether plain PyTorch has to compute with x, the map of a call, because somebody looks on."""
-    if exporting() or transformed() or forward_ad._current_level >= 0:
+    if exporting() or torch_func_is_active() or forward_ad._current_level >= 0:
         return True
     if torch.compiler.is_compiling():  # torch.compile follows modes itself
         return False

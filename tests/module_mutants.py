@@ -83,9 +83,9 @@ MUTANTS = [
         "return torch.compiler._is_exporting_flag if _HAS_FLAG else torch.onnx.is_in_onnx_export()", "return False",
         "exported",
     ),
-    Mutant("torch.func", WATCHERS, "exporting() or transformed() or ", "exporting() or ", "gradients_of_a_functional_call"),
+    Mutant("torch.func", WATCHERS, "exporting() or torch_func_is_active() or ", "exporting() or ", "gradients_of_a_functional_call"),
     Mutant(
-        "forward-mode differentiation", WATCHERS, "transformed() or forward_ad._current_level >= 0:", "transformed():",
+        "forward-mode differentiation", WATCHERS, "torch_func_is_active() or forward_ad._current_level >= 0:", "torch_func_is_active():",
         "forward_mode",
     ),
     Mutant(

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .. import _watchers  # not its function: torch 2.3 compiles constants to globals of that name here
 from .._calls import check_number, follow_autocast, without_autocast
 from .._module import FusedModule
-from .._watchers import PLAIN_TENSORS, transformed
+from .._watchers import PLAIN_TENSORS
 from .op import NAMES, acmix
 from .reference import acmix as plain_acmix
 
@@ -88,7 +89,11 @@ class ACmix(FusedModule):
         if weights is not None:
             return acmix(x, *weights, self.rate1, self.rate2, **options)
         if x.dim() != 4:
-            hint = "; under torch.func.vmap give each map a batch axis, x[None]" if transformed() else ""
+            hint = (
+                "; under torch.func.vmap give each map a batch axis, x[None]"
+                if _watchers.torch_func_is_active()
+                else ""
+            )
             raise ValueError(f"ACmix: x has shape {list(x.shape)}; expected [B, C, H, W]{hint}")
         x, rates = follow_autocast(x, (self.rate1, self.rate2))
         q, k, v, _, fc, dep_conv = (getattr(self, name) for name in NAMES)
