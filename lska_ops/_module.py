@@ -111,6 +111,12 @@ class FusedModule(nn.Module):
         groups is None for one channel each; the padding keeps a map's size. None: there is no fused path."""
         return None
 
+    def _may_read(self, name, stride, dilation, groups):
+        """Whether nobody could tell that a convolution is not called but its parameters read."""
+        m = self._modules[name]
+        patched = not _convolutions_are_torchs_own() or _has_any_global_hook()
+        return not patched and _is_plain(m, _own_parameters(m), stride, dilation, groups)
+
     def _weights_to_fuse(self, x):
         """(weight, bias) of each convolution; or None where the submodules have to be called.
 

@@ -340,6 +340,16 @@ def test_toolbox_network_trained_quantised_and_converted(name):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_toolbox_acmix_calls_every_convolution_that_has_a_hook_in_any_dtype(dtype):
+    module, x = made("ACmix")
+    calls = []
+    for name, m in module.named_children():
+        m.register_forward_hook(lambda *_, name=name: calls.append(name))
+    module.to(dtype)(x.to(dtype))
+    assert sorted(calls) == sorted(name for name, _ in module.named_children())
+
+
 def test_toolbox_acmix_asks_for_a_batch_under_vmap():
     module, x = made("ACmix")
     with pytest.raises(ValueError, match=r"ACmix: x has shape \[6, 7, 6\]; expected .* x\[None\]"):

@@ -127,16 +127,16 @@ class ACmix(FusedModule):
         )
 
     def _position(self, loc):
-        # In float32 at least: a half dtype cannot tell neighbouring columns apart.
         conv_p = self.conv_p
+        own = getattr(getattr(conv_p, "weight", None), "dtype", None)
+        if own is None:  # an adapter's, that wraps the weight
+            own = next((p.dtype for p in conv_p.parameters() if p.is_floating_point()), loc.dtype)
         with without_autocast(loc.device.type):
-            if type(conv_p) is not nn.Conv2d:  # an adapter's own forward, in its own dtype
-                own = next((p.dtype for p in conv_p.parameters() if p.is_floating_point()), loc.dtype)
-                return conv_p(loc.to(own))
-            weight, bias = conv_p.weight, conv_p.bias
-            if weight.dtype == loc.dtype:
-                return conv_p(loc)
-            return F.conv2d(loc, weight.to(loc.dtype), None if bias is None else bias.to(loc.dtype))
+            # In float32 at least, where nobody can tell: a half dtype does not resolve neighbouring columns.
+            if own != loc.dtype and self._may_read("conv_p", 1, 1, 1):
+                weight, bias = conv_p.weight, conv_p.bias
+                return F.conv2d(loc, weight.to(loc.dtype), None if bias is None else bias.to(loc.dtype))
+            return conv_p(loc.to(own))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # The published module sets dep_conv.bias to None; some copies of it keep and train one.
