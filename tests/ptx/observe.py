@@ -29,7 +29,7 @@ class Observer:
             lanes: how many lanes are in it, of all those warps together. A guarded instruction has fewer.
         """
 
-    def access(self, instruction, space, is_load, addresses, width, active):
+    def access(self, instruction, space, is_load, addresses, width, active, warps):
         """An instruction reached memory; cp.async comes twice, as a global load and as a shared store.
 
         Args:
@@ -37,6 +37,7 @@ class Observer:
             addresses: int64 [warps that have any lane in it, 32] in bytes, shared ones from their block's start on.
             width: bytes of each lane, of a vector all together; of ldmatrix 16, in the lanes that give rows.
             active: bool of the same shape; the address of any other lane means nothing.
+            warps: the number of each row's warp, so that a counter knows its block: int64 [rows].
         """
 
     def barrier(self, instruction, warps):
