@@ -1,0 +1,129 @@
+"""The calls that are profiled: yolo11's maps, and whatever a line of words describes."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+
+import torch
+
+SPLITS = {7: (3, 3, 2), 11: (3, 5, 2), 23: (5, 7, 3), 35: (5, 11, 3), 41: (5, 13, 3), 53: (5, 17, 3)}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+OPS = ("lska_fwd", "lska_bwd", "acmix_fwd", "acmix_bwd", "eager_fwd", "eager_bwd", "copy")
+MAPS = {"P3": (64, 80), "P4": (128, 40), "P5": (256, 20)}
+HEADS, WINDOW = 4, 7
+
+
+@dataclass(frozen=True)
+class Problem:
+    op: str = "lska_fwd"
+    C: int = 64
+    H: int = 80
+    W: int = 80
+    B: int = 16
+    k: int = 23
+    dtype: str = "fp16"
+    layout: str = "channels_last"
+
+    @property
+    def level(self):
+        return {80: "P3", 40: "P4", 20: "P5"}.get(self.H, "-") if self.H == self.W else "-"
+
+    @property
+    def outputs(self):
+        return self.B * self.C * self.H * self.W
+
+    @property
+    def element(self):
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def map_bytes(self):
+        return self.outputs * self.element
+
+    def __str__(self):
+        k = f" k{self.k}" if "acmix" not in self.op else ""
+        return f"{self.op} {self.C}x{self.H}x{self.W} B{self.B}{k} {self.dtype} {self.layout}"
+
+
+def parse(text):
+    """A Problem of words in any order, as in `lska_fwd 96x56x56 B8 k35 fp16 channels_last`."""
+    found = {}
+    for word in text.split():
+        if shape := re.fullmatch(r"(\d+)x(\d+)x(\d+)", word):
+            found |= dict(zip("CHW", map(int, shape.groups()), strict=True))
+        elif number := re.fullmatch(r"([Bk])(\d+)", word):
+            found[number[1]] = int(number[2])
+        elif word in DTYPES:
+            found["dtype"] = word
+        elif word in LAYOUTS:
+            found["layout"] = word
+        elif word in OPS:
+            found["op"] = word
+        else:
+            raise ValueError(
+                f"profile: {word!r} is not understood; expected one of {', '.join(OPS)}, CxHxW, B16, "
+                f"k{', k'.join(map(str, SPLITS))}, {', '.join(DTYPES)}, {' or '.join(LAYOUTS)}"
+            )
+    if found.get("k", 7) not in SPLITS:
+        raise ValueError(f"profile: k is {found['k']}; expected one of {', '.join(map(str, SPLITS))}")
+    return Problem(**found)
+
+
+def table():
+    """The committed profile's calls."""
+    out = []
+    for layout in LAYOUTS:
+        for C, side in MAPS.values():
+            base = Problem(C=C, H=side, W=side, layout=layout)
+            out += [replace(base, k=k) for k in (7, 23, 53)]
+            out += [replace(base, dtype=dtype) for dtype in ("fp32", "bf16")]
+            out += [replace(base, op="lska_bwd", k=k) for k in (7, 23)]
+            out += [replace(base, op=op, k=k) for op in ("eager_fwd", "eager_bwd") for k in (7, 23)]
+            out += [replace(base, op="copy")]
+        for C, side in ((384, 80), (768, 40)):
+            out += [Problem(C=C, H=side, W=side, k=k, layout=layout) for k in (7, 23)]
+        out += [Problem(B=1, k=k, layout=layout) for k in (7, 23)]
+    for C, side in MAPS.values():
+        out.append(Problem("acmix_fwd", C, side, side, k=WINDOW, layout="NCHW"))
+    return out
+
+
+def arguments(problem):
+    """What the problem's op is called with: of `eager` and `copy` none, since nothing of ours runs there."""
+    p, dtype = problem, DTYPES[problem.dtype]
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape, fan_in=1):
+        few = torch.randn(min(math.prod(shape), 1 << 16), generator=generator) * fan_in**-0.5
+        return few.to(dtype).repeat(-(-math.prod(shape) // len(few)))[: math.prod(shape)].reshape(shape)
+
+    def map_of(channels):
+        return normal(p.B, channels, p.H, p.W).contiguous(memory_format=LAYOUTS[p.layout])
+
+    if p.op.startswith("lska"):
+        k0, k1, dilation = SPLITS[p.k]
+        shapes = (p.C, 1, 1, k0), (p.C, 1, k0, 1), (p.C, 1, 1, k1), (p.C, 1, k1, 1)
+        depthwise = [t for s in shapes for t in (normal(*s, fan_in=s[2] * s[3]), normal(p.C))]
+        rest = *depthwise, normal(p.C, p.C, 1, 1, fan_in=p.C), normal(p.C), dilation
+        return (
+            (map_of(p.C), *rest, True)
+            if p.op == "lska_fwd"
+            else (map_of(p.C), map_of(p.C), map_of(p.C), *rest)
+        )
+    qkv, rates = map_of(3 * p.C), (torch.full((1,), 0.5).to(dtype),) * 2
+    parts = (
+        normal(p.C // HEADS, 2, 1, 1),
+        normal(9, 3 * HEADS, 1, 1, fan_in=3 * HEADS),
+        normal(p.C, 9, 3, 3, fan_in=81),
+        *rates,
+        *(HEADS, WINDOW, 1, 1),
+    )
+    if p.op == "acmix_fwd":
+        return qkv, *parts
+    return map_of(p.C), qkv, torch.full((p.B, HEADS, p.H, p.W), 4.0), *parts
+
+
+def op_name(problem):
+    """Of the host-run library."""
+    return problem.op.replace("acmix_", "acmix_core_") + "_cuda"

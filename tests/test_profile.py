@@ -1,0 +1,284 @@
+"""The profiler for machines without a GPU: its counters, its occupancy, its model, and the committed profile."""
+
+import numpy as np
+import pytest
+from ptx import calls, model, sass
+from ptx.count import Counted, Counters, Traffic, count_lines, ideal_sectors, shared_passes
+from ptx.gpus import BY_NAME, GPUS
+
+LANES = np.arange(32)
+
+
+def request(addresses):
+    return np.asarray(addresses, np.int64).reshape(1, 32), np.ones((1, 32), bool)
+
+
+# Shared memory
+
+
+@pytest.mark.parametrize(
+    "addresses, width, passes, least",
+    [
+        (4 * LANES, 4, 1, 1),
+        (4 * LANES[::-1], 4, 1, 1),
+        (0 * LANES, 4, 1, 1),  # one word for all
+        (2 * LANES, 2, 1, 1),  # two lanes a word
+        (8 * LANES, 4, 2, 1),  # every second bank
+        (128 * LANES, 4, 32, 1),
+        (132 * LANES, 4, 1, 1),  # a pitch of 33 words
+        (8 * LANES, 8, 2, 2),
+        (16 * LANES, 8, 4, 2),
+        (16 * LANES, 16, 4, 4),
+        (32 * LANES, 16, 8, 4),
+        (256 * LANES, 16, 32, 4),
+    ],
+)
+def test_profile_counts_bank_conflicts(addresses, width, passes, least):
+    assert shared_passes(*request(addresses), width) == (passes, least)
+
+
+def test_profile_idle_lanes_cost_no_pass():
+    addresses, active = request(128 * LANES)
+    active[0, 4:] = False
+    assert shared_passes(addresses, active, 4) == (4, 1)
+    assert shared_passes(addresses, active, 16) == (4, 1)  # of four quarters of a warp one asks
+
+
+# Global memory
+
+
+@pytest.mark.parametrize(
+    "addresses, width, sectors, ideal, lines",
+    [
+        (4 * LANES, 4, 4, 4, 1),
+        (16 * LANES, 16, 16, 16, 4),
+        (2 * LANES, 2, 2, 2, 1),
+        (0 * LANES, 4, 1, 1, 1),
+        (128 * LANES, 4, 32, 4, 32),
+        (8 * LANES, 4, 8, 4, 2),
+        (16 * LANES, 4, 16, 4, 4),  # what is left of a 16-byte store that fell apart
+        (16 + 4 * LANES, 4, 5, 4, 2),  # not on a sector's boundary
+    ],
+)
+def test_profile_counts_sectors(addresses, width, sectors, ideal, lines):
+    found = counted([(addresses + 4096, width, True)])
+    assert (found.units, found.ideal, found.lines) == (sectors, ideal, lines)
+    assert ideal_sectors(*request(addresses), width) == ideal
+    assert count_lines(*request(addresses + 4096), width) == lines
+
+
+class Launch:
+    """What counters ask of a launch."""
+
+    threads = 64
+
+    class kernel:
+        blocks = ()
+
+
+class Instruction:
+    ptx_line = 1
+
+
+def told(accesses):
+    counters = Counters()
+    counters.launched(Launch)
+    counters.flight([0, 1])
+    for addresses, width, load in accesses:
+        address, active = request(addresses)
+        counters.access(Instruction, "global", load, address, width, active, np.array([0]))
+        counters.access(Instruction, "global", load, address, width, active, np.array([3]))
+    return counters.finished()
+
+
+def counted(accesses):
+    """Of the first of the two warps that `told` has."""
+    found = told(accesses).traffic["global", True]
+    assert found.requests == 2
+    return Traffic(1, *(n // 2 for n in (found.lanes, found.units, found.ideal, found.lines)))
+
+
+def test_profile_dram_counts_a_sector_once_and_l2_once_a_block():
+    found = told([(4 * LANES, 4, True), (4 * LANES, 4, True), (128 + 4 * LANES, 4, False)])
+    assert (found.loaded, found.stored) == (4, 4)
+    assert (found.loaded_by_blocks, found.stored_by_blocks) == (8, 8)
+    assert found.traffic["global", True].units == 16
+
+
+# Occupancy, as NVIDIA's calculator has it
+
+
+@pytest.mark.parametrize(
+    "gpu, threads, registers, shared, blocks, limit",
+    [
+        ("A100", 256, 32, 0, 8, "threads"),
+        ("A100", 256, 64, 0, 4, "registers"),
+        ("A100", 256, 80, 0, 3, "registers"),
+        ("A100", 128, 255, 0, 2, "registers"),
+        ("A100", 1024, 64, 0, 1, "registers"),
+        ("A100", 32, 16, 0, 32, "blocks"),
+        ("A100", 128, 32, 32 << 10, 4, "shared"),
+        ("A100", 128, 32, 163 << 10, 1, "shared"),
+        ("H200", 256, 40, 0, 6, "registers"),
+        ("H200", 128, 32, 45 << 10, 4, "shared"),
+        ("H200", 1024, 65, 0, 0, "registers"),  # too many for one block
+        ("RTX 3060", 1024, 32, 0, 1, "threads"),
+        ("RTX 3060", 256, 32, 0, 6, "threads"),
+        ("RTX 3060", 32, 32, 0, 16, "blocks"),
+        ("RTX 4090", 32, 32, 0, 24, "blocks"),
+        ("RTX 4090", 128, 32, 48 << 10, 2, "shared"),
+        ("T4", 512, 64, 0, 2, "threads"),
+        ("T4", 256, 96, 0, 2, "registers"),
+        ("T4", 128, 32, 32 << 10, 2, "shared"),
+        ("Orin", 256, 32, 0, 6, "threads"),
+    ],
+)
+def test_profile_occupancy(gpu, threads, registers, shared, blocks, limit):
+    assert BY_NAME[gpu].resident(threads, registers, shared) == (blocks, limit)
+
+
+# The model
+
+
+def launch_of(gpu, **change):
+    """A launch that keeps every multiprocessor busy and nothing very much."""
+    traffic = {(s, load): Traffic() for s in ("global", "shared") for load in (True, False)}
+    one = dict(issued=1, active=32, blocks=gpu.sms, barriers=0, never_written=0, loaded=1, stored=1)
+    one |= dict(loaded_by_blocks=1, stored_by_blocks=1, traffic=traffic, warps=np.ones(1))
+    made, products, alone = {"alu": 10.0}, 0.0, 1.0
+    if (part := change.get("part")) == "dram":
+        one["loaded"] = one["loaded_by_blocks"] = 10**6
+    elif part == "l2":
+        traffic["global", False] = Traffic(10**6, 10**6, 10**6, 10**6, 1)
+    elif part == "shared":
+        traffic["shared", True] = Traffic(10**6, 10**6, 10**6, 10**6)
+    elif part == "latency":
+        alone = 1e6
+    elif part == "tensor":
+        products = 1e12
+    elif part == "issue":
+        made = {"branch": 1e6}
+    elif part:
+        made = {part: 1e6}
+    grid = (gpu.sms, 1, 1)
+    return model.Measured("k", grid, 128, 0, Counted(**one), made, products, alone, 32, 0)
+
+
+BINDING = [  # a pipe that takes all that is issued never binds
+    (gpu, part)
+    for gpu in GPUS
+    for part in model.PARTS
+    if getattr(gpu, part, 0) != gpu.issue or part == "issue"
+]
+
+
+@pytest.mark.parametrize("gpu, part", BINDING, ids=lambda given: getattr(given, "name", given))
+def test_profile_names_what_binds(gpu, part):
+    times, _, _ = model.bounds(launch_of(gpu, part=part), gpu)
+    assert max(times, key=times.get) == part
+
+
+def test_profile_blocks_are_not_divided():
+    gpu = BY_NAME["T4"]
+    full, more = launch_of(gpu, part="issue"), launch_of(gpu, part="issue")
+    more.grid = (gpu.sms + 1, 1, 1)
+    of_full, of_more = (model.bounds(m, gpu)[0]["issue"] for m in (full, more))
+    assert of_more == 2 * of_full
+
+
+def test_profile_a_part_of_the_blocks_stands_for_all():
+    gpu = BY_NAME["A100"]
+    m = launch_of(gpu, part="dram")
+    before = model.bounds(m, gpu)[0]["dram"]
+    m.grid = (gpu.sms, 4, 1)
+    assert model.bounds(m, gpu)[0]["dram"] == 4 * before
+
+
+def test_profile_row_all_sums_a_call():
+    gpu = BY_NAME["H200"]
+    one, two = launch_of(gpu, part="issue"), launch_of(gpu, part="dram")
+    one.kernel, two.kernel = "_ZN8lska_ops15lska_gate_fwd_kIfEE", "other"
+    problem = calls.Problem()
+    rows = model.rows([one, two, two], [("aten::bmm", 4.8e9, 0)], gpu, problem)
+    assert [row.kernel for row in rows] == ["lska_gate_fwd_k", "other", "aten::bmm", "all"]
+    assert rows[-1].predicted == pytest.approx(sum(row.predicted for row in rows[:-1]))
+    assert rows[0].perfect == 3 * problem.map_bytes / gpu.dram / 1e3
+    assert rows[2].predicted == pytest.approx(1e6 * 4.8e9 / (gpu.dram * 1e9))
+    assert [row.launches for row in rows] == [1, 2, 1, 4]
+
+
+def test_profile_reads_a_problem_and_says_what_it_does_not_read():
+    text = "lska_fwd 96x56x56 B8 k35 fp16 channels_last"
+    assert str(calls.parse(text)) == text
+    with pytest.raises(ValueError, match="'fp8' is not understood; expected one of lska_fwd"):
+        calls.parse("lska_fwd fp8")
+    with pytest.raises(ValueError, match="k is 9; expected one of 7"):
+        calls.parse("k9")
+
+
+# Machine code
+
+NVDISASM = """
+.text.k:
+	//## File ".nv_debug_ptx_txt", line 10
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+	//## File ".nv_debug_ptx_txt", line 11
+        /*0010*/                   LDG.E R2, desc[UR4][R4.64] ;
+.L_x_1:
+	//## File ".nv_debug_ptx_txt", line 20
+        /*0020*/                   FFMA R6, R2, R3, R6 ;
+        /*0030*/                   FFMA R7, R2, R3, R7 ;
+	//## File ".nv_debug_ptx_txt", line 10
+        /*0040*/                   IADD3 R8, R8, 0x1, RZ ;
+	//## File ".nv_debug_ptx_txt", line 21
+        /*0050*/               @P0 BRA `(.L_x_1) ;
+.L_x_2:
+	//## File ".nv_debug_ptx_txt", line 20
+        /*0060*/                   FFMA R6, R2, R3, R6 ;
+	//## File ".nv_debug_ptx_txt", line 30
+        /*0070*/                   EXIT ;
+        /*0080*/                   NOP ;
+"""
+
+
+class Made:
+    def __init__(self, opcode, line):
+        self.opcode, self.ptx_line, self.source = opcode, line, ("a.cuh", line)
+
+
+class Part:
+    def __init__(self, *instructions):
+        self.instructions = instructions
+
+
+class Kernel:
+    blocks = (
+        Part(Made("mov.u32", 10), Made("ld.global.f32", 11)),
+        Part(Made("fma.rn.f32", 20), Made("bra", 21)),
+        Part(Made("ret", 30)),
+    )
+
+
+def test_profile_a_loop_that_ptxas_unrolled_counts_once():
+    blocks = sass.Code(NVDISASM)["k"]
+    counts = sass.issued(blocks, Kernel, np.array([4, 300, 4]))
+    assert [len(b.instructions) for b in blocks] == [2, 4, 2]
+    assert counts.tolist() == [4, 100, 100]  # three copies of line 20; the exit's block goes by its fma
+    made = sass.by_class(blocks, counts)
+    assert made["fma"] == 300 and made["global"] == 4
+
+
+def test_profile_latency_waits_for_operands():
+    blocks = sass.Code(NVDISASM)["k"]
+    once = np.ones(3)
+    assert 500 < sass.alone(blocks, once, 1) < 600  # the load's, once
+    assert sass.alone(blocks, 10 * once, 1) == 10 * sass.alone(blocks, once, 1)
+
+
+def test_profile_reads_ptxas():
+    log = """ptxas info    : Compiling entry function 'k' for 'sm_90'
+ptxas info    : Function properties for k
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 102 registers, used 1 barriers
+"""
+    assert sass.resources(log) == {"k": (102, 28)}
