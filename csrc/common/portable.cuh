@@ -170,7 +170,7 @@ const char* launch(void (*kernel)(Arguments), LaunchGrid grid, int threads, int6
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 #else
   (void)stream, (void)most_shared;
-  host_cuda::run({grid.x, grid.y, grid.z}, threads, shared_bytes, [&] { kernel(arguments); });
+  host_cuda::launch(kernel, {grid.x, grid.y, grid.z}, threads, shared_bytes, arguments);
   return nullptr;
 #endif
 }

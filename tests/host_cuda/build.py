@@ -35,7 +35,7 @@ def _compiler(flags: str, root: Path) -> list[str]:
 
 
 def _libraries() -> list[str]:
-    return [f"-L{collect().torch}/lib", "-ltorch_cpu"]
+    return [f"-L{collect().torch}/lib", "-ltorch_cpu", "-lc10"]
 
 
 def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:
