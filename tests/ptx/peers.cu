@@ -1,6 +1,6 @@
-// What LSKA costs without fused kernels, for the same judge: kernels written as PyTorch's CUDA sources are described
-// (one thread an output, every index by division, every tap tested, no shared memory), and a copy as the least a map
-// can cost. "nchw" says how a thread's number becomes a place; with it false neighbours are channels.
+// What LSKA costs without fused kernels, for the same judge: kernels written as PyTorch's CUDA sources are
+// described (one thread an output, every index by division, every tap tested, no shared memory), and a copy
+// as the least a map can cost. Without kNchw neighbours are channels.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -14,7 +14,7 @@ struct ConvArguments {
   const void *in, *weight, *bias;
   void* out;
   Sizes size;
-  int32_t total, rows, cols, step, nchw;  // of the filter, its dilation
+  int32_t total, rows, cols, step;  // of the filter, its dilation
 };
 
 template <class T>
@@ -42,15 +42,17 @@ __device__ __nv_bfloat16 narrow<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
+// Where a thread's output lies, and the start of its plane: in channels_last neighbours along W are C apart.
+template <bool kNchw>
 struct Place {
-  int n, c, h, w;
-  __device__ Place(int i, const Sizes& s, bool nchw) {
-    if (nchw) {
-      const int row = i / s.W, plane = row / s.H;
+  int n, c, h, w, plane, next;
+  __device__ Place(int i, const Sizes& s) {
+    if (kNchw) {
+      const int row = i / s.W, map = row / s.H;
       w = i - row * s.W;
-      h = row - plane * s.H;
-      n = plane / s.C;
-      c = plane - n * s.C;
+      h = row - map * s.H;
+      n = map / s.C;
+      c = map - n * s.C;
     } else {
       const int pixel = i / s.C, row = pixel / s.W;
       c = i - pixel * s.C;
@@ -58,24 +60,24 @@ struct Place {
       n = row / s.H;
       h = row - n * s.H;
     }
+    plane = kNchw ? (n * s.C + c) * s.H * s.W : n * s.H * s.W * s.C + c;
+    next = kNchw ? 1 : s.C;
   }
 };
-__device__ int at(const Sizes& s, bool nchw, const Place& p, int h, int w) {
-  return nchw ? ((p.n * s.C + p.c) * s.H + h) * s.W + w : ((p.n * s.H + h) * s.W + w) * s.C + p.c;
-}
 
-template <class T>
+template <class T, bool kNchw>
 __global__ void depthwise_fwd_kernel(ConvArguments a) {
   const T *in = static_cast<const T*>(a.in), *weight = static_cast<const T*>(a.weight);
+  const int top = a.rows / 2 * a.step, left = a.cols / 2 * a.step;
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < a.total; i += blockDim.x * gridDim.x) {
-    const Place p(i, a.size, a.nchw);
+    const Place<kNchw> p(i, a.size);
     float sum = wide(static_cast<const T*>(a.bias)[p.c]);
     int tap = p.c * a.rows * a.cols;
     for (int y = 0; y < a.rows; ++y)
       for (int x = 0; x < a.cols; ++x, ++tap) {
-        const int h = p.h + (y - a.rows / 2) * a.step, w = p.w + (x - a.cols / 2) * a.step;
+        const int h = p.h - top + y * a.step, w = p.w - left + x * a.step;
         if (h >= 0 && h < a.size.H && w >= 0 && w < a.size.W)
-          sum += wide(weight[tap]) * wide(in[at(a.size, a.nchw, p, h, w)]);
+          sum += wide(weight[tap]) * wide(in[p.plane + (h * a.size.W + w) * p.next]);
       }
     static_cast<T*>(a.out)[i] = narrow<T>(sum);
   }
@@ -86,20 +88,22 @@ struct InputGradArguments {
   ConvArguments conv;
   int32_t stride;
 };
-template <class T>
+template <class T, bool kNchw>
 __global__ void depthwise_bwd_kernel(InputGradArguments given) {
   const ConvArguments& a = given.conv;
   const T *in = static_cast<const T*>(a.in), *weight = static_cast<const T*>(a.weight);
+  const int top = a.rows / 2 * a.step, left = a.cols / 2 * a.step;
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < a.total; i += blockDim.x * gridDim.x) {
-    const Place p(i, a.size, a.nchw);
+    const Place<kNchw> p(i, a.size);
     float sum = 0;
     int tap = p.c * a.rows * a.cols;
     for (int y = 0; y < a.rows; ++y)
       for (int x = 0; x < a.cols; ++x, ++tap) {
-        const int top = p.h + (a.rows / 2 - y) * a.step, left = p.w + (a.cols / 2 - x) * a.step;
-        const int h = top / given.stride, w = left / given.stride;
-        if (h * given.stride == top && w * given.stride == left && h >= 0 && h < a.size.H && w >= 0 && w < a.size.W)
-          sum += wide(weight[tap]) * wide(in[at(a.size, a.nchw, p, h, w)]);
+        const int from_h = p.h + top - y * a.step, from_w = p.w + left - x * a.step;
+        const int h = from_h / given.stride, w = from_w / given.stride;
+        if (h * given.stride == from_h && w * given.stride == from_w && h >= 0 && h < a.size.H && w >= 0 &&
+            w < a.size.W)
+          sum += wide(weight[tap]) * wide(in[p.plane + (h * a.size.W + w) * p.next]);
       }
     static_cast<T*>(a.out)[i] = narrow<T>(sum);
   }
@@ -110,9 +114,9 @@ struct WeightGradArguments {
   const void *in, *grad;
   void* out;
   Sizes size;
-  int32_t rows, cols, step, nchw;
+  int32_t rows, cols, step;
 };
-template <class T>
+template <class T, bool kNchw>
 __global__ void depthwise_weight_kernel(WeightGradArguments a) {
   __shared__ float sums[32];
   const T *in = static_cast<const T*>(a.in), *grad = static_cast<const T*>(a.grad);
@@ -121,11 +125,12 @@ __global__ void depthwise_weight_kernel(WeightGradArguments a) {
   float sum = 0;
   for (int n = warp; n < a.size.B; n += blockDim.x / 32)
     for (int i = lane; i < a.size.H * a.size.W; i += 32) {
-      Place p(0, a.size, true);
-      p.n = n, p.c = c, p.h = i / a.size.W, p.w = i % a.size.W;
-      const int h = p.h + (y - a.rows / 2) * a.step, w = p.w + (x - a.cols / 2) * a.step;
+      const int row = i / a.size.W, col = i - row * a.size.W, next = kNchw ? 1 : a.size.C;
+      const int plane =
+          kNchw ? (n * a.size.C + c) * a.size.H * a.size.W : n * a.size.H * a.size.W * a.size.C + c;
+      const int h = row + (y - a.rows / 2) * a.step, w = col + (x - a.cols / 2) * a.step;
       if (h >= 0 && h < a.size.H && w >= 0 && w < a.size.W)
-        sum += wide(grad[at(a.size, a.nchw, p, p.h, p.w)]) * wide(in[at(a.size, a.nchw, p, h, w)]);
+        sum += wide(grad[plane + i * next]) * wide(in[plane + (h * a.size.W + w) * next]);
     }
   for (int mask = 16; mask; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
   if (lane == 0) sums[warp] = sum;
@@ -136,12 +141,13 @@ __global__ void depthwise_weight_kernel(WeightGradArguments a) {
   }
 }
 
-// Elementwise, sixteen bytes at a time: copy, product, sum, and the product with a bias of channels added before.
+// Elementwise, sixteen bytes at a time: copy, product, sum, and the product with a bias of channels added
+// before.
 struct MapArguments {
   const void *a, *b, *bias;
   void* out;
   Sizes size;
-  int32_t vectors, nchw;
+  int32_t vectors;
 };
 template <class T>
 struct alignas(16) Vector {
@@ -171,15 +177,15 @@ template <class T>
 __global__ void add_kernel(MapArguments m) {
   each<T>(m, true, [](float a, float b) { return a + b; });
 }
-template <class T>
+template <class T, bool kNchw>
 __global__ void bias_kernel(MapArguments m) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, n = 16 / sizeof(T);
   if (i >= m.vectors) return;
-  const int c = m.nchw ? i * n / (m.size.H * m.size.W) % m.size.C : i * n % m.size.C;
+  const int c = kNchw ? i * n / (m.size.H * m.size.W) % m.size.C : i * n % m.size.C;
   each<T>(m, false, [&](float a, float) { return a + wide(static_cast<const T*>(m.bias)[c]); });
 }
 // The sum of each channel's pixels: a block a channel.
-template <class T>
+template <class T, bool kNchw>
 __global__ void bias_grad_kernel(MapArguments m) {
   __shared__ float sums[32];
   const T* in = static_cast<const T*>(m.a);
@@ -187,7 +193,7 @@ __global__ void bias_grad_kernel(MapArguments m) {
   const int pixels = m.size.H * m.size.W, c = blockIdx.x;
   for (int i = threadIdx.x; i < m.size.B * pixels; i += blockDim.x) {
     const int n = i / pixels, p = i - n * pixels;
-    sum += wide(in[m.nchw ? (n * m.size.C + c) * pixels + p : i * m.size.C + c]);
+    sum += wide(in[kNchw ? (n * m.size.C + c) * pixels + p : i * m.size.C + c]);
   }
   for (int mask = 16; mask; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
@@ -198,15 +204,18 @@ __global__ void bias_grad_kernel(MapArguments m) {
   }
 }
 
-#define PEERS(T)                                                   \
-  template __global__ void depthwise_fwd_kernel<T>(ConvArguments);      \
-  template __global__ void depthwise_bwd_kernel<T>(InputGradArguments); \
-  template __global__ void depthwise_weight_kernel<T>(WeightGradArguments); \
-  template __global__ void copy_kernel<T>(MapArguments);                \
-  template __global__ void multiply_kernel<T>(MapArguments);            \
-  template __global__ void add_kernel<T>(MapArguments);                 \
-  template __global__ void bias_kernel<T>(MapArguments);                \
-  template __global__ void bias_grad_kernel<T>(MapArguments);
+#define PEERS(T)                                             \
+  PEERS_OF_LAYOUT(T, true)                                   \
+  PEERS_OF_LAYOUT(T, false)                                  \
+  template __global__ void copy_kernel<T>(MapArguments);     \
+  template __global__ void multiply_kernel<T>(MapArguments); \
+  template __global__ void add_kernel<T>(MapArguments);
+#define PEERS_OF_LAYOUT(T, nchw)                                                  \
+  template __global__ void depthwise_fwd_kernel<T, nchw>(ConvArguments);          \
+  template __global__ void depthwise_bwd_kernel<T, nchw>(InputGradArguments);     \
+  template __global__ void depthwise_weight_kernel<T, nchw>(WeightGradArguments); \
+  template __global__ void bias_kernel<T, nchw>(MapArguments);                    \
+  template __global__ void bias_grad_kernel<T, nchw>(MapArguments);
 PEERS(float)
 PEERS(__half)
 PEERS(__nv_bfloat16)

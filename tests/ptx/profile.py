@@ -1,0 +1,166 @@
+"""Predicts what LSKA's and ACmix's kernels cost on GPUs that are not there; `make profile` runs it.
+
+python -m ptx.profile                                                  # the committed table, from tests/
+python -m ptx.profile lska_fwd 96x56x56 B8 k35 fp16 channels_last      # any problem, printed only
+python -m ptx.profile lska_bwd 64x80x80 k7 --gpu T4 --lines 12         # and the source lines that cost most
+"""
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+
+from . import calls, model, sass
+from .gpus import BY_NAME, GPUS, WARP
+from .machine_code import PEERS, ROOT, prepare
+from .profiler import Profiler, host_library
+
+RESULTS = ROOT / "benchmarks" / "results" / "profile"
+COLUMNS = (
+    "gpu", "op", "kernel", "level", "B", "C", "H", "W", "k", "dtype", "layout", "launches",
+    "instructions_per_output", "fma_share", "sectors_ratio", "shared_passes_ratio",
+    *(f"{part}_us" for part in model.PARTS), "predicted_us", "perfect_us", "ratio", "bound_by", "registers", "spilled",
+    "warps_per_sm", "resident_blocks", "limit", "grid", "threads", "shared", "blocks_run", "lanes", "barriers",
+)  # fmt: skip
+
+
+def lines_of(problem, gpu, rows):
+    """Of the CSV."""
+    for row in rows:
+        facts, instructions = row.facts, row.instructions
+        yield {
+            **dict(gpu=gpu.name, op=problem.op, kernel=row.kernel, level=problem.level, B=problem.B),
+            **dict(
+                C=problem.C, H=problem.H, W=problem.W, k=problem.k, dtype=problem.dtype, layout=problem.layout
+            ),
+            "launches": row.launches,
+            "instructions_per_output": _number(instructions / problem.outputs, 4),
+            "fma_share": _number(row.fma / instructions if instructions else 0, 3),
+            "sectors_ratio": _number(row.sectors[0] / row.sectors[1] if row.sectors[1] else 1, 4),
+            "shared_passes_ratio": _number(row.passes[0] / row.passes[1] if row.passes[1] else 1, 4),
+            **{f"{part}_us": _number(us, 4) for part, us in row.times.items()},
+            "predicted_us": _number(row.predicted, 4),
+            "perfect_us": _number(row.perfect, 4),
+            "ratio": _number(row.predicted / row.perfect if row.perfect else 1, 4),
+            "bound_by": row.bound_by,
+            **{
+                name: facts.get(name, "")
+                for name in ("registers", "spilled", "warps_per_sm", "resident_blocks")
+            },
+            **{name: facts.get(name, "") for name in ("limit", "grid", "threads", "shared", "blocks_run")},
+            **{name: _number(facts[name], 3) if facts else "" for name in ("lanes", "barriers")},
+        }
+
+
+def _number(value, digits):
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+
+
+def print_lines(lines):
+    head = f"{'kernel':<34} {'instr':>6} {'fma':>4} {'sect':>5} {'pass':>5}"
+    parts = ("dram", "l2", "issue", "fma", "alu", "shared", "latency")
+    print(
+        head,
+        *(f"{part:>8}" for part in parts),
+        f"{'us':>8} {'perfect':>8} {'x':>6} bound by; registers, warps/SM",
+    )
+    for line in lines:
+        about = (
+            f"{line['registers']}, {line['warps_per_sm']} ({line['limit']})"
+            if line["registers"] != ""
+            else ""
+        )
+        spilled = f", {line['spilled']} bytes SPILLED" if line["spilled"] else ""
+        print(
+            f"{line['kernel'][:34]:<34} {line['instructions_per_output']:>6} {line['fma_share']:>4}",
+            f"{line['sectors_ratio']:>5} {line['shared_passes_ratio']:>5}",
+            *(f"{line[f'{part}_us']:>8}" for part in parts),
+            f"{line['predicted_us']:>8} {line['perfect_us']:>8} {line['ratio']:>6} {line['bound_by']}; {about}{spilled}",
+            flush=True,
+        )
+
+
+def print_sources(profiler, problem, most):
+    for m, (blocks, kernel, warps) in profiler.sources:
+        found = sass.by_source(blocks, sass.issued(blocks, kernel, warps), kernel)
+        print(f"{model.short_name(m.kernel)}, instructions per output by line:")
+        for (file, line), n in Counter(found).most_common(most):
+            print(f"  {WARP * n * m.scale / problem.outputs:8.2f}  {file}:{line}")
+
+
+_profiler = None  # of this process
+
+
+def _begin(root):
+    global _profiler
+    torch.set_num_threads(1)
+    _profiler = Profiler(root)
+
+
+def _of(problem):
+    start = time.monotonic()
+    found = _profiler.rows(problem, GPUS)
+    return (
+        problem,
+        [line for gpu, rows in found.items() for line in lines_of(problem, gpu, rows)],
+        time.monotonic() - start,
+    )
+
+
+def whole_table(jobs, chosen=None):
+    """Lines of all calls of the table, or of some, in the table's order."""
+    problems = chosen or calls.table()
+    ops = sorted({p.op.split("_")[0] for p in problems} & {"lska", "acmix"}) + [PEERS]
+    start = time.monotonic()
+    prepare(ops, [gpu.arch for gpu in GPUS], jobs)
+    host_library(ROOT)
+    print(f"compiled in {time.monotonic() - start:.0f} s", flush=True)
+    with ProcessPoolExecutor(jobs, initializer=_begin, initargs=(ROOT,)) as pool:
+        for problem, lines, seconds in pool.map(_of, problems):
+            print(f"\n{problem} ({seconds:.0f} s)")
+            print_lines(line for line in lines if line["gpu"] in ("H200", "RTX 3060"))
+            yield from lines
+
+
+def write(lines, results=RESULTS):
+    """A CSV for each GPU."""
+    results.mkdir(parents=True, exist_ok=True)
+    for gpu in GPUS:
+        with open(results / f"{gpu.file}.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(line for line in lines if line["gpu"] == gpu.name)
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("problem", nargs="*", help="as in: lska_fwd 96x56x56 B8 k35 fp16 channels_last")
+    parser.add_argument("--gpu", default="", help="one of " + ", ".join(BY_NAME))
+    parser.add_argument("--lines", type=int, default=0, help="so many source lines that cost most")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    given = parser.parse_args(words)
+    try:
+        if not given.problem:
+            write(list(whole_table(given.jobs)))
+            return 0
+        problem = calls.parse(" ".join(given.problem))
+        gpus = [BY_NAME[given.gpu]] if given.gpu else GPUS
+        _begin(ROOT)
+        for gpu in gpus:
+            print(f"\n{problem} on {gpu.name}, predicted")
+            print_lines(lines_of(problem, gpu, _profiler.rows(problem, [gpu], bool(given.lines))[gpu]))
+            if given.lines:
+                print_sources(_profiler, problem, given.lines)
+    except (ValueError, KeyError, sass.Missing) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
