@@ -249,7 +249,10 @@ class Flight:
             index = self.shared_index(i, at, unit, lanes, chosen, True)
             values, unwritten = self.shared.read(index, unit)
             if unwritten:
-                self._unwritten(i, unwritten)
+                lanes_there = self.n if lanes is None else lanes.size
+                self._unwritten(
+                    i, unwritten if index.size > 1 else lanes_there if chosen is None else chosen.size
+                )
             return values
         if space == "param":
             octets = np.frombuffer(self.launch.arguments + bytes(16), np.uint8)
