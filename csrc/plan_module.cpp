@@ -109,12 +109,14 @@ PYBIND11_MODULE(_plan, m) {
   m.def(
       "lska",
       [](bool backward, int64_t B, int64_t C, int64_t H, int64_t W, int64_t k0, int64_t k1, int64_t dilation,
-         int64_t shared_bytes, int64_t multiprocessors) {
-        return lska_plan(backward, {B, C, H, W, k0, k1, dilation}, shared_bytes, multiprocessors);
+         int64_t shared_bytes, int64_t multiprocessors, bool channels_last) {
+        return lska_plan(backward, {B, C, H, W, k0, k1, dilation, channels_last}, shared_bytes,
+                         multiprocessors);
       },
       "How LSKA's cascade is spread over a GPU with these limits; csrc/lska/plan.h.", py::arg("backward"),
       py::arg("B"), py::arg("C"), py::arg("H"), py::arg("W"), py::arg("k0"), py::arg("k1"),
-      py::arg("dilation"), py::arg("shared_bytes"), py::arg("multiprocessors"));
+      py::arg("dilation"), py::arg("shared_bytes"), py::arg("multiprocessors"),
+      py::arg("channels_last") = false);
   m.def(
       "acmix",
       [](const std::string& pass, bool attention, bool shift, int64_t B, int64_t C, int64_t H, int64_t W,

@@ -171,12 +171,24 @@ def of_cpu(op, vector_bytes):
     return tuple(path for path in ACMIX_CPU if other is None or not path.startswith(other))
 
 
+_OF_CHANNELS = (
+    "bands of rows", "strips of columns", "channels left over", "16 bytes at a time", "one at a time",
+)  # fmt: skip
 LSKA_CUDA = (
     *_names("forward: plane", "bands of rows", "several planes of a block"),
     *_names("forward: stream", "bands of rows", "strips of columns"),
     "forward: stages",
     *_names("backward: plane", "bands of rows", "strips of columns", "several planes of a block"),
     "backward: stages",
+    *_names("forward of channels_last: plane", *_OF_CHANNELS),
+    "forward of channels_last: stages",
+    *_names("backward of channels_last: plane", *_OF_CHANNELS),
+    "backward of channels_last: stages",
+    "gate: 16 bytes of one channel",
+    "gate: 16 bytes of several planes",
+    "gate: no 16 bytes at a time",
+    "gate of channels_last: 16 bytes of a thread's channels",
+    "gate of channels_last: 16 bytes of any channels",
 )
 
 
@@ -184,19 +196,35 @@ def lska_cuda(problem, shared_bytes, multiprocessors, backward):
     """The paths of LSKA's CUDA kernels on a GPU with these limits."""
     from lska_ops import _plan
 
-    found = set()
+    x, size = problem.tensors["x"], _lska_size(problem)
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    C, at_once = size["C"], 16 // x.element_size()
+    found = {_gate(x, last, at_once)}
     for name in ("forward", "backward") if backward else ("forward",):
         plan = _plan.lska(
-            name == "backward", **_lska_size(problem),
+            name == "backward", **size, channels_last=last,
             shared_bytes=shared_bytes, multiprocessors=multiprocessors,
         )  # fmt: skip
         _, bands, strips = plan["grid"]
+        vectors = C % at_once == plan["planes"] % at_once == 0
         so = {
             "bands of rows": bands > 1, "strips of columns": strips > 1,
             "several planes of a block": plan["planes"] > 1,
+            "channels left over": C % plan["planes"] > 0,
+            "16 bytes at a time": vectors, "one at a time": not vectors,
         }  # fmt: skip
-        found |= _true(f"{name}: {plan['kernel']}", so, so.values())
+        found |= _true(f"{name}{' of channels_last' if last else ''}: {plan['kernel']}", so, so.values())
     return found & set(LSKA_CUDA)
+
+
+def _gate(x, last, at_once):
+    """How the gate takes a map's elements."""
+    if not last and x.is_contiguous() and x.storage_offset() % at_once:
+        return "gate: no 16 bytes at a time"
+    if last:
+        whose = "any" if x.shape[1] % at_once else "a thread's"
+        return f"gate of channels_last: 16 bytes of {whose} channels"
+    return f"gate: 16 bytes of {'several planes' if x.shape[2] * x.shape[3] % at_once else 'one channel'}"
 
 
 _PASSES = {"forward": "forward", "query": "query pass", "key": "key pass"}

@@ -105,6 +105,49 @@ def test_host_cuda_gradients_within_bound(host, device):
             check(problem_of(seed), backward=True)
 
 
+def in_channels_last(seed):
+    """The problem of this number with a map in channels_last, and in every other one grad_y too."""
+    problem = problem_of(seed)
+    while problem.tensors["x"].shape[1] == 1 or problem.tensors["x"][0, 0].numel() == 1:
+        seed += 1000  # where both layouts are one
+        problem = problem_of(seed)
+    problem.tensors["x"] = problem.tensors["x"].contiguous(memory_format=torch.channels_last)
+    problem.layout = "channels_last"
+    if seed % 2:
+        problem.grad_y = problem.grad_y.contiguous(memory_format=torch.channels_last)
+    return problem
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_channels_last_within_bound(host, device):
+    first = 390_000 + list(DEVICES).index(device) * 50
+    for seed in range(first, first + 50):
+        for schedule in (0, seed):
+            on(host, device, schedule)
+            check(in_channels_last(seed), backward=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_cascade_is_the_same_in_both_layouts(host, device):
+    """Bit by bit, where the same kernel computes it."""
+    same = 0
+    for seed in range(395_000, 395_030):
+        problem = in_channels_last(seed)
+        plans = [
+            plan_of(problem, *DEVICES[device][:2], backward=False, channels_last=n) for n in (True, False)
+        ]
+        if plans[0]["kernel"] != plans[1]["kernel"]:
+            continue
+        same, x, answers = same + 1, problem.tensors["x"], []
+        parts = [problem.tensors[n] for w in problems.OPS["lska"].NAMES[:4] for n in (w, f"{w}_bias")]
+        for given in (x, x.contiguous()):
+            on(host, device, seed)
+            answers.append(host.lska_cascade_fwd_cuda(given, *parts, problem.options["dilation"]))
+            assert answers[-1].stride() == given.stride()
+        assert torch.equal(*answers), problem.repro("cuda")
+    assert same >= 3, same
+
+
 def large(seed):
     """A problem of few channels on a map larger than the random ones, and limits of a device."""
     while (problem := problem_of(seed)).tensors["x"].shape[1] > 4:
@@ -118,13 +161,13 @@ def large(seed):
     return problem, choice.choice((3_000, 6_000, 9_000, 14_000, 24_000)), choice.choice((1, 1000))
 
 
-def plan_of(problem, shared, multiprocessors, backward):
+def plan_of(problem, shared, multiprocessors, backward, **layout):
     from lska_ops import _plan
 
     B, C, H, W = problem.tensors["x"].shape
     k0, w1 = problem.tensors["conv0h"].shape[3], problem.tensors["conv_spatial_h"]
     size = dict(B=B, C=C, H=H, W=W, k0=k0, k1=0 if w1 is None else w1.shape[3], **problem.options)
-    return _plan.lska(backward, **size, shared_bytes=shared, multiprocessors=multiprocessors)
+    return _plan.lska(backward, **size, shared_bytes=shared, multiprocessors=multiprocessors, **layout)
 
 
 def test_host_cuda_streams_within_bound(host):
@@ -222,10 +265,16 @@ def test_host_cuda_takes_any_layout(host, layout):
     problem.tensors["x"] = LAYOUTS["expanded"](problem.tensors["x"]).contiguous()
     expected = solve(problem, "cpu")
     problem.tensors["x"] = LAYOUTS[layout](problem.tensors["x"])
-    answers = solve(problem, "cpu")
-    assert all(torch.equal(expected[n], answers[n]) for n in expected)
-    if layout == "channels_last" and answers["y"].shape[1] > 1:
-        assert answers["y"].is_contiguous(memory_format=torch.channels_last)
+    for name in LAYOUTS if layout == "channels_last" else ("contiguous", "channels_last"):
+        problem.grad_y = LAYOUTS[name](problem.grad_y) if name != "expanded" else problem.grad_y
+        answers = solve(problem, "cpu")
+        if layout == "channels_last":  # other kernels, other products
+            assert answers["y"].shape[1] > 1
+            check(problem, backward=True)
+            for answer in (answers["y"], answers["grad_x"]):
+                assert answer.is_contiguous(memory_format=torch.channels_last) and not answer.is_contiguous()
+        else:
+            assert all(torch.equal(expected[n], answers[n]) for n in expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -336,6 +385,15 @@ def test_host_cuda_offsets_beyond_two_to_the_31(library):
                 _, _, launches, blocks = library.take_counters()
                 assert s[0, -1, -1, -1] == 3 and s[0, -1].count_nonzero() == 1
                 assert blocks < 10 * launches
+                del s
+            # The same in channels_last, whose last pixel has the last channels: planes; stage by stage.
+            x = torch.frombuffer(memory, dtype=torch.float16).view(1, side, side, C).permute(0, 3, 1, 2)
+            for shared, block, all_blocks in ((SHARED, C // 16 * 8 - 1, C // 16 * 8), (500, 255, 65535)):
+                library.configure(0, shared, 1, CACHE)
+                library.only(block, all_blocks)
+                library.take_counters()
+                s = library.lska_cascade_fwd_cuda(x, taps, None, taps, None, None, None, None, None, 1)
+                assert s[0, -1, -1, -1] == 3
                 del s
         finally:
             library.only(0, 0)

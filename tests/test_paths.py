@@ -115,6 +115,7 @@ def test_paths_of_cuda_lska_are_all_taken(host):
     for device in lska_on_host.DEVICES:
         lska_on_host.test_host_cuda_forward_within_bound(host, device)
         lska_on_host.test_host_cuda_gradients_within_bound(host, device)
+        lska_on_host.test_host_cuda_channels_last_within_bound(host, device)
     lska_on_host.test_host_cuda_streams_within_bound(host)
     lska_on_host.test_host_cuda_gradients_of_tiles_within_bound(host)
     rare = lacking(paths.LSKA_CUDA, host.seen["lska"], FEW)

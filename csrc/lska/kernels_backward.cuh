@@ -8,7 +8,7 @@
 namespace lska_ops {
 
 struct LskaBackwardArguments {
-  const void *x, *ds;   // [planes, H, W] of T
+  const void *x, *ds;   // maps of T
   const void* grad_y;   // the same; null: grad_x is the cascade's alone
   const void* product;  // the same: conv1 s, without its bias
   const void* bias;     // conv1's [C] of T, or null
@@ -152,9 +152,9 @@ LSKA_KERNEL(kMaxThreads)
 lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
   const LskaRegion& r = a.region;
   const int plane = thread_index() / r.threads_per_plane, t = thread_index() - plane * r.threads_per_plane;
-  const int64_t first_plane = block_x() * r.planes, nth = first_plane + plane;
-  const int planes = int(min(int64_t(r.planes), a.map.planes - first_plane));
-  const int C = a.map.C, H = a.map.H, W = a.map.W, k0 = r.stages.h0.k, k1 = r.stages.h1.k;
+  const auto [first_plane, planes] = planes_of(a.map, r);
+  const int64_t nth = first_plane + plane;
+  const int C = a.map.C, W = a.map.W, k0 = r.stages.h0.k, k1 = r.stages.h1.k;
   const int first_channel = int(first_plane % C), channel = (first_channel + plane) % C;
   const Tile tile = tile_of(a.map, r, r.reach_v, r.reach_h);
   const bool here = plane < planes;
@@ -162,12 +162,19 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
 
   load_taps<T>(a.weights, r, planes, first_channel, C, first.taps, r.lines, false);
   load_taps<T>(a.weights, r, planes, first_channel, C, first.turned(), r.lines, true);
-  const bool whole = tile.width == W;
-  const Lines in = whole ? Lines{1, planes * tile.height * W, 0} : Lines{tile.height, tile.width, W};
-  const Rows in_rows{tile.width, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
-  const int64_t start = (first_plane * H + tile.top) * W + tile.left;
-  copy_in(static_cast<const T*>(a.x) + start, in, first.x, in_rows);
-  copy_in(static_cast<const T*>(a.ds) + start, in, first.gradient(), in_rows);
+  const int64_t start = offset_of(a.map, first_plane, tile.top, tile.left), row_stride = int64_t(W) * C;
+  const int plane_pitch = r.rows * r.pitch;
+  if (a.map.channels_last) {
+    const Pixels in{tile.height, tile.width, planes, C, row_stride, r.pitch, plane_pitch};
+    copy_in(static_cast<const T*>(a.x) + start, in, first.x);
+    copy_in(static_cast<const T*>(a.ds) + start, in, first.gradient());
+  } else {
+    const bool whole = tile.width == W;
+    const Lines in = whole ? Lines{1, planes * tile.height * W, 0} : Lines{tile.height, tile.width, W};
+    const Rows in_rows{tile.width, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
+    copy_in(static_cast<const T*>(a.x) + start, in, first.x, in_rows);
+    copy_in(static_cast<const T*>(a.ds) + start, in, first.gradient(), in_rows);
+  }
   if (here && t == 0) {
     p.biases()[0] = load_bias<T>(a.weights.h0_bias, channel);
     p.biases()[1] = load_bias<T>(a.weights.v0_bias, channel);
@@ -254,24 +261,37 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
     barrier();
   }
 
+  const int64_t at = offset_of(a.map, first_plane, tile.row, tile.col);
+  T* const grad_x = static_cast<T*>(a.grad_x) + at;
+  const float* core = first.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
+  // The gate's part, of the planes `plane_of` says.
+  const auto finish = [&](int64_t element, auto& v, const auto& plane_of) {
+    if (!a.grad_y) return;
+    constexpr int N = sizeof(v) / sizeof(v[0]);
+    T grad[N], gate[N];
+    load_some(static_cast<const T*>(a.grad_y) + at + element, grad);
+    load_some(static_cast<const T*>(a.product) + at + element, gate);
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      v[i] = multiply_add(to_float(grad[i]), to_float(gate[i]) + first.biases()[plane_of(i) * r.lines + 2],
+                          v[i]);
+  };
+  if (a.map.channels_last) {
+    copy_out(grad_x, Pixels{tile.rows, tile.cols, planes, C, row_stride, r.pitch, plane_pitch}, core,
+             [&](int64_t element, auto& v, int channel) {
+               finish(element, v, [&](int i) { return channel + i; });
+             });
+    return;
+  }
   const bool owned = tile.cols == W;  // all columns that were loaded
   const Lines out = owned ? Lines{1, planes * tile.rows * W, 0} : Lines{tile.rows, tile.cols, W};
   const Rows out_rows{tile.cols, r.pitch, owned ? r.by_cols : Divisor{0x7fffffff, 0}};
-  const int64_t at = (first_plane * H + tile.row) * W + tile.col;
-  const float* core = first.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
   copy_out(
-      static_cast<T*>(a.grad_x) + at, out, out_rows, [&](int i) { return core[i]; },
+      grad_x, out, out_rows, [&](int i) { return core[i]; },
       [&](int64_t element, auto& v) {
-        if (!a.grad_y) return;
-        constexpr int N = sizeof(v) / sizeof(v[0]);
-        T grad[N], gate[N];
-        load_some(static_cast<const T*>(a.grad_y) + at + element, grad);
-        load_some(static_cast<const T*>(a.product) + at + element, gate);
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          const int of = r.planes > 1 ? quotient(quotient(int(element) + i, r.by_cols), r.by_rows) : 0;
-          v[i] = multiply_add(to_float(grad[i]), to_float(gate[i]) + first.biases()[of * r.lines + 2], v[i]);
-        }
+        finish(element, v, [&](int i) {
+          return r.planes > 1 ? quotient(quotient(int(element) + i, r.by_cols), r.by_rows) : 0;
+        });
       });
 }
 

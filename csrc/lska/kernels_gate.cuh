@@ -6,77 +6,151 @@
 namespace lska_ops {
 
 struct LskaGateArguments {
-  const void *x, *product;  // [planes, pixels] of T; product: conv1 s (forward)
+  const void *x, *product;  // maps of T; product: conv1 s (forward)
   const void* bias;         // conv1's [C] of T, or null (forward)
-  const void* grad_y;       // [planes, pixels] of T (backward)
-  void *y, *grad_product;   // [planes, pixels] of T (forward; backward)
-  float* sums;  // [planes] (backward): grad_product, before it was rounded, summed over the pixels
-  int C;
-  int64_t pixels;
+  const void* grad_y;       // map of T (backward)
+  void *y, *grad_product;   // maps of T (forward; backward)
+  float* sums;              // [B, parts, C] (backward): grad_product, before it was rounded, over some pixels
+  LskaMap map;
+  LskaGatePlan plan;
 };
 
-constexpr int64_t kGateBlock = 8192;  // pixels of one block forward
+// n / d, in 32 bits where they do.
+LSKA_DEVICE int64_t divided(int64_t n, int64_t d) {
+  return uint64_t(n | d) >> 32 ? n / d : int64_t(uint32_t(n) / uint32_t(d));
+}
 
-// A block owns up to kGateBlock pixels of a plane: y = x (product + bias). It is the last line of
-// reference.gate.
-template <class T>
-LSKA_KERNEL(256)
-lska_gate_fwd_kernel(const LskaGateArguments a) {
-  const int64_t plane = block_x();
-  const float bias = load_bias<T>(a.bias, int(plane % a.C));
-  for (int64_t begin = block_y() * kGateBlock; begin < a.pixels; begin += blocks_y() * kGateBlock) {
-    const int64_t at = plane * a.pixels + begin;
-    const T *x = static_cast<const T*>(a.x) + at, *product = static_cast<const T*>(a.product) + at;
-    T* y = static_cast<T*>(a.y) + at;
-    const Lines line{1, int(min(kGateBlock, a.pixels - begin)), 0};
-    for_each_group(
-        y, line,
-        [&](int, int first) {
-          float v[kVector<T>];
-          T in[kVector<T>], gate[kVector<T>];
-          load_some(x + first, in);
-          load_some(product + first, gate);
+// conv1's bias for N elements in a row of which `first` is the first: channels change after each `run`.
+template <class T, int N>
+LSKA_DEVICE void gate_biases(const LskaGateArguments& a, int64_t run, int64_t first, float (&bias)[N]) {
+  const int64_t plane = divided(first, run), C = a.map.C;
+  int64_t left = run - (first - plane * run);
+  int channel = int(plane - divided(plane, C) * C);
+  float v = load_bias<T>(a.bias, channel);
+  bias[0] = v;
+  const bool one = left >= N;
 #pragma unroll
-          for (int i = 0; i < kVector<T>; ++i) v[i] = to_float(in[i]) * (to_float(gate[i]) + bias);
-          store_vector(y + first, v);
-        },
-        [&](int, int i) { store(y + i, load(x + i) * (load(product + i) + bias)); });
+  for (int i = 1; i < N; ++i) {
+    if (!one && --left == 0) {
+      left = run;
+      channel = channel + 1 == int(C) ? 0 : channel + 1;
+      v = load_bias<T>(a.bias, channel);
+    }
+    bias[i] = v;
   }
 }
 
-// A block owns a plane: grad_product = grad_y x, and its sum.
-template <class T>
-LSKA_KERNEL(512)
-lska_gate_bwd_kernel(const LskaGateArguments a) {
-  const int64_t plane = block_x(), at = plane * a.pixels;
-  const T *x = static_cast<const T*>(a.x) + at, *grad_y = static_cast<const T*>(a.grad_y) + at;
-  T* out = static_cast<T*>(a.grad_product) + at;
-  constexpr int N = kVector<T>;
-  float sum = 0.f;
-  for (int64_t begin = 0; begin < a.pixels; begin += 1 << 20) {
-    const Lines line{1, int(min(int64_t(1 << 20), a.pixels - begin)), 0};
-    for_each_group(
-        out + begin, line,
-        [&](int, int first) {
-          float v[N];
-          T in[N], grad[N];
-          load_some(x + begin + first, in);
-          load_some(grad_y + begin + first, grad);
+// Elements [begin, end) of y, N at a time.
+template <class T, int N>
+LSKA_DEVICE void gate_elements(const LskaGateArguments& a, int64_t begin, int64_t end) {
+  const int64_t run = a.map.channels_last ? 1 : int64_t(a.map.H) * a.map.W;
+  const int64_t step = a.plan.step * N;
+  const int64_t nth = block_x() * thread_count() + thread_index();
+  if (nth >= a.plan.step) return;
+  const T *x = static_cast<const T*>(a.x), *product = static_cast<const T*>(a.product);
+  const bool same = a.map.channels_last && step % a.map.C == 0;  // channels, at each step
+  float bias[N] = {};
+  if (same) gate_biases<T>(a, run, begin + nth * N, bias);
+  for (int64_t at = begin + nth * N; at < end; at += step) {
+    T in[N], gate[N];
+    load_some(x + at, in);
+    load_some(product + at, gate);
+    if (!same) gate_biases<T>(a, run, at, bias);
+    float v[N];
 #pragma unroll
-          for (int i = 0; i < N; ++i) {
-            v[i] = to_float(in[i]) * to_float(grad[i]);
-            sum += v[i];
-          }
-          store_vector(out + begin + first, v);
-        },
-        [&](int, int i) {
-          const float v = load(x + begin + i) * load(grad_y + begin + i);
-          sum += v;
-          store(out + begin + i, v);
-        });
+    for (int i = 0; i < N; ++i) v[i] = to_float(in[i]) * (to_float(gate[i]) + bias[i]);
+    if constexpr (N > 1)
+      store_vector(static_cast<T*>(a.y) + at, v);
+    else
+      store(static_cast<T*>(a.y) + at, v[0]);
   }
-  sum = block_sum(sum, shared_floats());
-  if (thread_index() == 0) write_global(a.sums + plane, sum);
+}
+
+// A thread owns every plan.step-th group of 16 bytes, or element, of y = x (product + bias). It is the last
+// line of reference.gate.
+template <class T>
+LSKA_KERNEL(256)
+lska_gate_fwd_kernel(const LskaGateArguments a) {
+  const int64_t n = a.map.planes * a.map.H * a.map.W;
+  const int64_t whole = a.plan.vectors ? n / kVector<T> * kVector<T> : 0;
+  if (whole) gate_elements<T, kVector<T>>(a, 0, whole);
+  gate_elements<T, 1>(a, whole, n);
+}
+
+// N products of elements from `at` on: added to `sum` and written, as they are N channels or one.
+template <class T, int N, int M>
+LSKA_DEVICE void gate_bwd_elements(const LskaGateArguments& a, int64_t at, float (&sum)[M]) {
+  T in[N], grad[N];
+  load_some(static_cast<const T*>(a.x) + at, in);
+  load_some(static_cast<const T*>(a.grad_y) + at, grad);
+  float v[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    v[i] = to_float(in[i]) * to_float(grad[i]);
+    sum[M == 1 ? 0 : i] += v[i];
+  }
+  if constexpr (N > 1)
+    store_vector(static_cast<T*>(a.grad_product) + at, v);
+  else
+    store(static_cast<T*>(a.grad_product) + at, v[0]);
+}
+
+// NCHW: a warp owns a part of a plane.
+template <class T>
+LSKA_DEVICE void gate_bwd_plane(const LskaGateArguments& a) {
+  constexpr int N = kVector<T>;
+  const int lane = thread_index() % kWarp;
+  const int64_t pixels = int64_t(a.map.H) * a.map.W;
+  const int64_t nth = block_x() * (thread_count() / kWarp) + thread_index() / kWarp;
+  const int64_t plane = divided(nth, a.plan.parts), part = nth - plane * a.plan.parts;
+  if (plane >= a.map.planes) return;
+  const int64_t first = plane * pixels, begin = first + part * a.plan.pixels;
+  const int64_t end = min(begin + a.plan.pixels, first + pixels);
+  const int64_t from = a.plan.vectors ? min((begin + N - 1) / N * N, end) : end;
+  const int64_t to = a.plan.vectors ? max(end / N * N, from) : end;
+  float sum[1] = {};
+  for (int64_t at = begin + lane; at < from; at += kWarp) gate_bwd_elements<T, 1>(a, at, sum);
+  for (int64_t at = from + lane * N; at < to; at += kWarp * N) gate_bwd_elements<T, N>(a, at, sum);
+  for (int64_t at = to + lane; at < end; at += kWarp) gate_bwd_elements<T, 1>(a, at, sum);
+  const float total = warp_sum(sum[0]);
+  const int64_t image = divided(plane, a.map.C);
+  if (lane == 0)
+    write_global(a.sums + (image * a.plan.parts + part) * a.map.C + plane - image * a.map.C, total);
+}
+
+// channels_last: a block owns some pixels of some channels, a thread some pixels of N of these.
+template <class T, int N>
+LSKA_DEVICE void gate_bwd_pixels(const LskaGateArguments& a) {
+  const int across = a.plan.across, rows = a.plan.rows, t = thread_index(), C = a.map.C;
+  const int64_t pixels = int64_t(a.map.H) * a.map.W, image = divided(block_x(), a.plan.groups);
+  const int group = int(block_x() - image * a.plan.groups), row = t / across, nth = t - row * across;
+  const int first = group * across * N, channel = first + nth * N;
+  float sum[N] = {};
+  if (row < rows && channel < C) {
+    const int64_t begin = block_y() * a.plan.pixels, end = min(begin + a.plan.pixels, pixels);
+    for (int64_t p = begin + row; p < end; p += rows)
+      gate_bwd_elements<T, N>(a, (image * pixels + p) * C + channel, sum);
+  }
+  float* const shared = shared_floats();
+  const int pitch = thread_count() + 8;  // neighbouring channels in different banks
+#pragma unroll
+  for (int i = 0; i < N; ++i) shared[i * pitch + t] = sum[i];
+  barrier();
+  for (int i = t; i < across * N; i += thread_count()) {
+    const int of = i / across, at = i - of * across, c = first + at * N + of;
+    float total = 0.f;
+    for (int r = 0; r < rows; ++r) total += shared[of * pitch + r * across + at];
+    if (c < C) write_global(a.sums + (image * a.plan.parts + block_y()) * C + c, total);
+  }
+}
+
+// grad_product = grad_y x, and its sums over a block's or warp's pixels.
+template <class T>
+LSKA_KERNEL(256)
+lska_gate_bwd_kernel(const LskaGateArguments a) {
+  if (!a.map.channels_last) return gate_bwd_plane<T>(a);
+  if (a.plan.vectors) return gate_bwd_pixels<T, kVector<T>>(a);
+  gate_bwd_pixels<T, 1>(a);
 }
 
 struct LskaSum {
@@ -89,20 +163,35 @@ struct LskaSumsArguments {
   const float* initial;  // [rows, width] to begin with, or null
   int64_t count, rows;
   int width;
+  int split;  // threads that share an element's parts
   bool parts_float, out_float;
   LskaSum sums[8];
 };
 
-// A thread owns one element of the gradients and adds its parts in their order.
+// `split` threads own one element of the gradients. Each adds every split-th of its parts, in their order;
+// the first adds the others' sums to its own.
 template <class T>
 LSKA_KERNEL(256)
 lska_sums_kernel(const LskaSumsArguments a) {
-  const int64_t n = a.rows * a.width, i = block_x() * thread_count() + thread_index();
-  if (i >= n) return;
+  const int mine = thread_count() / a.split, nth = thread_index() / mine,
+            at_here = thread_index() - nth * mine;
+  const int64_t n = a.rows * a.width, i = block_x() * mine + at_here;
+  float sum = 0.f;
+  if (i < n) {
+#pragma unroll 4
+    for (int64_t part = nth; part < a.count; part += a.split)
+      sum += load_either<T>(a.parts, part * n + i, a.parts_float);
+  }
+  if (a.split > 1) {
+    float* const shared = shared_floats();
+    shared[thread_index()] = sum;
+    barrier();
+    for (int w = 1; nth == 0 && w < a.split; ++w) sum += shared[w * mine + at_here];
+  }
+  if (nth > 0 || i >= n) return;
+  if (a.initial) sum = load(a.initial + i) + sum;
   const int64_t row = i / a.width;
   const int at = int(i - row * a.width);
-  float sum = a.initial ? load(a.initial + i) : 0.f;
-  for (int64_t part = 0; part < a.count; ++part) sum += load_either<T>(a.parts, part * n + i, a.parts_float);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     const LskaSum s = a.sums[j];

@@ -24,9 +24,11 @@ struct LskaWeightPointers {
   const void *h0, *h0_bias, *v0, *v0_bias, *h1, *h1_bias, *v1, *v1_bias;
 };
 
+// Maps [B, C, H, W] in NCHW or, all of a call, in channels_last; planes = B C.
 struct LskaMap {
   int64_t planes;
   int C, H, W;
+  bool channels_last;
 };
 
 // What the kernels of a region share: the plan, and its divisors.
@@ -59,6 +61,30 @@ inline LskaRegion lska_region(const LskaSize& s, const LskaPlan& p) {
           divisor(tap_pitch),
           divisor(g.h1.dilation),
           divisor(g.v1.dilation)};
+}
+
+// The planes of a block follow each other; in channels_last they are of one image.
+struct Planes {
+  int64_t first;
+  int count;
+};
+
+LSKA_DEVICE Planes planes_of(const LskaMap& m, const LskaRegion& r) {
+  if (!m.channels_last) {
+    const int64_t first = block_x() * r.planes;
+    return {first, int(min(int64_t(r.planes), m.planes - first))};
+  }
+  const int groups = (m.C + r.planes - 1) / r.planes;
+  const int64_t image = block_x() / groups;
+  const int channel = int(block_x() - image * groups) * r.planes;
+  return {image * m.C + channel, min(r.planes, m.C - channel)};
+}
+
+// Where a plane's pixel lies, in elements.
+LSKA_DEVICE int64_t offset_of(const LskaMap& m, int64_t plane, int row, int col) {
+  if (!m.channels_last) return (plane * m.H + row) * m.W + col;
+  const int64_t image = plane / m.C;
+  return ((image * m.H + row) * m.W + col) * m.C + plane - image * m.C;
 }
 
 // The tile a block owns in its planes, and the region around it that it loads.
@@ -254,6 +280,64 @@ LSKA_DEVICE void copy_out(T* global, const Lines& lines, const Rows& rows, const
 template <class T>
 LSKA_DEVICE void copy_out(T* global, const Lines& lines, const Rows& rows, const float* shared) {
   copy_out(global, lines, rows, [&](int i) { return shared[i]; }, [](int64_t, auto&) {});
+}
+
+// The same region of neighbouring channels in channels_last: pixels in global memory, planes in shared
+// memory.
+struct Pixels {
+  int rows, cols, channels, C;
+  int64_t row_stride;
+  int pitch, plane_pitch;
+  template <class T>
+  LSKA_DEVICE bool in_vectors(const T* global) const {
+    return channels % kVector<T> == 0 && C % kVector<T> == 0 && reinterpret_cast<uintptr_t>(global) % 16 == 0;
+  }
+};
+
+// Calls body(element of global memory, index in shared memory, channel) for each N channels of each pixel.
+template <int N, class Body>
+LSKA_DEVICE void for_each_pixel(const Pixels& p, const Body& body) {
+  const int groups = p.channels / N;
+  for (int i = thread_index(); i < p.rows * p.cols * groups; i += thread_count()) {
+    const int pixel = i / groups, channel = (i - pixel * groups) * N, row = pixel / p.cols;
+    const int col = pixel - row * p.cols;
+    body(row * p.row_stride + int64_t(col) * p.C + channel, channel * p.plane_pitch + row * p.pitch + col,
+         channel);
+  }
+}
+
+template <class T>
+LSKA_DEVICE void copy_in(const T* global, const Pixels& p, float* shared) {
+  if (!p.in_vectors(global)) {
+    for_each_pixel<1>(p, [&](int64_t element, int at, int) { shared[at] = load(global + element); });
+    return;
+  }
+  for_each_pixel<kVector<T>>(p, [&](int64_t element, int at, int) {
+    float v[kVector<T>];
+    load_vector(global + element, v);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) shared[at + i * p.plane_pitch] = v[i];
+  });
+}
+
+// finish(element, values, channel) sees what is stored together.
+template <class T, class Finish>
+LSKA_DEVICE void copy_out(T* global, const Pixels& p, const float* shared, const Finish& finish) {
+  if (!p.in_vectors(global)) {
+    for_each_pixel<1>(p, [&](int64_t element, int at, int channel) {
+      float v[1] = {shared[at]};
+      finish(element, v, channel);
+      store(global + element, v[0]);
+    });
+    return;
+  }
+  for_each_pixel<kVector<T>>(p, [&](int64_t element, int at, int channel) {
+    float v[kVector<T>];
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) v[i] = shared[at + i * p.plane_pitch];
+    finish(element, v, channel);
+    store_vector(global + element, v);
+  });
 }
 
 // The taps of `planes` planes as floats: [planes][h0, h1, v0, v1][tap_pitch], planes `plane_pitch`

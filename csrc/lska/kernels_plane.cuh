@@ -9,7 +9,7 @@
 namespace lska_ops {
 
 struct LskaPlaneArguments {
-  const void* x;  // [planes, H, W] of T
+  const void* x;  // map of T
   void* s;        // the same
   LskaWeightPointers weights;
   LskaMap map;
@@ -50,26 +50,31 @@ LSKA_DEVICE void write_run(float* map, const Run& run, float bias, const float (
   }
 }
 
-// A block owns `planes` planes, or a band of rows of one. Reads them (a band: with the rows its taps reach)
-// and their weights, keeps one float per pixel, and writes s. It is reference.cascade.
+// A block owns `planes` planes, or a band of rows of one (in channels_last: any tile of them). Reads them (a
+// part: with what its taps reach) and their weights, keeps one float per pixel, and writes s. It is
+// reference.cascade.
 template <class T>
 LSKA_KERNEL(kMaxThreads)
 lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
   const LskaRegion& r = a.region;
-  const int64_t first_plane = block_x() * r.planes;
-  const int planes = int(min(int64_t(r.planes), a.map.planes - first_plane)), t = thread_index();
-  const int channel = int(first_plane % a.map.C), W = a.map.W;
-  const Tile tile = tile_of(a.map, r, r.reach_v, 0);
+  const auto [first_plane, planes] = planes_of(a.map, r);
+  const int channel = int(first_plane % a.map.C), W = a.map.W, t = thread_index();
+  const Tile tile = tile_of(a.map, r, r.reach_v, r.reach_h);
   float* map = shared_floats();
   float* taps = map + r.planes * r.rows * r.pitch;
   float* columns = taps + r.planes * 4 * r.tap_pitch;  // the bias along columns
   float* biases = columns + r.planes * r.cols;         // h0's, h1's, v0's, v1's
 
   load_taps<T>(a.weights, r, planes, channel, a.map.C, taps, 4 * r.tap_pitch, false);
-  const T* x = static_cast<const T*>(a.x) + first_plane * a.map.H * W + int64_t(tile.top) * W;
+  const T* x = static_cast<const T*>(a.x) + offset_of(a.map, first_plane, tile.top, tile.left);
   // Planes that are whole follow each other in shared memory as they do in global memory.
   const Rows rows{W, r.pitch, r.by_cols};
-  copy_in(x, Lines{1, planes * tile.height * W, 0}, map, rows);
+  const int64_t row_stride = int64_t(W) * a.map.C;
+  const int plane_pitch = r.rows * r.pitch;
+  if (a.map.channels_last)
+    copy_in(x, Pixels{tile.height, tile.width, planes, a.map.C, row_stride, r.pitch, plane_pitch}, map);
+  else
+    copy_in(x, Lines{1, planes * tile.height * W, 0}, map, rows);
   for (int i = t; i < planes; i += thread_count()) {
     const int c = (channel + i) % a.map.C;
     biases[4 * i] = load_bias<T>(a.weights.h0_bias, c);
@@ -78,9 +83,9 @@ lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
     biases[4 * i + 3] = load_bias<T>(a.weights.v1_bias, c);
   }
   barrier();
-  for (int i = t; i < planes * W; i += thread_count()) {
-    const int plane = quotient(i, r.by_cols);
-    const float inside = inside_h1(r.stages.h1, taps + (4 * plane + 1) * r.tap_pitch, i - plane * W, W);
+  for (int i = t; i < planes * r.cols; i += thread_count()) {
+    const int plane = quotient(i, r.by_cols), x = tile.left + i - plane * r.cols;
+    const float inside = inside_h1(r.stages.h1, taps + (4 * plane + 1) * r.tap_pitch, x, W);
     columns[i] = biases[4 * plane + 2] * inside + biases[4 * plane + 1];
   }
 
@@ -90,7 +95,7 @@ lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
     if (dilated && r.stages.h1.k == 0) continue;
     const int k = vertical ? (dilated ? r.stages.v1.used : r.stages.v0.used)
                            : (dilated ? r.stages.h1.used : r.stages.h0.used);
-    const Run run = run_of(t, r, planes, tile.height, W, vertical, dilated);
+    const Run run = run_of(t, r, planes, tile.height, tile.width, vertical, dilated);
     const bool active = run.active && run.plane < planes;
     float sum[kRun] = {};
     if (active)
@@ -101,16 +106,20 @@ lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
       write_run(map, run,
                 stage == 0   ? biases[4 * run.plane]
                 : stage == 1 ? 0.f
-                : stage == 2 ? columns[run.plane * W + run.line]
+                : stage == 2 ? columns[run.plane * r.cols + run.line]
                              : biases[4 * run.plane + 3],
                 sum);
     barrier();
   }
 
-  const Lines out{1, planes * tile.rows * W, 0};
-  const int64_t at = first_plane * a.map.H * W + int64_t(tile.row) * W;
-  const float* core = map + (tile.row - tile.top) * r.pitch;
-  copy_out(static_cast<T*>(a.s) + at, out, rows, core);
+  const int64_t at = offset_of(a.map, first_plane, tile.row, tile.col);
+  T* s = static_cast<T*>(a.s) + at;
+  const float* core = map + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
+  if (a.map.channels_last)
+    copy_out(s, Pixels{tile.rows, tile.cols, planes, a.map.C, row_stride, r.pitch, plane_pitch}, core,
+             [](int64_t, auto&, int) {});
+  else
+    copy_out(s, Lines{1, planes * tile.rows * W, 0}, rows, core);
 }
 
 }  // namespace lska_ops

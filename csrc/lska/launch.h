@@ -3,6 +3,8 @@
 // and never wait.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
 #include <tuple>
 #include <vector>
 
@@ -30,17 +32,27 @@ inline Tensor matrices(const Tensor& memory, int64_t offset, int64_t batch, int6
   return torch::stable::from_blob(data, {sizes, 3}, {strides, 3}, memory.device(), memory.scalar_type());
 }
 
-// out = a b for each matrix, by the vendor library; on tensor cores for the half dtypes, by whose rules it
-// sums.
+// [rows, cols] in someone else's memory.
+inline Tensor matrix(const Tensor& memory, int64_t offset, int64_t rows, int64_t cols, int64_t row_stride,
+                     int64_t col_stride) {
+  const int64_t sizes[] = {rows, cols}, strides[] = {row_stride, col_stride};
+  char* data = static_cast<char*>(memory.data_ptr()) + offset * int64_t(memory.element_size());
+  return torch::stable::from_blob(data, {sizes, 2}, {strides, 2}, memory.device(), memory.scalar_type());
+}
+
+// out = a b, of one matrix or of each, by the vendor library; on tensor cores for the half dtypes, by whose
+// rules it sums.
 inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  const char* name = a.dim() == 2 ? "aten::mm" : "aten::bmm";
   StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
                           torch::stable::detail::from(out)};
-  STD_TORCH_CHECK(torch_call_dispatcher("aten::bmm", "out", stack, TORCH_ABI_VERSION) == 0,
-                  "lska: aten::bmm.out failed");
+  STD_TORCH_CHECK(torch_call_dispatcher(name, "out", stack, TORCH_ABI_VERSION) == 0, "lska: ", name,
+                  ".out failed");
   torch::stable::detail::to<Tensor>(stack[0]);  // takes over the returned handle
 }
 
-// One checked call, with the plans of its cascade for some images at a time.
+// One checked call, with the plans of its cascade for some images at a time. All its maps lie in memory as x
+// does: in NCHW or in channels_last, without gaps. A map that comes otherwise is copied.
 struct Call {
   const char* op;
   Device device;
@@ -64,7 +76,8 @@ struct Call {
                     ": one of conv_spatial_h and conv_spatial_v is missing; expected both or none");
     const int64_t k0 = w.conv0h.dim() == 4 ? w.conv0h.size(3) : 0;
     const int64_t k1 = w.conv_spatial_h && w.conv_spatial_h->dim() == 4 ? w.conv_spatial_h->size(3) : 0;
-    size = {x.size(0), x.size(1), x.size(2), x.size(3), k0, k1, dilation};
+    channels_last = channels_last_in_memory(x);
+    size = {x.size(0), x.size(1), x.size(2), x.size(3), k0, k1, dilation, channels_last};
     STD_TORCH_CHECK(
         size.C < (1 << 30) && size.H < (1 << 30) && size.W < (1 << 30) && size.planes() <= kMaxGrid, op,
         ": x has shape ", in_words(x.sizes()), "; expected sides below 2^30, B C below 2^31");
@@ -81,8 +94,7 @@ struct Call {
     stages = lska_plan::stages(size);
     pixels = size.H * size.W;
     image = size.C * pixels;
-    channels_last = channels_last_in_memory(x);
-    x = in_nchw(x);  // channels_last: one transpose there, and one of the answer
+    x = in_layout(x);
   }
 
   bool empty() const { return size.B * image == 0; }
@@ -115,7 +127,13 @@ struct Call {
   Tensor map_like(const char* name, const Tensor& t) const {
     check_beside(name, t);
     check_shape(op, name, t, {size.B, size.C, size.H, size.W});
-    return in_nchw(t);
+    return in_layout(t);
+  }
+  Tensor in_layout(const Tensor& t) const {
+    if (!channels_last) return in_nchw(t);
+    if (channels_last_in_memory(t)) return t;
+    Tensor copy = empty_like_x();
+    return torch::stable::copy_(copy, t);
   }
   Tensor held_matrix(const char* name, const Tensor& t) {
     hold(name, t);
@@ -124,11 +142,9 @@ struct Call {
 
   Tensor floats(int64_t n) const { return torch::stable::new_empty(x, {n}, ScalarType::Float); }
   Tensor elements(int64_t n) const { return torch::stable::new_empty(x, {n}); }
-  Tensor empty_like_x() const { return empty_map(x, torch::headeronly::MemoryFormat::Contiguous); }
-  Tensor as_given(const Tensor& t) const {  // in the layout x came in
-    if (!channels_last) return t;
-    Tensor copy = empty_map(t, torch::headeronly::MemoryFormat::ChannelsLast);
-    return torch::stable::copy_(copy, t);
+  Tensor empty_like_x() const {
+    using torch::headeronly::MemoryFormat;
+    return empty_map(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   }
 
   LskaSize of_images(int64_t count) const {
@@ -136,7 +152,9 @@ struct Call {
     s.B = count;
     return s;
   }
-  LskaMap map(int64_t count) const { return {count * size.C, int(size.C), int(size.H), int(size.W)}; }
+  LskaMap map(int64_t count) const {
+    return {count * size.C, int(size.C), int(size.H), int(size.W), channels_last};
+  }
   const char* at(const Tensor& t, int64_t first) const {  // image `first` of a map of x's dtype
     return static_cast<const char*>(t.const_data_ptr()) + first * image * int64_t(x.element_size());
   }
@@ -151,6 +169,7 @@ struct Call {
 
   // s of `count` images from x at `from`.
   void cascade(const void* from, int64_t count, void* s) const {
+    // Here: if (cascade_by_tiles(*this, from, count, s)) return;
     const LskaSize some = of_images(count);
     const LskaPlan p = lska_plan_forward(some, device.limits);
     if (p.kernel == LskaKernel::stages) return cascade_by_stages(from, count, s);
@@ -183,9 +202,10 @@ struct Call {
     a.vertical = link.vertical;
     a.stage = link.stage;
     a.map = map(count);
-    const int64_t blocks = std::clamp<int64_t>(pixels / 1024, 1, kMaxGridYZ);
+    const int64_t blocks = std::clamp<int64_t>((channels_last ? image : pixels) / 1024, 1, kMaxGridYZ);
     with_dtype(type, [&](auto t) {
-      start(lska_stage_kernel<typename decltype(t)::type>, {a.map.planes, blocks, 1}, 256, 0, a);
+      start(lska_stage_kernel<typename decltype(t)::type>, {channels_last ? count : a.map.planes, blocks, 1},
+            256, 0, a);
     });
   }
   void cascade_by_stages(const void* from, int64_t count, void* s) const {
@@ -204,40 +224,22 @@ struct Call {
     }
   }
 
+  bool aligned(std::initializer_list<const void*> maps) const {  // to 16 bytes
+    return std::all_of(maps.begin(), maps.end(),
+                       [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; });
+  }
   void gate(const void* from, const void* product, const void* conv1_bias, void* y, int64_t count) const {
     LskaGateArguments a{};
     a.x = from;
     a.product = product;
     a.bias = conv1_bias;
     a.y = y;
-    a.C = int(size.C);
-    a.pixels = pixels;
-    const int64_t blocks = std::min(ceil_div(pixels, kGateBlock), kMaxGridYZ);
+    a.map = map(count);
+    a.plan = lska_plan_gate(of_images(count), device.limits, int64_t(x.element_size()),
+                            aligned({from, product, y}));
     with_dtype(type, [&](auto t) {
-      start(lska_gate_fwd_kernel<typename decltype(t)::type>, {count * size.C, blocks, 1}, 256, 0, a);
+      start(lska_gate_fwd_kernel<typename decltype(t)::type>, {a.plan.grid_x, 1, 1}, kGateThreads, 0, a);
     });
-  }
-  void sum(const LskaSumsArguments& a) const {
-    const int64_t n = a.rows * a.width;
-    if (n == 0) return;
-    with_dtype(type, [&](auto t) {
-      start(lska_sums_kernel<typename decltype(t)::type>, {ceil_div(n, 256), 1, 1}, 256, 0, a);
-    });
-  }
-  // total += parts[0] + parts[1] + ..., or = where it is the first time; parts of float or of x's dtype.
-  void add(const Tensor& parts, int64_t count, int64_t rows, int64_t width, const Tensor& total,
-           bool first) const {
-    float* out = static_cast<float*>(total.data_ptr());
-    LskaSumsArguments a{parts.const_data_ptr(),
-                        first ? nullptr : out,
-                        count,
-                        rows,
-                        int(width),
-                        parts.scalar_type() == ScalarType::Float,
-                        true,
-                        {}};
-    a.sums[0] = {out, 0, int(width)};
-    sum(a);
   }
 };
 
@@ -246,13 +248,17 @@ inline Tensor cascade_fwd(const char* op, const Device& device, const Tensor& x,
   const Call call(op, device, x, w, dilation);
   Tensor s = call.empty_like_x();
   if (!call.empty()) call.cascade(call.x.const_data_ptr(), call.size.B, s.mutable_data_ptr());
-  return call.as_given(s);
+  return s;
 }
 
-// conv1 of `count` images: out = weight s, or weight^T s.
+// conv1 of `count` images: out = weight s, or weight^T s; in channels_last all pixels are one matrix.
 inline void conv1(const Call& call, const Tensor& weight, bool transposed, const Tensor& in,
                   int64_t in_offset, const Tensor& out, int64_t out_offset, int64_t count) {
   const int64_t C = call.size.C, P = call.pixels;
+  if (call.channels_last)
+    return multiply(matrix(in, in_offset, count * P, C, C, 1),
+                    matrix(weight, 0, C, C, transposed ? C : 1, transposed ? 1 : C),
+                    matrix(out, out_offset, count * P, C, C, 1));
   multiply(matrices(weight, 0, count, 0, C, C, transposed ? 1 : C, transposed ? C : 1),
            matrices(in, in_offset, count, call.image, C, P, P, 1),
            matrices(out, out_offset, count, call.image, C, P, P, 1));
@@ -272,7 +278,7 @@ inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, cons
   check_conv1(call, conv1_weight, conv1_bias);
   Tensor y = call.empty_like_x();
   Tensor product = keep_product ? call.empty_like_x() : torch::stable::new_empty(call.x, {0});
-  if (call.empty()) return {call.as_given(y), product};
+  if (call.empty()) return {y, product};
 
   const Tensor weight = call.held_matrix("conv1 weight", conv1_weight);
   const void* bias = call.bias("conv1 bias", conv1_bias);
@@ -285,7 +291,7 @@ inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, cons
     conv1(call, weight, false, s, 0, scratch, kept * call.image, count);
     call.gate(call.at(call.x, first), call.at(scratch, kept), bias, call.at(y, first), count);
   }
-  return {call.as_given(y), product};
+  return {y, product};
 }
 
 }  // namespace lska_ops::lska_cuda

@@ -18,6 +18,7 @@ struct CascadeBackward {
     return count * (p.kernel == LskaKernel::plane ? p.grid_y * p.grid_z : 1);
   }
   void operator()(LskaBackwardArguments a, const LskaPlan& p, int64_t count) const {
+    // Here: if (cascade_bwd_by_tiles(call, a, count)) return;
     a.sums_width = width;
     a.weights = call.weights;
     a.map = call.map(count);
@@ -56,9 +57,9 @@ struct CascadeBackward {
                                   links[i].stage,
                                   a.map};
       const int64_t taps = std::min<int64_t>(links[i].stage.k + 1, kMaxGridYZ);
+      const int64_t blocks = call.channels_last ? count * ceil_div(call.size.C, kWarp) : a.map.planes;
       with_dtype(call.type, [&](auto t) {
-        call.start(lska_stage_sums_kernel<typename decltype(t)::type>, {a.map.planes, taps, 1}, 256,
-                   256 / kWarp * 4, sums);
+        call.start(lska_stage_sums_kernel<typename decltype(t)::type>, {blocks, taps, 1}, 256, 256 * 4, sums);
       });
       LskaStageArguments given{};
       given.in = gradient;
@@ -77,13 +78,73 @@ struct CascadeBackward {
   }
 };
 
+// A sum over images and parts of them: one piece after the other is added in fp32, the last one rounded.
+struct RunningSum {
+  const Call& call;
+  int64_t rows, width;
+  std::vector<LskaSum> outs;  // of x's dtype
+  Tensor total;
+
+  RunningSum(const Call& of, int64_t n, int64_t each, std::vector<LskaSum> to)
+      : call(of), rows(n), width(each), outs(std::move(to)), total(of.floats(n * each)) {}
+  // parts [count, rows, width], of float or of x's dtype
+  void add(const Tensor& parts, int64_t count, bool first, bool last) const {
+    const int64_t n = rows * width;
+    float* const kept = static_cast<float*>(total.data_ptr());
+    const int split = lska_split_sums(n, count, call.device.limits);
+    LskaSumsArguments a{parts.const_data_ptr(),
+                        first ? nullptr : kept,
+                        count,
+                        rows,
+                        int(width),
+                        split,
+                        parts.scalar_type() == ScalarType::Float,
+                        !last,
+                        {}};
+    if (last)
+      std::copy(outs.begin(), outs.end(), a.sums);
+    else
+      a.sums[0] = {kept, 0, int(width)};
+    with_dtype(call.type, [&](auto t) {
+      call.start(lska_sums_kernel<typename decltype(t)::type>, {ceil_div(n * split, 256), 1, 1}, 256,
+                 split > 1 ? 256 * 4 : 0, a);
+    });
+  }
+};
+
+// conv1's gradient: of each image in NCHW; in channels_last of all pixels at once, and no sum if these are
+// all.
+struct Conv1Gradient {
+  const Call& call;
+  Tensor out, parts;
+  RunningSum sum;
+
+  Conv1Gradient(const Call& of, int64_t at_once, const Tensor& grad)
+      : call(of),
+        out(grad),
+        parts(of.channels_last && at_once == of.size.B
+                  ? grad
+                  : of.elements((of.channels_last ? 1 : at_once) * of.size.C * of.size.C)),
+        sum(of, of.size.C, of.size.C, {{grad.data_ptr(), 0, int(of.size.C)}}) {}
+  void add(const Tensor& grad_product, const Tensor& s, int64_t count, bool first, bool last) const {
+    const int64_t C = call.size.C, P = call.pixels;
+    if (call.channels_last)
+      multiply(matrix(grad_product, 0, C, count * P, 1, C), matrix(s, 0, count * P, C, C, 1),
+               matrix(parts, 0, C, C, C, 1));
+    else
+      multiply(matrices(grad_product, 0, count, call.image, C, P, P, 1),
+               matrices(s, 0, count, call.image, P, C, 1, P), matrices(parts, 0, count, C * C, C, C, C, 1));
+    if (parts.data_ptr() != out.data_ptr()) sum.add(parts, call.channels_last ? 1 : count, first, last);
+  }
+};
+
 // A few images at a time: s again; grad_product and from it ds; the product again where it was not kept; the
 // cascade backward, which also finishes grad_x; grad_conv1. Every sum over images is taken in their order.
 inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_y, const Tensor& x,
                  const Tensor& given_product, const Weights& w, const Tensor& conv1_weight,
                  const MaybeTensor& conv1_bias, int64_t dilation) {
   Call call(op, device, x, w, dilation);
-  const int64_t C = call.size.C, k0 = call.size.k0, k1 = call.size.k1, P = call.pixels;
+  const int64_t C = call.size.C, k0 = call.size.k0, k1 = call.size.k1;
   check_conv1(call, conv1_weight, conv1_bias);
   const Tensor grad_y = call.map_like("grad_y", given_grad_y);
   const bool kept = given_product.numel() > 0;
@@ -99,24 +160,16 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
       gradient({C, 1, 1, k0}),       gradient({C}),       gradient({C, 1, k0, 1}),       gradient({C}),
       gradient({trivial, 1, 1, k1}), gradient({trivial}), gradient({trivial, 1, k1, 1}), gradient({trivial})};
   const auto all = [&] {
-    return Grads{call.as_given(grad_x),
-                 taps[0],
-                 taps[1],
-                 taps[2],
-                 taps[3],
-                 taps[4],
-                 taps[5],
-                 taps[6],
-                 taps[7],
-                 grad_conv1,
-                 grad_conv1_bias};
+    return Grads{grad_x,  taps[0], taps[1], taps[2],    taps[3],        taps[4],
+                 taps[5], taps[6], taps[7], grad_conv1, grad_conv1_bias};
   };
   if (call.empty()) return all();
 
   const Tensor weight = call.held_matrix("conv1 weight", conv1_weight);
   const void* bias = call.bias("conv1 bias", conv1_bias);
+  const int64_t element = int64_t(call.x.element_size());
   const int64_t at_once =
-                    lska_images_at_once(call.size, device.limits, int64_t(call.x.element_size()), C * C),
+                    lska_images_at_once(call.size, device.limits, element, call.channels_last ? 0 : C * C),
                 map = at_once * call.image;
   const CascadeBackward backward{call};
   const int64_t last = call.size.B % at_once ? call.size.B % at_once : at_once;
@@ -124,25 +177,38 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   const int64_t parts = std::max(backward.parts(plan, at_once), backward.parts(last_plan, last));
   Tensor s = call.elements(map), grad_product = call.elements(map), ds = call.elements(map);
   Tensor again = kept ? product : call.elements(map);
-  const Tensor tap_parts = call.floats(parts * C * backward.width),
-               tap_total = call.floats(C * backward.width);
-  const Tensor bias_parts = call.floats(at_once * C), bias_total = call.floats(C);
-  const Tensor conv1_parts = call.elements(at_once * C * C), conv1_total = call.floats(C * C);
+  const Tensor tap_parts = call.floats(parts * C * backward.width);
+  std::vector<LskaSum> tap_sums;
+  int at = 0;
+  for (int i = 0; i < (k1 ? 8 : 4); ++i) {
+    const int k = int(i % 2 ? 1 : i < 4 ? k0 : k1);
+    tap_sums.push_back({taps[i].mutable_data_ptr(), at, k});
+    at += k;
+  }
+  const RunningSum tap_sum(call, C, backward.width, tap_sums);
+  const RunningSum bias_sum(call, C, 1, {{grad_conv1_bias.mutable_data_ptr(), 0, 1}});
+  const Conv1Gradient conv1_gradient(call, at_once, grad_conv1);
 
   for (int64_t first = 0; first < call.size.B; first += at_once) {
     const int64_t count = std::min(at_once, call.size.B - first), kept_first = kept ? first : 0;
+    const bool begins = first == 0, ends = first + count == call.size.B;
     call.cascade(call.at(call.x, first), count, s.mutable_data_ptr());
     LskaGateArguments gate{};
     gate.x = call.at(call.x, first);
     gate.grad_y = call.at(grad_y, first);
     gate.grad_product = grad_product.mutable_data_ptr();
+    gate.map = call.map(count);
+    gate.plan = lska_plan_gate_backward(call.of_images(count), device.limits, element,
+                                        call.aligned({gate.x, gate.grad_y, gate.grad_product}));
+    const Tensor bias_parts = call.floats(count * gate.plan.parts * C);
     gate.sums = static_cast<float*>(bias_parts.data_ptr());
-    gate.C = int(C);
-    gate.pixels = P;
     with_dtype(call.type, [&](auto t) {
-      call.start(lska_gate_bwd_kernel<typename decltype(t)::type>, {count * C, 1, 1}, 512, 512 / kWarp * 4,
-                 gate);
+      using T = typename decltype(t)::type;
+      const int64_t shared = (gate.plan.vectors ? kVector<T> : 1) * (kGateThreads + 8) * 4;
+      call.start(lska_gate_bwd_kernel<T>, {gate.plan.grid_x, gate.plan.grid_y, 1}, kGateThreads,
+                 call.channels_last ? shared : 0, gate);
     });
+    bias_sum.add(bias_parts, count * gate.plan.parts, begins, ends);
     conv1(call, weight, true, grad_product, 0, ds, 0, count);
     if (!kept) conv1(call, weight, false, s, 0, again, 0, count);
     LskaBackwardArguments a{};
@@ -155,32 +221,9 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
     a.sums = static_cast<float*>(tap_parts.data_ptr());
     const LskaPlan& p = count == at_once ? plan : last_plan;
     backward(a, p, count);
-    multiply(matrices(grad_product, 0, count, call.image, C, P, P, 1),
-             matrices(s, 0, count, call.image, P, C, 1, P),
-             matrices(conv1_parts, 0, count, C * C, C, C, C, 1));
-    call.add(tap_parts, backward.parts(p, count), C, backward.width, tap_total, first == 0);
-    call.add(bias_parts, count, C, 1, bias_total, first == 0);
-    call.add(conv1_parts, count, C, C, conv1_total, first == 0);
+    tap_sum.add(tap_parts, backward.parts(p, count), begins, ends);
+    conv1_gradient.add(grad_product, s, count, begins, ends);
   }
-
-  const auto rounded = [&](const Tensor& total, int64_t rows, int64_t width) {
-    return LskaSumsArguments{
-        nullptr, static_cast<const float*>(total.const_data_ptr()), 0, rows, int(width), true, false, {}};
-  };
-  LskaSumsArguments a = rounded(tap_total, C, backward.width);
-  int at = 0;
-  for (int i = 0; i < (k1 ? 8 : 4); ++i) {
-    const int k = int(i % 2 ? 1 : i < 4 ? k0 : k1);
-    a.sums[i] = {taps[i].mutable_data_ptr(), at, k};
-    at += k;
-  }
-  call.sum(a);
-  a = rounded(bias_total, C, 1);
-  a.sums[0] = {grad_conv1_bias.mutable_data_ptr(), 0, 1};
-  call.sum(a);
-  a = rounded(conv1_total, C, C);
-  a.sums[0] = {grad_conv1.mutable_data_ptr(), 0, int(C)};
-  call.sum(a);
   return all();
 }
 

@@ -2,8 +2,10 @@
 // device's limits to kernel, grid, block and shared memory. The CUDA launcher, the host-run tests and
 // lska_ops._plan use it.
 //
-// plane   a block owns whole planes, or a tile of one with the halo its taps reach, in shared memory
+// plane   a block owns whole planes, or a tile of one with the halo its taps reach, in shared memory; in
+//         channels_last the planes are neighbouring channels of one image, and tiles may be of several
 // stream  a block walks down a strip of columns of one plane; rings of rows hold what the vertical taps reach
+//         (not in channels_last, where a pixel of one channel is a small part of what is read for it)
 // stages  nothing of the above fits: each convolution by itself, through global memory
 #pragma once
 
@@ -21,6 +23,7 @@ constexpr int kStreamRun = 4;  // the same for the columns of a stream, whose st
 
 struct LskaSize {
   int64_t B, C, H, W, k0, k1, dilation;  // k1 = 0: LSKA-trivial
+  bool channels_last = false;            // how its maps lie in memory
   int64_t planes() const { return B * C; }
 };
 
@@ -200,6 +203,45 @@ inline bool plane_backward(LskaPlan& p, const LskaSize& s, const LskaStages& g, 
   return best < 1e30 && grid_fits(p);
 }
 
+// In channels_last: as few bytes for each output as possible, among tiles of 16, 8 and 4 channels (16 of two
+// bytes fill a sector), and multiprocessors that have a block.
+inline bool plane_of_channels(LskaPlan& p, const LskaSize& s, const LskaStages& g, const GpuLimits& device,
+                              bool backward) {
+  constexpr int64_t kParts[] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64};
+  double best = 1e30;
+  for (const int64_t some : {16, 8, 4}) {
+    const int64_t channels = std::min(some, s.C);
+    const double sectors = channels == s.C ? 1. : 16. / double(channels);
+    for (const int64_t across : kParts) {
+      for (const int64_t down : kParts) {
+        if (across > s.W || down > s.H) break;
+        const int64_t band = ceil_div(s.H, down), strip = ceil_div(s.W, across);
+        const int64_t rows = with_halo(band, g.reach_v(), s.H), cols = with_halo(strip, g.reach_h(), s.W);
+        if (channels * rows * cols > kMaxThreads * kRun) continue;
+        const int64_t grid_x = s.B * ceil_div(s.C, channels);
+        const double blocks = double(grid_x * ceil_div(s.H, band) * ceil_div(s.W, strip));
+        const double loads = sectors * double(rows * cols) / double(band * strip);
+        const double cost = loads * std::max(1., double(device.multiprocessors) / blocks);
+        if (loads > 8 || cost >= best) continue;  // beyond eight, stage by stage moves less
+        const int64_t one = threads(g, 1, rows, cols);
+        const int64_t all = backward ? one * channels : threads(g, channels, rows, cols);
+        const int64_t floats =
+            backward ? backward_floats(g, rows, cols, one / kWarp) : forward_floats(g, rows, cols);
+        if (all > kMaxThreads || 4 * channels * floats > device.shared_bytes) continue;
+        best = cost;
+        set_region(p, s, g, band, strip);
+        p.planes = int(channels);
+        p.grid_x = grid_x;
+        p.threads_per_plane = backward ? int(one) : 0;
+        p.threads = int(all);
+        p.shared_bytes = 4 * channels * floats;
+      }
+    }
+  }
+  p.kernel = LskaKernel::plane;
+  return p.threads && grid_fits(p);
+}
+
 inline LskaPlan stage_by_stage(const LskaSize& s) {
   LskaPlan p;
   p.band = int(s.H);
@@ -213,25 +255,97 @@ inline LskaPlan stage_by_stage(const LskaSize& s) {
 
 inline LskaPlan lska_plan_forward(const LskaSize& s, const GpuLimits& device) {
   const LskaStages g = lska_plan::stages(s);
-  if (LskaPlan p; lska_plan::plane_forward(p, s, g, device)) return p;
-  if (LskaPlan p; lska_plan::stream_forward(p, s, g, device)) return p;
+  if (LskaPlan p; s.channels_last ? lska_plan::plane_of_channels(p, s, g, device, false)
+                                  : lska_plan::plane_forward(p, s, g, device))
+    return p;
+  if (LskaPlan p; !s.channels_last && lska_plan::stream_forward(p, s, g, device)) return p;
   return lska_plan::stage_by_stage(s);
 }
 
 inline LskaPlan lska_plan_backward(const LskaSize& s, const GpuLimits& device) {
   const LskaStages g = lska_plan::stages(s);
-  if (LskaPlan p; lska_plan::plane_backward(p, s, g, device)) return p;
+  if (LskaPlan p; s.channels_last ? lska_plan::plane_of_channels(p, s, g, device, true)
+                                  : lska_plan::plane_backward(p, s, g, device))
+    return p;
   return lska_plan::stage_by_stage(s);
 }
 
+// How the gate's elements and, backward, its sums over pixels are spread over a GPU. A block has 256 threads.
+constexpr int kGateThreads = 256;
+struct LskaGatePlan {
+  bool vectors = false;  // groups of 16 bytes, or single elements
+  int64_t grid_x = 0, grid_y = 1;
+  int64_t step = 0;  // forward: threads, each of which takes every step-th group
+  // backward: parts of a plane's pixels, each of `pixels`; in channels_last a block has `across` of a pixel's
+  // groups, of which there are `groups` times as many, and `rows` pixels at a time
+  int64_t parts = 1, pixels = 0;
+  int groups = 1, across = 1, rows = 1;
+};
+
+// `element`: bytes; `aligned`: all maps begin at multiples of 16 bytes.
+inline LskaGatePlan lska_plan_gate(const LskaSize& s, const GpuLimits& device, int64_t element,
+                                   bool aligned) {
+  LskaGatePlan p;
+  p.vectors = aligned;
+  const int64_t n = p.vectors ? 16 / element : 1, groups = ceil_div(s.planes() * s.H * s.W, n);
+  p.step = std::min(groups, kGateThreads * kMaxGrid);
+  if (s.channels_last) {  // as many threads as run at once; each keeps the biases of its channels
+    const int64_t rounds = ceil_div(groups, std::min(p.step, 8 * kGateThreads * device.multiprocessors));
+    p.step = ceil_div(groups, rounds);
+    if (s.C % n == 0) p.step = round_up(p.step, s.C / n);
+  }
+  p.grid_x = ceil_div(p.step, kGateThreads);
+  return p;
+}
+
+inline LskaGatePlan lska_plan_gate_backward(const LskaSize& s, const GpuLimits& device, int64_t element,
+                                            bool aligned) {
+  LskaGatePlan p;
+  const int64_t n = 16 / element, pixels = s.H * s.W;
+  p.vectors = aligned && (!s.channels_last || s.C % n == 0);
+  int64_t at_once,
+      rounds;    // pixels of one round of a block or warp; rounds of all, if they had one part each
+  int64_t most;  // blocks or warps that run at once
+  if (s.channels_last) {
+    const int64_t all = p.vectors ? s.C / n : s.C;
+    p.groups = int(ceil_div(all, kWarp));
+    p.across = int(ceil_div(all, p.groups));
+    p.rows = kGateThreads / p.across;
+    at_once = p.rows;
+    most = 4 * device.multiprocessors;
+    rounds = s.B * p.groups * ceil_div(pixels, at_once);
+  } else {
+    at_once = kWarp * n;
+    most = 32 * device.multiprocessors;
+    rounds = s.planes() * ceil_div(pixels, at_once);
+  }
+  const int64_t of_one = std::clamp<int64_t>(rounds / most, 1, 16);  // rounds
+  const int64_t limit = s.channels_last ? kMaxGridYZ : std::max<int64_t>(1, kMaxGrid / s.planes());
+  p.parts = std::min(ceil_div(ceil_div(pixels, at_once), of_one), limit);
+  p.pixels = round_up(ceil_div(pixels, p.parts), at_once);
+  p.parts = ceil_div(pixels, p.pixels);
+  p.grid_x = s.channels_last ? s.B * p.groups : ceil_div(s.planes() * p.parts, kGateThreads / kWarp);
+  p.grid_y = s.channels_last ? p.parts : 1;
+  return p;
+}
+
+// Threads that share the parts of one of n sums: more where sums are few and parts are many.
+inline int lska_split_sums(int64_t n, int64_t parts, const GpuLimits& device) {
+  int split = 1;
+  while (split < kWarp && split * 8 <= parts && n * split < 512 * device.multiprocessors) split *= 2;
+  return split;
+}
+
 // Images whose s and product, `element` bytes a pixel each, stay in half of the L2 cache between two kernels;
-// but enough of them that a launch fills the device twice.
+// but enough of them that a launch fills the device twice; and as many at one time as at another.
 // `extra` is what an image needs there besides.
 inline int64_t lska_images_at_once(const LskaSize& s, const GpuLimits& device, int64_t element,
                                    int64_t extra = 0) {
   const int64_t image = std::max<int64_t>(1, (s.C * s.H * s.W * 2 + extra) * element);
   const int64_t enough = ceil_div(2 * device.multiprocessors, std::max<int64_t>(1, s.C));
-  return std::clamp<int64_t>(std::max(device.cache_bytes / 2 / image, enough), 1, std::max<int64_t>(1, s.B));
+  const int64_t B = std::max<int64_t>(1, s.B);
+  const int64_t most = std::clamp<int64_t>(std::max(device.cache_bytes / 2 / image, enough), 1, B);
+  return ceil_div(B, ceil_div(B, most));
 }
 
 }  // namespace lska_ops

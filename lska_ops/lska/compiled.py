@@ -43,7 +43,12 @@ def _fwd(x, *rest):
 
 
 def _fwd_cuda(x, *rest):
-    """Unlike the CPU's, the product stays in the layout the kernels read, whatever x's is."""
+    """Unlike the CPU's, the product is kept in every dtype."""
+    return _map_like(x), _map_like(x) if rest[-1] else x.new_empty(0)
+
+
+def _fwd_triton(x, *rest):
+    """The product stays in the layout the kernels read, whatever x's is."""
     nchw = torch.contiguous_format
     return _map_like(x), torch.empty_like(x, memory_format=nchw) if rest[-1] else x.new_empty(0)
 
@@ -91,7 +96,7 @@ def register_triton():
         "lska_cascade_fwd", schema, triton_launch.cascade_fwd, _cascade_fwd, _cascade_flops, kernels
     )
     schema = f"(Tensor x, {weights}, bool keep_product) -> (Tensor y, Tensor product)"
-    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_cuda, _fwd_flops, kernels)
+    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_triton, _fwd_flops, kernels)
     schema = f"(Tensor grad_y, Tensor x, Tensor product, {weights}) -> ({grads})"
     _triton.register("lska_bwd", schema, triton_launch.bwd, _bwd, _bwd_flops, kernels)
 
