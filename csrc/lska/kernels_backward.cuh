@@ -144,6 +144,46 @@ LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion&
   }
 }
 
+// grad_x of a block's tile, from the gradient in shared memory, with the gate's part.
+template <class T>
+LSKA_DEVICE void write_grad_x(const LskaBackwardArguments& a, const Tile& tile, const BackwardPlane& first) {
+  const LskaRegion& r = a.region;
+  const auto [first_plane, planes] = planes_of(a.map, r);
+  const int C = a.map.C, W = a.map.W;
+  const int64_t at = offset_of(a.map, first_plane, tile.row, tile.col);
+  T* const grad_x = static_cast<T*>(a.grad_x) + at;
+  const float* core = first.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
+  const auto finish = [&](int64_t element, auto& v, const auto& plane_of) {
+    if (!a.grad_y) return;
+    constexpr int N = sizeof(v) / sizeof(v[0]);
+    T grad[N], gate[N];
+    load_some(static_cast<const T*>(a.grad_y) + at + element, grad);
+    load_some(static_cast<const T*>(a.product) + at + element, gate);
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      v[i] = multiply_add(to_float(grad[i]), to_float(gate[i]) + first.biases()[plane_of(i) * r.lines + 2],
+                          v[i]);
+  };
+  if (a.map.channels_last) {
+    const int64_t row_stride = int64_t(W) * C;
+    copy_out(grad_x, Pixels{tile.rows, tile.cols, planes, C, row_stride, r.pitch, r.rows * r.pitch}, core,
+             [&](int64_t element, auto& v, int channel) {
+               finish(element, v, [&](int i) { return channel + i; });
+             });
+    return;
+  }
+  const bool owned = tile.cols == W;  // all columns that were loaded
+  const Lines out = owned ? Lines{1, planes * tile.rows * W, 0} : Lines{tile.rows, tile.cols, W};
+  const Rows out_rows{tile.cols, r.pitch, owned ? r.by_cols : Divisor{0x7fffffff, 0}};
+  copy_out(
+      grad_x, out, out_rows, [&](int i) { return core[i]; },
+      [&](int64_t element, auto& v) {
+        finish(element, v, [&](int i) {
+          return r.planes > 1 ? quotient(quotient(int(element) + i, r.by_cols), r.by_rows) : 0;
+        });
+      });
+}
+
 // A block owns `planes` planes, each with its own warps, or a tile of one. Reads x and ds (a tile: with the
 // halo its taps reach), writes grad_x = grad_y (product + bias) + cascade^T(ds), and for each plane and tile
 // its sums.
@@ -261,38 +301,7 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
     barrier();
   }
 
-  const int64_t at = offset_of(a.map, first_plane, tile.row, tile.col);
-  T* const grad_x = static_cast<T*>(a.grad_x) + at;
-  const float* core = first.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
-  // The gate's part, of the planes `plane_of` says.
-  const auto finish = [&](int64_t element, auto& v, const auto& plane_of) {
-    if (!a.grad_y) return;
-    constexpr int N = sizeof(v) / sizeof(v[0]);
-    T grad[N], gate[N];
-    load_some(static_cast<const T*>(a.grad_y) + at + element, grad);
-    load_some(static_cast<const T*>(a.product) + at + element, gate);
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      v[i] = multiply_add(to_float(grad[i]), to_float(gate[i]) + first.biases()[plane_of(i) * r.lines + 2],
-                          v[i]);
-  };
-  if (a.map.channels_last) {
-    copy_out(grad_x, Pixels{tile.rows, tile.cols, planes, C, row_stride, r.pitch, plane_pitch}, core,
-             [&](int64_t element, auto& v, int channel) {
-               finish(element, v, [&](int i) { return channel + i; });
-             });
-    return;
-  }
-  const bool owned = tile.cols == W;  // all columns that were loaded
-  const Lines out = owned ? Lines{1, planes * tile.rows * W, 0} : Lines{tile.rows, tile.cols, W};
-  const Rows out_rows{tile.cols, r.pitch, owned ? r.by_cols : Divisor{0x7fffffff, 0}};
-  copy_out(
-      grad_x, out, out_rows, [&](int i) { return core[i]; },
-      [&](int64_t element, auto& v) {
-        finish(element, v, [&](int i) {
-          return r.planes > 1 ? quotient(quotient(int(element) + i, r.by_cols), r.by_rows) : 0;
-        });
-      });
+  write_grad_x<T>(a, tile, first);
 }
 
 }  // namespace lska_ops

@@ -15,9 +15,18 @@ struct LskaGateArguments {
   LskaGatePlan plan;
 };
 
-// n / d, in 32 bits where they do.
+// n / d without a 64-bit division, which would be a call: bit by bit where n has more than 31.
 LSKA_DEVICE int64_t divided(int64_t n, int64_t d) {
-  return uint64_t(n | d) >> 32 ? n / d : int64_t(uint32_t(n) / uint32_t(d));
+  if ((n | d) >> 31 == 0) return int64_t(uint32_t(n) / uint32_t(d));
+  int64_t q = 0, rest = 0;
+#pragma unroll 1
+  for (int bit = 62; bit >= 0; --bit) {
+    rest = 2 * rest + (n >> bit & 1);
+    if (rest < d) continue;
+    rest -= d;
+    q |= int64_t(1) << bit;
+  }
+  return q;
 }
 
 // conv1's bias for N elements in a row of which `first` is the first: channels change after each `run`.
@@ -48,7 +57,7 @@ LSKA_DEVICE void gate_elements(const LskaGateArguments& a, int64_t begin, int64_
   const int64_t nth = block_x() * thread_count() + thread_index();
   if (nth >= a.plan.step) return;
   const T *x = static_cast<const T*>(a.x), *product = static_cast<const T*>(a.product);
-  const bool same = a.map.channels_last && step % a.map.C == 0;  // channels, at each step
+  const bool same = a.plan.same_channels && N > 1;
   float bias[N] = {};
   if (same) gate_biases<T>(a, run, begin + nth * N, bias);
   for (int64_t at = begin + nth * N; at < end; at += step) {
@@ -127,9 +136,10 @@ LSKA_DEVICE void gate_bwd_pixels(const LskaGateArguments& a) {
   const int first = group * across * N, channel = first + nth * N;
   float sum[N] = {};
   if (row < rows && channel < C) {
-    const int64_t begin = block_y() * a.plan.pixels, end = min(begin + a.plan.pixels, pixels);
-    for (int64_t p = begin + row; p < end; p += rows)
-      gate_bwd_elements<T, N>(a, (image * pixels + p) * C + channel, sum);
+    // In 32 bits, since a compiler that unrolls the loop divides its length by its step.
+    const int64_t begin = block_y() * a.plan.pixels, at = (image * pixels + begin) * C + channel;
+    const int end = int(min(a.plan.pixels, pixels - begin));
+    for (int p = row; p < end; p += rows) gate_bwd_elements<T, N>(a, at + int64_t(p) * C, sum);
   }
   float* const shared = shared_floats();
   const int pitch = thread_count() + 8;  // neighbouring channels in different banks
@@ -161,8 +171,8 @@ struct LskaSum {
 struct LskaSumsArguments {
   const void* parts;     // [count, rows, width] of float, or of T
   const float* initial;  // [rows, width] to begin with, or null
-  int64_t count, rows;
-  int width;
+  int64_t rows;
+  int count, width;
   int split;  // threads that share an element's parts
   bool parts_float, out_float;
   LskaSum sums[8];
@@ -179,7 +189,7 @@ lska_sums_kernel(const LskaSumsArguments a) {
   float sum = 0.f;
   if (i < n) {
 #pragma unroll 4
-    for (int64_t part = nth; part < a.count; part += a.split)
+    for (int part = nth; part < a.count; part += a.split)
       sum += load_either<T>(a.parts, part * n + i, a.parts_float);
   }
   if (a.split > 1) {
@@ -190,7 +200,7 @@ lska_sums_kernel(const LskaSumsArguments a) {
   }
   if (nth > 0 || i >= n) return;
   if (a.initial) sum = load(a.initial + i) + sum;
-  const int64_t row = i / a.width;
+  const int64_t row = divided(i, a.width);
   const int at = int(i - row * a.width);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {

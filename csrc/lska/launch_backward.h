@@ -94,8 +94,8 @@ struct RunningSum {
     const int split = lska_split_sums(n, count, call.device.limits);
     LskaSumsArguments a{parts.const_data_ptr(),
                         first ? nullptr : kept,
-                        count,
                         rows,
+                        int(count),
                         int(width),
                         split,
                         parts.scalar_type() == ScalarType::Float,

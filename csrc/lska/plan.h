@@ -275,7 +275,8 @@ constexpr int kGateThreads = 256;
 struct LskaGatePlan {
   bool vectors = false;  // groups of 16 bytes, or single elements
   int64_t grid_x = 0, grid_y = 1;
-  int64_t step = 0;  // forward: threads, each of which takes every step-th group
+  int64_t step = 0;            // forward: threads, each of which takes every step-th group
+  bool same_channels = false;  // whose channels are the same
   // backward: parts of a plane's pixels, each of `pixels`; in channels_last a block has `across` of a pixel's
   // groups, of which there are `groups` times as many, and `rows` pixels at a time
   int64_t parts = 1, pixels = 0;
@@ -292,7 +293,8 @@ inline LskaGatePlan lska_plan_gate(const LskaSize& s, const GpuLimits& device, i
   if (s.channels_last) {  // as many threads as run at once; each keeps the biases of its channels
     const int64_t rounds = ceil_div(groups, std::min(p.step, 8 * kGateThreads * device.multiprocessors));
     p.step = ceil_div(groups, rounds);
-    if (s.C % n == 0) p.step = round_up(p.step, s.C / n);
+    p.same_channels = s.C % n == 0;
+    if (p.same_channels) p.step = round_up(p.step, s.C / n);
   }
   p.grid_x = ceil_div(p.step, kGateThreads);
   return p;
