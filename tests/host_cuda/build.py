@@ -4,7 +4,10 @@ python tests/host_cuda/build.py build/host_cuda_asan --flags "-g1 -fsanitize=add
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
+import os
 import shlex
 import subprocess
 import sys
@@ -38,6 +41,15 @@ def _libraries() -> list[str]:
     return [f"-L{collect().torch}/lib", "-ltorch_cpu", "-lc10"]
 
 
+@contextlib.contextmanager
+def alone(folder: Path):
+    """In a folder that one process at a time makes something in; the others wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:
     """The library, compiled from the sources under `root` unless `folder` already has just that."""
     files = sorted((root / "tests" / "host_cuda").glob("*.cpp"))
@@ -47,11 +59,12 @@ def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:
         if file.suffix in (".h", ".cuh", ".cpp"):
             digest.update(file.read_bytes())
     library, stamp = folder / LIBRARY, folder / "host_cuda.hash"
-    if library.is_file() and stamp.is_file() and stamp.read_text() == digest.hexdigest():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run([*command, "-o", str(library)], check=True)
-    stamp.write_text(digest.hexdigest())
+    with alone(folder):
+        if not (library.is_file() and stamp.is_file() and stamp.read_text() == digest.hexdigest()):
+            fresh = folder / f"new_{LIBRARY}"
+            subprocess.run([*command, "-o", str(fresh)], check=True)
+            os.replace(fresh, library)  # a process that has loaded the old one keeps it
+            stamp.write_text(digest.hexdigest())
     return library
 
 

@@ -8,17 +8,14 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
+sys.path += [folder for part in (".", "tests/host_cuda") if (folder := str(ROOT / part)) not in sys.path]
 
+from build import alone, build  # noqa: E402, F401  the host-run library's
 from build_backend.compile import NVCC_FLAGS, TARGET  # noqa: E402
 from build_backend.facts import collect  # noqa: E402
-
-KEPT = ROOT / "build" / "ptx"
 
 
 def problem():
@@ -28,7 +25,7 @@ def problem():
         return "torch's headers were not found; install torch>=2.11"
     if facts.nvcc is None:
         return "nvcc was not found; install the CUDA toolkit"
-    return facts.nvcc_problem if hasattr(facts, "nvcc_problem") else None
+    return facts.compiler_problem
 
 
 def ops(root=ROOT):
@@ -37,7 +34,7 @@ def ops(root=ROOT):
 
 
 def ptx(op, arch=80, root=ROOT):
-    """The file with an op's PTX for compute_<arch>, compiled unless it is there."""
+    """The file with an op's PTX for compute_<arch>, compiled from the sources under `root` unless it is there."""
     facts = collect()
     command = [
         facts.nvcc,
@@ -58,20 +55,18 @@ def ptx(op, arch=80, root=ROOT):
         for file in sorted((root / "csrc" / folder).iterdir()):
             if file.suffix in (".h", ".cuh", ".cu") and not file.name.startswith("cpu_"):
                 digest.update(file.name.encode() + file.read_bytes())
-    made = KEPT / f"{op}_{arch}_{digest.hexdigest()[:16]}.ptx"
-    if not made.is_file():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=KEPT, suffix=".tmp", delete=False) as out:
-            pass
-        source = root / "csrc" / op / "cuda.cu"
-        try:
-            subprocess.run([*command, str(source), "-o", out.name], check=True, cwd=root)
-            os.replace(out.name, made)  # whole or not at all: another process may look for it, too
-        finally:
-            Path(out.name).unlink(missing_ok=True)
-        for older in KEPT.glob(f"{op}_{arch}_*.ptx"):
-            if older != made and root == ROOT:
-                older.unlink(missing_ok=True)
+    folder = root / "build" / "ptx" / f"{op}_{arch}"
+    made = folder / f"{digest.hexdigest()[:16]}.ptx"
+    with alone(folder):
+        if not made.is_file():
+            fresh = folder / "new.ptx"
+            subprocess.run(
+                [*command, str(root / "csrc" / op / "cuda.cu"), "-o", str(fresh)], check=True, cwd=root
+            )
+            for older in folder.glob("*.ptx"):
+                if older != fresh:
+                    older.unlink()
+            os.replace(fresh, made)
     return made
 
 

@@ -7,14 +7,18 @@ with gpu.launching() as launches:
 
 import contextlib
 import ctypes
+import os
 import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from .build import ROOT, build, ptx
 from .machine import Launch
 from .memory import Memory
+from .parse import Module
 
 _TAKES_OVER = ctypes.CFUNCTYPE(
     ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64
@@ -36,6 +40,14 @@ class Gpu:
 
     def close(self):
         self._library.host_cuda_watch(0)
+
+    @classmethod
+    def of(cls, *ops, arch=80):
+        """With the kernels of these ops, compiled where they are not yet."""
+        library = build(ROOT / "build" / "host_cuda")
+        # tests/ptx/mutants.py runs tests on kernels with a bug.
+        root = Path(os.environ.get("LSKA_OPS_PTX_SOURCES", ROOT))
+        return cls(library, [Module(ptx(op, arch, root).read_text()) for op in ops])
 
     @property
     def kernels(self):
