@@ -13,7 +13,7 @@ TESTS := -m pytest -q -n 2 --dist loadfile
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sed 's/^10\.3$$/10.0/' | sort -uV)
 export LSKA_OPS_CUDA_ARCHS ?= $(or $(GPUS),90)
 
-.PHONY: help setup demo test packaging abi sanitize mutants fix check floor matrix bench start gpu table doctor clean
+.PHONY: help setup demo test packaging abi sanitize mutants fix check floor matrix bench start gpu profile table doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -109,6 +109,9 @@ start: setup  ## what our start is worth beside stock ultralytics': 13 trainings
 
 gpu:  ## all that needs a GPU, under 9 minutes: build, tests, sanitizers, benchmarks; PYTHON= with torch, OUT=folder; DRY=1 without a GPU
 	$(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry-run) $(ARGS)
+
+profile: setup  ## predicts what GPUs need, without one; writes results/profile; ARGS="lska_fwd 96x56x56 B8 k35 fp16 channels_last" for any size
+	cd tests && ../$(PY) -m ptx.profile $(ARGS)
 
 table: setup  ## README's results and the plots, from benchmarks/results
 	$(PY) benchmarks/report.py

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 
+import predicted
 import start_report
 import yolo_report
 from evidence import coverage, read_all
@@ -113,6 +114,7 @@ def block(results=RESULTS):
         text.append("GPU: not measured on a GPU yet.")
     if all(measured):
         text.insert(0, "CPU: not measured yet.")
+    text += predicted.block(results)
     text += filter(None, map(coverage, read_all(results)))
     text += start_report.block(results)
     return "\n\n".join(text)

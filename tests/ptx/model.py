@@ -5,6 +5,7 @@ asked, since blocks are not divided. L1 is taken to keep what a block has loaded
 what several blocks load. What a launch costs to begin, and what the last launch left in L2, is nobody's time here.
 """
 
+import re
 from dataclasses import dataclass, field
 
 from . import sass
@@ -179,19 +180,19 @@ def _library(gpu, problem):
 
 def _perfect(name, dram, gpu, problem):
     """Microseconds of the bytes that must be moved; what several kernels share falls to them as their bytes do."""
-    part = part_of(name)
+    part = part_of(name, problem.op)
     if part is None:
         return dram[name]
-    together = sum(us for other, us in dram.items() if part_of(other) == part)
+    together = sum(us for other, us in dram.items() if part_of(other, problem.op) == part)
     return MAPS[part] * problem.map_bytes / gpu.dram / 1e3 * dram[name] / together
 
 
-def part_of(kernel):
-    for part in MAPS:
-        what, way = part.split("_")
-        if what in kernel and way in kernel:
-            return part
-    return None
+def part_of(kernel, op):
+    """What a kernel of LSKA's is a part of, among MAPS; None where it moves little, or is not LSKA's."""
+    if not op.startswith("lska") or re.match("lska_(sums|cast|weight)", kernel):
+        return None
+    backward = "bwd" in kernel or (op == "lska_bwd" and "fwd" not in kernel)
+    return ("gate" if "gate" in kernel else "cascade") + ("_bwd" if backward else "_fwd")
 
 
 def short_name(symbol):

@@ -12,13 +12,14 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 
 from . import calls, model, sass
 from .gpus import BY_NAME, GPUS, WARP
-from .machine_code import PEERS, ROOT, prepare
-from .profiler import Profiler, host_library
+from .machine_code import ROOT, prepare
+from .profiler import Profiler, host_library, op_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "profile"
 COLUMNS = (
@@ -115,7 +116,7 @@ def _of(problem):
 def whole_table(jobs, chosen=None):
     """Lines of all calls of the table, or of some, in the table's order."""
     problems = chosen or calls.table()
-    ops = sorted({p.op.split("_")[0] for p in problems} & {"lska", "acmix"}) + [PEERS]
+    ops = sorted({op_of(problem) for problem in problems})
     start = time.monotonic()
     prepare(ops, [gpu.arch for gpu in GPUS], jobs)
     host_library(ROOT)
@@ -142,6 +143,7 @@ def main(words=None):
     parser.add_argument("problem", nargs="*", help="as in: lska_fwd 96x56x56 B8 k35 fp16 channels_last")
     parser.add_argument("--gpu", default="", help="one of " + ", ".join(BY_NAME))
     parser.add_argument("--lines", type=int, default=0, help="so many source lines that cost most")
+    parser.add_argument("--root", type=Path, default=ROOT, help="another tree, whose kernels to take")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args(words)
     try:
@@ -150,10 +152,12 @@ def main(words=None):
             return 0
         problem = calls.parse(" ".join(given.problem))
         gpus = [BY_NAME[given.gpu]] if given.gpu else GPUS
-        _begin(ROOT)
-        for gpu in gpus:
+        root = given.root.resolve()
+        _begin(root)
+        prepare([op_of(problem)], [gpu.arch for gpu in gpus], given.jobs, root)
+        for gpu, rows in _profiler.rows(problem, gpus):
             print(f"\n{problem} on {gpu.name}, predicted")
-            print_lines(lines_of(problem, gpu, _profiler.rows(problem, [gpu], bool(given.lines))[gpu]))
+            print_lines(lines_of(problem, gpu, rows))
             if given.lines:
                 print_sources(_profiler, problem, given.lines)
     except (ValueError, KeyError, sass.Missing) as error:

@@ -9,11 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import calls, model, peers
-from .count import Counters
-from .gpus import WARP
+from .build import build
+from .count import SECTOR, Counters
+from .host import Gpu
 from .machine_code import PEERS, PTX_OF, ROOT, machine_code
 
-LANES = 1 << 16  # threads of a launch that are interpreted, about
+LANES = 1 << 15  # threads of a launch that are interpreted, about
 PRODUCTS = {"bmm": 0, "mm": 0, "addmm": 1, "baddbmm": 1}  # and which argument is the left matrix
 FREE = ("empty", "new_empty", "empty_strided", "empty_like", "new_empty_strided", "resize_", "set_")
 
@@ -65,26 +66,24 @@ class Profiler:
     def __init__(self, root=ROOT, lanes=LANES):
         self.root, self.lanes, self._hosts, self._counted = root, lanes, {}, {}
 
-    def rows(self, problem, gpus, sources=False):
-        """{gpu: (model.Row of each kernel and of all)} of a problem; with `sources` the rows' costly lines, too."""
+    def rows(self, problem, gpus):
+        """(gpu, model.Row of each kernel, of torch's, and of all) for one GPU after the other; in between `sources`
+        has what the rows' source lines cost."""
         self._counted.clear()
-        out = {}
         for gpu in gpus:
-            launches, products = self._peers(problem, gpu) if _is_peer(problem) else self._ours(problem, gpu)
-            out[gpu] = model.rows([m for m, _ in launches], products, gpu, problem)
-            if sources:
-                self.sources = [(m, where) for m, where in launches]
-        return out
+            found, products = (self._peers if op_of(problem) == PEERS else self._ours)(problem, gpu)
+            self.sources = found
+            yield gpu, model.rows([m for m, _ in found], products, gpu, problem)
 
     def _ours(self, problem, gpu):
         """([(Measured, instructions by source line)], what torch did) of a call."""
-        host = self._host(problem.op.split("_")[0], gpu.arch)
+        host = self._host(op_of(problem), gpu.arch)
         host.ops.configure(0, *gpu.limits)
         given, found = calls.arguments(problem), []
 
         def choose(kernel, grid):
             launch = host.launches[-1]
-            key = self._key(launch, len(host.launches))
+            key = self._key(launch)
             found.append((launch, key))
             if key in self._counted:
                 launch.observer = None
@@ -95,14 +94,14 @@ class Profiler:
         watch = Torch()
         with host.launching(lambda kernel, grid: Counters(), choose, may_read_unwritten="."), watch:
             getattr(host.ops, calls.op_name(problem))(*given)
-        code = machine_code(problem.op.split("_")[0], gpu.arch, self.root)
+        code = machine_code(op_of(problem), gpu.arch, self.root)
         return [self._measured(launch, key, code) for launch, key in found], watch.did
 
     def _peers(self, problem, gpu):
         code, found = machine_code(PEERS, gpu.arch, self.root), []
         launches, products = peers.launches(problem, code.module)
-        for number, launch in enumerate(launches):
-            key = self._key(launch, number)
+        for launch in launches:
+            key = self._key(launch)
             if key not in self._counted:
                 self._counted[key] = launch.observer = Counters()
                 launch.run(sample(launch.grid, launch.threads, problem.B, self.lanes))
@@ -113,47 +112,40 @@ class Profiler:
         counted = self._counted[key]
         if isinstance(counted, Counters):
             counted = self._counted[key] = counted.finished()
-        blocks, kernel = code.blocks[launch.kernel.name], code.module[launch.kernel.name]
-        resources = code.resources[launch.kernel.name]
+        blocks, kernel = code.blocks(launch.kernel.name), code.module[launch.kernel.name]
+        resources = code.resources(launch.kernel.name)
         m = model.measured(Launched(launch), counted, blocks, kernel, resources)
         return m, (blocks, kernel, counted.warps)
 
     def _host(self, op, arch):
         family = PTX_OF[arch]
         if (op, family) not in self._hosts:
-            from .host import Gpu
-
             code = machine_code(op, arch, self.root)
-            self._hosts[op, family] = Gpu(host_library(self.root), [code.module])
+            self._hosts[op, family] = Gpu(host_library(self.root), [unit.module for unit in code.units])
         return self._hosts[op, family]
 
-    def _key(self, launch, number):
-        """Launches that are the same work: the same code on the same grid with the same sizes."""
-        if not hasattr(launch.kernel, "profile_digest"):
+    def _key(self, launch):
+        """The same for launches that are the same work: code, grid, sizes, and where pointers lie in their sector."""
+        if not hasattr(launch.kernel, "digest"):
             text = "".join(
                 f"{i.opcode}{i.operands}{i.guard}" for b in launch.kernel.blocks for i in b.instructions
             )
-            launch.kernel.profile_digest = hashlib.sha256(text.encode()).hexdigest()
-        words = np.frombuffer(launch.arguments[: len(launch.arguments) // 8 * 8], np.uint64)
-        sizes = np.where(
-            words >> np.uint64(40), np.uint64(1), words
-        ).tobytes()  # pointers are of this call alone
-        if not words.size or (words >> np.uint64(40)).all():
-            sizes = launch.arguments[len(words) * 8 :]
-        return number, launch.kernel.profile_digest, launch.grid, launch.threads, launch.shared_bytes, sizes
+            launch.kernel.digest = hashlib.sha256(text.encode()).hexdigest()
+        whole = len(launch.arguments) // 8 * 8
+        words = np.frombuffer(launch.arguments[:whole], np.uint64)
+        sizes = np.where(words >> np.uint64(44), words % np.uint64(SECTOR), words).tobytes()
+        rest = launch.arguments[whole:]
+        return launch.kernel.digest, launch.grid, launch.threads, launch.shared_bytes, sizes, rest
 
 
 def host_library(root):
-    import sys
-
-    sys.path.insert(0, str(root / "tests" / "host_cuda"))
-    from build import build
-
-    return build(ROOT / "build" / "host_cuda" if root == ROOT else root / "build" / "host_cuda", root=root)
+    return build(root / "build" / "host_cuda", root=root)
 
 
-def _is_peer(problem):
-    return problem.op == "copy" or problem.op.startswith("eager")
+def op_of(problem):
+    """The folder of csrc/ that its kernels are in, or PEERS."""
+    op = problem.op.split("_")[0]
+    return op if op in ("lska", "acmix") else PEERS
 
 
 def sample(grid, threads, B, lanes):
@@ -172,6 +164,3 @@ def sample(grid, threads, B, lanes):
     if y * z > 2 * most:  # few along x will not do
         y, z = (most, 1) if z == 1 else (min(y, most), max(1, most // y))
     return [i + grid[0] * (j + grid[1] * k) for k in range(z) for j in range(y) for i in range(x)]
-
-
-assert WARP == 32

@@ -1,0 +1,58 @@
+"""README's block of what tests/ptx/profile.py predicts for GPUs, from its CSVs alone."""
+
+from provenance import read
+
+FOLDER = "profile"
+GPUS = ("h200", "a100", "rtx-4090", "rtx-3060", "t4", "orin")  # in this order, those that are there
+WORK = {"lska_fwd": "LSKA, forward", "lska_bwd": "LSKA, backward", "acmix_fwd": "ACmix, forward"}
+LAYOUT = {"lska_fwd": "channels_last", "lska_bwd": "channels_last", "acmix_fwd": "NCHW"}
+
+
+def block(results):
+    """Paragraphs, or none where nothing was predicted yet."""
+    found = {name: read(file) for name in GPUS if (file := results / FOLDER / f"{name}.csv").exists()}
+    if not found:
+        return []
+    names = [lines[0]["gpu"] for lines in found.values()]
+    calls = [line for line in next(iter(found.values())) if _shown(line)]
+    table = [
+        f"| predicted, µs (× a perfect kernel, × faster than eager) | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+    ]
+    for call in calls:
+        cells = [_cell(lines, _same(lines, call)) for lines in found.values()]
+        k = f", k {call['k']}" if call["op"].startswith("lska") else ""
+        size = f"{call['C']}×{call['H']}×{call['W']} ({call['level']})"
+        table.append(f"| {WORK[call['op']]} {size}{k} | {' | '.join(cells)} |")
+    return [
+        "**GPUs, predicted, not measured** (batch 16, float16; LSKA in channels_last, ACmix in NCHW): the "
+        "compiled kernels run and counted without a GPU, then bounded by vendors' peak rates. Eager is PyTorch's "
+        "way as its sources are described, by the same judge.",
+        "\n".join(table),
+        f"Every row and kernel: [benchmarks/results/{FOLDER}](benchmarks/results/{FOLDER}); the rates: "
+        '[tests/ptx/gpus.py](tests/ptx/gpus.py); any other size: `make profile ARGS="lska_fwd 96x56x56 B8 k35 '
+        'fp16 channels_last"`.',
+    ]
+
+
+def _shown(line):
+    return (
+        line["kernel"] == "all"
+        and line["op"] in WORK
+        and (line["B"], line["dtype"], line["layout"]) == ("16", "fp16", LAYOUT[line["op"]])
+        and line["C"] in ("64", "128", "256")
+    )
+
+
+def _same(lines, call, op=None):
+    wanted = {**{name: call[name] for name in ("op", "kernel", "B", "C", "H", "W", "k", "dtype", "layout")}}
+    wanted["op"] = op or call["op"]
+    return next((line for line in lines if all(line[name] == v for name, v in wanted.items())), None)
+
+
+def _cell(lines, line):
+    if line is None:
+        return "—"
+    eager = _same(lines, line, line["op"].replace("lska", "eager")) if line["op"].startswith("lska") else None
+    faster = f", × {float(eager['predicted_us']) / float(line['predicted_us']):.1f}" if eager else ""
+    return f"{float(line['predicted_us']):.3g} (× {float(line['ratio']):.2f}{faster})"
