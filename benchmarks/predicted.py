@@ -25,13 +25,13 @@ def block(results):
         size = f"{call['C']}×{call['H']}×{call['W']} ({call['level']})"
         table.append(f"| {WORK[call['op']]} {size}{k} | {' | '.join(cells)} |")
     return [
-        "**GPUs, predicted, not measured** (batch 16, float16; LSKA in channels_last, ACmix in NCHW): the "
-        "compiled kernels run and counted without a GPU, then bounded by vendors' peak rates. Eager is PyTorch's "
-        "way as its sources are described, by the same judge.",
+        "**GPUs, predicted, not measured** (batch 16, float16; LSKA in channels_last, ACmix in NCHW): "
+        "the compiled kernels run and counted without a GPU, then bounded by vendors' peak rates. Eager is "
+        "PyTorch's way as its sources are described, by the same judge.",
         "\n".join(table),
         f"Every row and kernel: [benchmarks/results/{FOLDER}](benchmarks/results/{FOLDER}); the rates: "
-        '[tests/ptx/gpus.py](tests/ptx/gpus.py); any other size: `make profile ARGS="lska_fwd 96x56x56 B8 k35 '
-        'fp16 channels_last"`.',
+        "[tests/ptx/gpus.py](tests/ptx/gpus.py); any other size: "
+        '`make profile ARGS="lska_fwd 96x56x56 B8 k35 fp16 channels_last"`.',
     ]
 
 

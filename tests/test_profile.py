@@ -1,5 +1,7 @@
 """The profiler for machines without a GPU: its counters, its occupancy, its model, and the committed profile."""
 
+import csv
+
 import numpy as np
 import pytest
 from ptx import calls, model, sass
@@ -282,3 +284,60 @@ ptxas info    : Function properties for k
 ptxas info    : Used 102 registers, used 1 barriers
 """
     assert sass.resources(log) == {"k": (102, 28)}
+
+
+# The committed profile
+
+JUDGE = "H200"
+QUICK = [
+    *(f"lska_fwd 64x80x80 B16 k{k} fp16 {layout}" for k in (7, 23) for layout in calls.LAYOUTS),
+    *(f"lska_fwd 256x20x20 B16 k53 fp16 {layout}" for layout in calls.LAYOUTS),
+    *(f"lska_bwd 256x20x20 B16 k7 fp16 {layout}" for layout in calls.LAYOUTS),
+]
+JUDGED, WITHIN = ("instructions_per_output", "sectors_ratio"), 0.02
+
+
+@pytest.fixture(scope="module")
+def profiler():
+    from ptx.build import problem
+
+    if why := problem():
+        pytest.skip(f"cuda: {why}")
+    from ptx import machine_code
+    from ptx.profiler import Profiler
+
+    machine_code.prepare(["lska"], [BY_NAME[JUDGE].arch], 2)
+    return Profiler()
+
+
+@pytest.mark.parametrize("text", QUICK)
+def test_profile_is_that_of_the_committed_table(profiler, text):
+    """A kernel that gets slower on paper fails; one that gets faster is committed with its gain."""
+    from ptx.profile import RESULTS, lines_of
+
+    problem, gpu = calls.parse(text), BY_NAME[JUDGE]
+    if not (file := RESULTS / f"{gpu.file}.csv").exists():
+        pytest.fail(f"{file} is missing; run `make profile`")
+    with open(file, newline="") as table:
+        committed = {same(line): line for line in csv.DictReader(table)}
+    ((_, rows),) = profiler.rows(problem, [gpu])
+    for line in lines_of(problem, gpu, rows):
+        if line["kernel"].startswith("aten::") or not row_matters(line):
+            continue
+        was = committed.get(same(line))
+        assert was, f"{line['kernel']} is not in {file.name}; run `make profile`"
+        for name in JUDGED:
+            now, then = float(line[name]), float(was[name])
+            assert abs(now - then) <= WITHIN * then, (
+                f"{text}, {line['kernel']}: {name} was {then} and is {now}; "
+                "repair it, or run `make profile` and say in the commit why"
+            )
+
+
+def same(line):
+    return tuple(str(line[name]) for name in ("op", "kernel", "B", "C", "H", "W", "k", "dtype", "layout"))
+
+
+def row_matters(line):
+    """Sums of few elements do not: their counts are rounded away."""
+    return float(line["instructions_per_output"]) >= 1
