@@ -97,6 +97,7 @@ mutants: setup  ## bugs seeded into the kernels, each to be caught by a test; FI
 	$(PY) tests/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
 	$(PY) tests/host_cuda/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
 	$(PY) tests/triton_mutants.py $(if $(FIFTH),--fifth $(FIFTH))
+	$(PY) tests/ptx/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
 
 bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for three minutes of it
 	$(PY) benchmarks/bench_lska.py $(ARGS)
