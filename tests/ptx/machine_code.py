@@ -1,13 +1,14 @@
-"""PTX of the real sources and what ptxas makes of it for each architecture, kept in build/profile.
+"""PTX of the real sources and what ptxas makes of its kernels for each architecture, kept in build/profile.
 
 8.6, 8.7 and 8.9 get the PTX of 8.0: nvcc writes the same for them, as the sources ask for nothing between.
 """
 
+import re
 import shlex
 import subprocess
 from collections import ChainMap
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,45 +20,61 @@ PTX_OF = {75: 75, 80: 80, 86: 80, 87: 80, 89: 80, 90: 90}
 PEERS = "peers"  # beside the folders of csrc/
 
 
-class Unit:
-    """One .cu file for one architecture."""
-
-    def __init__(self, source, arch, root=ROOT):
-        self.ptx = _ptx(source, PTX_OF[arch], root)
-        self.text, self.log = (self.ptx.with_suffix(f".sm_{arch}.{what}") for what in ("sass", "log"))
-        with alone(self.ptx.parent / str(arch)):
-            if not self.text.is_file():
-                cubin = self.ptx.with_suffix(f".sm_{arch}.cubin")
-                self.log.write_text(sass.assemble(self.ptx, arch, cubin))
-                _whole(self.text, sass.disassemble(cubin))
-                cubin.unlink()
-
-    @property
-    def module(self):
-        return _module(self.ptx)
-
-    @cached_property
-    def blocks(self):
-        return sass.Code(self.text.read_text())
-
-    @cached_property
-    def resources(self):
-        return sass.resources(self.log.read_text())
-
-
 class MachineCode:
-    """An op's kernels for one architecture: PTX, machine code, and what ptxas said, by their symbols."""
+    """An op's kernels for one architecture: PTX, machine code, and what ptxas said, by their symbols.
+
+    ptxas is given a kernel when it is first asked for, alone: of the many that are instantiated few are called.
+    """
 
     def __init__(self, op, arch, root=ROOT):
-        self.units = [Unit(source, arch, root) for source in sources(op, root)]
-        self.module = ChainMap(*(unit.module for unit in self.units))
-        self._of = {name: unit for unit in reversed(self.units) for name in unit.module}
+        self.arch, self._made = arch, {}
+        self.files = [_ptx(source, PTX_OF[arch], root) for source in sources(op, root)]
+        self.module = ChainMap(*map(_module, self.files))
 
     def blocks(self, kernel):
-        return self._of[kernel].blocks[kernel]
+        return self._of(kernel)[0]
 
     def resources(self, kernel):
-        return self._of[kernel].resources[kernel]
+        """(registers of a thread, bytes that spill)."""
+        return self._of(kernel)[1]
+
+    def _of(self, kernel):
+        if kernel not in self._made:
+            file = next(file for file in self.files if kernel in _module(file))
+            base = file.parent / f"{file.stem}_{sha256(kernel.encode()).hexdigest()[:12]}_{self.arch}"
+            with alone(base.parent / str(self.arch)):
+                if not base.with_suffix(".sass").is_file():
+                    _assemble(file, kernel, self.arch, base)
+            code = sass.Code(base.with_suffix(".sass").read_text())
+            log = base.with_suffix(".log").read_text()
+            self._made[kernel] = code[kernel], sass.resources(log)[kernel]
+        return self._made[kernel]
+
+
+def _assemble(file, kernel, arch, base):
+    """Leaves base.sass and base.log of one kernel."""
+    alone_there, cubin = base.with_suffix(".alone.ptx"), base.with_suffix(".cubin")
+    alone_there.write_text(without_others(file.read_text(), kernel))
+    base.with_suffix(".log").write_text(sass.assemble(alone_there, arch, cubin))
+    fresh = base.with_suffix(".new")
+    fresh.write_text(sass.disassemble(cubin))
+    fresh.rename(base.with_suffix(".sass"))  # whole, as another process may look for it, too
+    alone_there.unlink()
+    cubin.unlink()
+
+
+def without_others(text, kernel):
+    """PTX in which only this kernel is left, on the lines where it was."""
+    starts = [
+        m.start() for m in re.finditer(r"^[ \t]*(?:\.visible |\.weak )?[ \t]*\.entry", text, flags=re.M)
+    ]
+    parts = [text[: starts[0]]]
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        part = text[start:end]
+        body = part.index("\n}") + 2  # what follows is no kernel's
+        own = re.search(r"\.entry\s+([\w$]+)", part)[1] == kernel
+        parts.append(part if own else "\n" * part[:body].count("\n") + part[body:])
+    return "".join(parts)
 
 
 @cache
@@ -74,11 +91,11 @@ def sources(op, root=ROOT):
 
 
 def prepare(ops, archs, jobs, root=ROOT):
-    """Compiles what is missing, some at a time; PTX first, which several architectures share."""
+    """Compiles PTX that is missing, some at a time."""
     files = [file for op in ops for file in sources(op, root)]
+    families = sorted({PTX_OF[arch] for arch in archs}, reverse=True)
     with ThreadPoolExecutor(jobs) as pool:
-        for make, some in ((_ptx, sorted({PTX_OF[a] for a in archs})), (Unit, archs)):
-            list(pool.map(lambda which, make=make: make(*which, root), [(f, a) for f in files for a in some]))
+        list(pool.map(lambda which: _ptx(*which, root), [(f, a) for f in files for a in families]))
 
 
 def _ptx(source, arch, root):
@@ -91,7 +108,8 @@ def _ptx(source, arch, root):
     digest = sha256(f"{facts.nvcc_version} {flags}".encode() + source.read_bytes())
     for folder in (source.parent, root / "csrc" / "common") if source.parent.parent.name == "csrc" else ():
         for file in sorted(folder.glob("*.h")) + sorted(folder.glob("*.cuh")):
-            digest.update(file.name.encode() + file.read_bytes())
+            if not file.name.startswith("cpu_"):
+                digest.update(file.name.encode() + file.read_bytes())
     op = PEERS if source.stem == PEERS else source.parent.name
     folder = ROOT / "build" / "profile" / f"{op}_{source.stem}"
     made = folder / f"{digest.hexdigest()[:16]}_{arch}.ptx"
@@ -110,10 +128,3 @@ def _ptx(source, arch, root):
 @cache
 def _module(file):
     return Module(file.read_text())
-
-
-def _whole(file, text):
-    """Writes it at once, as another process may look for it, too."""
-    part = file.with_suffix(".part")
-    part.write_text(text)
-    part.rename(file)

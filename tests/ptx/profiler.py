@@ -121,7 +121,7 @@ class Profiler:
         family = PTX_OF[arch]
         if (op, family) not in self._hosts:
             code = machine_code(op, arch, self.root)
-            self._hosts[op, family] = Gpu(host_library(self.root), [unit.module for unit in code.units])
+            self._hosts[op, family] = Gpu(host_library(self.root), [code.module])
         return self._hosts[op, family]
 
     def _key(self, launch):
