@@ -1,6 +1,6 @@
 """PTX of the real sources and what ptxas makes of its kernels for each architecture, kept in build/profile.
 
-8.6, 8.7 and 8.9 get the PTX of 8.0: nvcc writes the same for them, as the sources ask for nothing between.
+All from 8.0 on get the PTX of 8.0: nvcc writes the same for them, as the sources ask for nothing that came later.
 """
 
 import re
@@ -16,7 +16,7 @@ from . import sass
 from .build import NVCC_FLAGS, ROOT, TARGET, alone, collect
 from .parse import Module
 
-PTX_OF = {75: 75, 80: 80, 86: 80, 87: 80, 89: 80, 90: 90}
+PTX_OF = {75: 75, 80: 80, 86: 80, 87: 80, 89: 80, 90: 80}
 PEERS = "peers"  # beside the folders of csrc/
 
 
