@@ -45,6 +45,13 @@ struct alignas(16) Bits16Bytes {
 LSKA_DEVICE int thread_index() { return int(threadIdx.x); }
 LSKA_DEVICE int thread_count() { return int(blockDim.x); }
 LSKA_DEVICE int64_t block_x() { return int64_t(blockIdx.x); }
+// The same, as if it were not known yet: what is computed from it is not kept in registers until it is
+// needed.
+LSKA_DEVICE int64_t block_x_again() {
+  unsigned x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return int64_t(x);
+}
 LSKA_DEVICE int block_y() { return int(blockIdx.y); }
 LSKA_DEVICE int block_z() { return int(blockIdx.z); }
 LSKA_DEVICE int blocks_y() { return int(gridDim.y); }
@@ -95,6 +102,7 @@ inline N max(N a, N b) {
 inline int thread_index() { return host_cuda::thread_index(); }
 inline int thread_count() { return host_cuda::thread_count(); }
 inline int64_t block_x() { return host_cuda::block().x; }
+inline int64_t block_x_again() { return block_x(); }
 inline int block_y() { return int(host_cuda::block().y); }
 inline int block_z() { return int(host_cuda::block().z); }
 inline int blocks_y() { return int(host_cuda::grid().y); }

@@ -144,11 +144,32 @@ LSKA_DEVICE void column_bias_gradients(const BackwardPlane& p, const LskaRegion&
   }
 }
 
+// x and ds of a block's tile, into shared memory.
+template <class T>
+LSKA_DEVICE void read_maps(const LskaBackwardArguments& a, const Tile& tile, const BackwardPlane& first) {
+  const LskaRegion& r = a.region;
+  const auto [first_plane, planes] = planes_of(a.map, r, block_x_again());
+  const int C = a.map.C, W = a.map.W;
+  const int64_t start = offset_of(a.map, first_plane, tile.top, tile.left);
+  const T *x = static_cast<const T*>(a.x) + start, *ds = static_cast<const T*>(a.ds) + start;
+  if (a.map.channels_last) {
+    const Pixels in{tile.height, tile.width, planes, C, int64_t(W) * C, r.pitch, r.rows * r.pitch};
+#pragma unroll 1  // twice the code would cost the loop over the steps a register that it does not have
+    for (int map = 0; map < 2; ++map) copy_in(map ? ds : x, in, map ? first.gradient() : first.x);
+    return;
+  }
+  const bool whole = tile.width == W;
+  const Lines in = whole ? Lines{1, planes * tile.height * W, 0} : Lines{tile.height, tile.width, W};
+  const Rows rows{tile.width, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
+  copy_in(x, in, first.x, rows);
+  copy_in(ds, in, first.gradient(), rows);
+}
+
 // grad_x of a block's tile, from the gradient in shared memory, with the gate's part.
 template <class T>
 LSKA_DEVICE void write_grad_x(const LskaBackwardArguments& a, const Tile& tile, const BackwardPlane& first) {
   const LskaRegion& r = a.region;
-  const auto [first_plane, planes] = planes_of(a.map, r);
+  const auto [first_plane, planes] = planes_of(a.map, r, block_x_again());
   const int C = a.map.C, W = a.map.W;
   const int64_t at = offset_of(a.map, first_plane, tile.row, tile.col);
   T* const grad_x = static_cast<T*>(a.grad_x) + at;
@@ -192,7 +213,7 @@ LSKA_KERNEL(kMaxThreads)
 lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
   const LskaRegion& r = a.region;
   const int plane = thread_index() / r.threads_per_plane, t = thread_index() - plane * r.threads_per_plane;
-  const auto [first_plane, planes] = planes_of(a.map, r);
+  const auto [first_plane, planes] = planes_of(a.map, r, block_x());
   const int64_t nth = first_plane + plane;
   const int C = a.map.C, W = a.map.W, k0 = r.stages.h0.k, k1 = r.stages.h1.k;
   const int first_channel = int(first_plane % C), channel = (first_channel + plane) % C;
@@ -202,19 +223,7 @@ lska_cascade_bwd_kernel(const LskaBackwardArguments a) {
 
   load_taps<T>(a.weights, r, planes, first_channel, C, first.taps, r.lines, false);
   load_taps<T>(a.weights, r, planes, first_channel, C, first.turned(), r.lines, true);
-  const int64_t start = offset_of(a.map, first_plane, tile.top, tile.left), row_stride = int64_t(W) * C;
-  const int plane_pitch = r.rows * r.pitch;
-  if (a.map.channels_last) {
-    const Pixels in{tile.height, tile.width, planes, C, row_stride, r.pitch, plane_pitch};
-    copy_in(static_cast<const T*>(a.x) + start, in, first.x);
-    copy_in(static_cast<const T*>(a.ds) + start, in, first.gradient());
-  } else {
-    const bool whole = tile.width == W;
-    const Lines in = whole ? Lines{1, planes * tile.height * W, 0} : Lines{tile.height, tile.width, W};
-    const Rows in_rows{tile.width, r.pitch, whole ? r.by_cols : Divisor{0x7fffffff, 0}};
-    copy_in(static_cast<const T*>(a.x) + start, in, first.x, in_rows);
-    copy_in(static_cast<const T*>(a.ds) + start, in, first.gradient(), in_rows);
-  }
+  read_maps<T>(a, tile, first);
   if (here && t == 0) {
     p.biases()[0] = load_bias<T>(a.weights.h0_bias, channel);
     p.biases()[1] = load_bias<T>(a.weights.v0_bias, channel);

@@ -69,14 +69,14 @@ struct Planes {
   int count;
 };
 
-LSKA_DEVICE Planes planes_of(const LskaMap& m, const LskaRegion& r) {
+LSKA_DEVICE Planes planes_of(const LskaMap& m, const LskaRegion& r, int64_t block) {
   if (!m.channels_last) {
-    const int64_t first = block_x() * r.planes;
+    const int64_t first = block * r.planes;
     return {first, int(min(int64_t(r.planes), m.planes - first))};
   }
   const int groups = (m.C + r.planes - 1) / r.planes;
-  const int64_t image = block_x() / groups;
-  const int channel = int(block_x() - image * groups) * r.planes;
+  const int64_t image = block / groups;
+  const int channel = int(block - image * groups) * r.planes;
   return {image * m.C + channel, min(r.planes, m.C - channel)};
 }
 

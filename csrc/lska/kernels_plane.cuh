@@ -57,7 +57,7 @@ template <class T>
 LSKA_KERNEL(kMaxThreads)
 lska_cascade_fwd_kernel(const LskaPlaneArguments a) {
   const LskaRegion& r = a.region;
-  const auto [first_plane, planes] = planes_of(a.map, r);
+  const auto [first_plane, planes] = planes_of(a.map, r, block_x());
   const int channel = int(first_plane % a.map.C), W = a.map.W, t = thread_index();
   const Tile tile = tile_of(a.map, r, r.reach_v, r.reach_h);
   float* map = shared_floats();
