@@ -6,6 +6,7 @@ The library is compiled here, from the sources that nvcc compiles, the first tim
 import contextlib
 import ctypes
 import itertools
+import math
 import os
 import random
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from lska_ops import _compiled
+from lska_ops.lska import LSKA
 from lska_ops.lska import op as lska_op
 from lska_ops.testing import problems
 from lska_ops.testing.problems import LAYOUTS, random_problem, ratios, solve
@@ -415,3 +417,61 @@ def test_host_cuda_refuses_in_words(library):
     ):
         with pytest.raises(RuntimeError, match=words):
             library.lska_cascade_fwd_cuda(*wrong)
+
+
+COPIES = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::to", "aten::_to_copy")
+
+
+def copies(call, elements):
+    """What `call` copies or casts: [(operation, elements)] of those with at least so many."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as run:
+        call()
+    sizes = [(e.name, max((math.prod(s) for s in e.input_shapes if s), default=0)) for e in run.events()]
+    assert any(name.startswith(("aten::bmm", "aten::mm")) for name, _ in sizes), "nothing was seen"
+    return [(name, size) for name, size in sizes if name in COPIES and size >= elements]
+
+
+@pytest.mark.parametrize("device", ["h100", "tiles", "stages"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_host_cuda_copies_no_map(host, layout, dtype, device):
+    on(host, device)
+    module = LSKA(16, 11).to(dtype)
+    x, grad_y = (LAYOUTS[layout](torch.randn(3, 16, 12, 9).to(dtype)) for _ in range(2))
+    x.requires_grad_()
+    answers = []
+
+    def call():
+        y = module(x)
+        answers.extend([y, *torch.autograd.grad(y, [x, *module.parameters()], grad_y)])
+
+    with torch.no_grad():
+        assert copies(lambda: answers.append(module(x)), x.numel() // x.shape[0]) == []
+    assert copies(call, x.numel() // x.shape[0]) == []
+    assert all(answer.stride() == x.stride() for answer in answers[:3]), "not in x's layout"
+    # A map that comes in another layout than x's is copied, once.
+    other = torch.contiguous_format if layout == "channels_last" else torch.channels_last
+    other = grad_y.contiguous(memory_format=other)
+    y = module(x)
+    found = copies(lambda: torch.autograd.grad(y, [x], other), x.numel() // x.shape[0])
+    assert [name for name, _ in found] == ["aten::copy_"]
+
+
+@pytest.mark.parametrize("B", [1, 4])
+def test_host_cuda_casts_weights_once_a_step(host, B):
+    """Under autocast: as often as autocast itself would for convolutions, whatever a call is divided into."""
+    host.configure(0, SHARED, 1, 1)  # an image at a time
+    module, x = LSKA(8, 11), torch.randn(B, 8, 10, 10, dtype=torch.bfloat16)
+    weights = list(module.parameters())
+    ys = []
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            ys.append(module(x))
+
+    casts = [name for name, _ in copies(step, 1) if name == "aten::_to_copy"]
+    assert len(casts) == len(weights) == 10
+    grads = []
+    casts = copies(lambda: grads.extend(torch.autograd.grad(ys[0], weights, torch.ones_like(x))), 1)
+    assert [name for name, _ in casts].count("aten::_to_copy") == len(weights), "one a gradient, to float32"
+    assert all(g.dtype == torch.float32 for g in grads)
