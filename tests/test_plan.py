@@ -41,7 +41,8 @@ def draw(choice):
     H, W = (choice.randint(1, largest) for _ in range(2))
     C = choice.choice((1, 3, 64, 96, 256, 768))
     B = choice.randint(1, max(1, min(2**31 // C, choice.choice((1, 4, 64, 5000, 2**31)))))
-    return dict(B=B, C=C, H=H, W=W, k0=k0, k1=k1, dilation=d)
+    last = choice.random() < 0.3
+    return dict(B=B, C=C, H=H, W=W, k0=k0, k1=k1, dilation=d, channels_last=last)
 
 
 def split(total, part, count):
@@ -59,7 +60,11 @@ def check(size, plan, shared_bytes):
     assert 1 <= x < 2**31 and 1 <= y < 2**16 and 1 <= z < 2**16
     assert 32 <= plan["threads"] <= 1024 and plan["threads"] % 32 == 0
     assert 0 <= plan["shared_bytes"] <= shared_bytes
-    assert split(planes, plan["planes"], x)
+    of_images = size["channels_last"] and plan["kernel"] == "plane"  # a block's planes are of one image
+    if of_images:
+        assert x == size["B"] * math.ceil(size["C"] / plan["planes"]) and plan["planes"] <= size["C"]
+    else:
+        assert split(planes, plan["planes"], x)
     assert split(size["H"], plan["band"], y) and split(size["W"], plan["strip"], z)
     if plan["kernel"] == "stages":
         return
@@ -68,7 +73,7 @@ def check(size, plan, shared_bytes):
     assert rows >= min(size["H"], plan["band"] + 2 * halo_v)
     assert cols >= min(size["W"], plan["strip"] + 2 * halo_h)
     assert plan["pitch"] % 2 == 1 and plan["pitch"] >= cols
-    assert plan["planes"] == 1 or (y, z) == (1, 1)
+    assert plan["planes"] == 1 or (y, z) == (1, 1) or of_images
     if plan["kernel"] == "plane":
         # Indices are 32 bits, and n / d without a division is exact only for n d < 2^32.
         assert plan["planes"] * rows * cols * max(rows, cols) < 2**32
@@ -93,16 +98,15 @@ def test_plan_covers_every_output_once_within_limits(part):
             limits = dict(shared_bytes=shared_bytes, multiprocessors=multiprocessors)
             for backward in (False, True) if capability == backward_on else (False,):
                 plan = _plan.lska(backward, **size, **limits)
-                kernels.add((backward, plan["kernel"]))
+                kernels.add((backward, plan["kernel"], size["channels_last"]))
                 try:
                     check(size, plan, shared_bytes)
                 except AssertionError as error:
                     raise AssertionError(
                         f"{error}\n_plan.lska({backward}, **{size}, **{limits}) = {plan}"
                     ) from None
-    assert kernels == {(b, k) for b in (False, True) for k in ("plane", "stream", "stages")} - {
-        (True, "stream")
-    }
+    every = {(b, k, n) for b in (False, True) for k in ("plane", "stages") for n in (False, True)}
+    assert kernels == every | {(False, "stream", False)}
 
 
 def test_plan_runs_cover_each_line_once():

@@ -69,7 +69,11 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         rounds after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by bit,
         whatever the number of threads.
 
-    Memory: `cuda`, `triton` and `cpu` keep two maps of the size of x for backward (`cpu` one for the half
+        Under autocast each weight is cast once a call, and backward takes what was cast.
+
+    Memory: `cuda` computes and answers in x's layout, NCHW or channels_last; a map with gaps, and a gradient
+        of y in another layout, it copies once. `triton` computes in NCHW and copies channels_last there and
+        back. `cuda`, `triton` and `cpu` keep two maps of the size of x for backward (`cpu` one for the half
         dtypes), `reference` six. While it runs, `triton` holds one more map in float32, backward two and two
         of x's dtype, and for the weights' gradients up to ``16 C^2`` and ``16 C (2 r + 1) max(H, W)`` numbers
         of float32, where r pixels are the reach of both kernels to one side. `cpu` keeps up to 8 MB of

@@ -24,6 +24,7 @@ import seeded  # noqa: E402
 from seeded import Mutant  # noqa: E402
 
 TRAFFIC, STREAMS = "reads_and_writes", "streams_within_bound"
+LAST = "channels_last_within_bound"
 LSKA = [
     Mutant(
         "missing barrier before a stage is written",
@@ -90,9 +91,9 @@ LSKA = [
     ),
     Mutant(
         "int32 index",
-        "lska/kernels_plane.cuh",
-        "const int64_t at = first_plane * a.map.H * W + int64_t(tile.row) * W;",
-        "const int64_t at = int(first_plane * a.map.H * W + int64_t(tile.row) * W);",
+        "lska/kernels_line.cuh",
+        "return (plane * m.H + row) * m.W + col;",
+        "return int((plane * m.H + row) * m.W + col);",
         "offsets_beyond",
     ),
     Mutant(
@@ -169,8 +170,8 @@ LSKA = [
     Mutant(
         "last plane of a block left out",
         "lska/kernels_plane.cuh",
-        "const Lines out{1, planes * tile.rows * W, 0};",
-        "const Lines out{1, max(1, planes - 1) * tile.rows * W, 0};",
+        "copy_out(s, Lines{1, planes * tile.rows * W, 0}, rows, core);",
+        "copy_out(s, Lines{1, max(1, planes - 1) * tile.rows * W, 0}, rows, core);",
     ),
     Mutant(
         "a group's elements in the lanes' order",
@@ -181,28 +182,125 @@ LSKA = [
     Mutant(
         "x read twice",
         "lska/kernels_plane.cuh",
-        "  const Rows rows{W, r.pitch, r.by_cols};\n",
-        "  const Rows rows{W, r.pitch, r.by_cols};\n  copy_in(x, Lines{1, planes * tile.height * W, 0}, map, rows);\n  barrier();\n",
+        "copy_in(x, Lines{1, planes * tile.height * W, 0}, map, rows);",
+        "for (int i = 0; i < 2; ++i) copy_in(x, Lines{1, planes * tile.height * W, 0}, map, rows);",
         TRAFFIC,
     ),
     Mutant(
         "gate without conv1's bias",
         "lska/kernels_gate.cuh",
-        "v[i] = to_float(in[i]) * (to_float(gate[i]) + bias);",
+        "v[i] = to_float(in[i]) * (to_float(gate[i]) + bias[i]);",
         "v[i] = to_float(in[i]) * to_float(gate[i]);",
     ),
     Mutant(
         "parts of the first image only",
         "lska/kernels_gate.cuh",
-        "part < a.count; ++part",
-        "part < min(a.count, int64_t(1)); ++part",
+        "part < a.count; part += a.split",
+        "part < min(a.count, 1); part += a.split",
         GRADIENTS,
     ),
     Mutant(
         "stage by stage: row and column exchanged",
         "lska/kernels_stages.cuh",
-        "const int64_t y = p / W, at = a.vertical ? y : p - y * W;",
-        "const int64_t y = p / W, at = a.vertical ? p - y * W : y;",
+        "y = p / W, at = a.vertical ? y : p - y * W;",
+        "y = p / W, at = a.vertical ? p - y * W : y;",
+    ),
+    Mutant(
+        "channels_last: row and column exchanged",
+        "lska/kernels_line.cuh",
+        "channel * p.plane_pitch + row * p.pitch + col,",
+        "channel * p.plane_pitch + col * p.pitch + row,",
+        LAST,
+    ),
+    Mutant(
+        "channels_last: a block's last channels are the next pixel's",
+        "lska/kernels_line.cuh",
+        "return {image * m.C + channel, min(r.planes, m.C - channel)};",
+        "return {image * m.C + channel, r.planes};",
+        LAST,
+    ),
+    Mutant(
+        "channels_last: a tile's first row is the image's",
+        "lska/kernels_line.cuh",
+        "return ((image * m.H + row) * m.W + col) * m.C",
+        "return (image * m.H * m.W + col) * m.C",
+        LAST,
+    ),
+    Mutant(
+        "channels_last: vectors of any number of channels",
+        "lska/kernels_line.cuh",
+        "return channels % kVector<T> == 0 && C % kVector<T> == 0 &&",
+        "return channels % kVector<T> == 0 &&",
+        LAST,
+    ),
+    Mutant(
+        "channels_last: the gate's part of grad_x with the first channel's bias",
+        "lska/kernels_backward.cuh",
+        "return channel + i;",
+        "return channel;",
+        LAST,
+    ),
+    Mutant(
+        "channels_last: a stage's neighbours are other channels",
+        "lska/kernels_stages.cuh",
+        "stride = (a.vertical ? W : 1) * lanes;",
+        "stride = a.vertical ? W : 1;",
+        LAST,
+    ),
+    Mutant(
+        "channels_last: a warp's part of a stage's sums",
+        "lska/kernels_stages.cuh",
+        "writes && w < warps; ++w)",
+        "writes && w + 1 < warps; ++w)",
+        LAST,
+    ),
+    Mutant(
+        "channels_last: grad_product's sums without the last row of a block",
+        "lska/kernels_gate.cuh",
+        "for (int r = 0; r < rows; ++r) total +=",
+        "for (int r = 0; r < max(rows - 1, 1); ++r) total +=",
+        LAST,
+    ),
+    Mutant(
+        "channels_last: conv1's weight not transposed",
+        "lska/launch.h",
+        "transposed ? C : 1, transposed ? 1 : C)",
+        "transposed ? 1 : C, transposed ? C : 1)",
+        LAST,
+    ),
+    Mutant(
+        "a map in another layout than x's taken as it is",
+        "lska/launch.h",
+        "    check_shape(op, name, t, {size.B, size.C, size.H, size.W});\n    return in_layout(t);",
+        "    check_shape(op, name, t, {size.B, size.C, size.H, size.W});\n    return t;",
+        LAST,
+    ),
+    Mutant(
+        "channels_last: x copied to NCHW",
+        "lska/launch.h",
+        "channels_last = channels_last_in_memory(x);",
+        "channels_last = false;",
+        "copies_no_map",
+    ),
+    Mutant(
+        "gate: the plane changes one element late",
+        "lska/kernels_gate.cuh",
+        "if (!one && --left == 0) {",
+        "if (!one && left-- == 0) {",
+    ),
+    Mutant(
+        "gate: the second part of a plane's sums lost",
+        "lska/kernels_gate.cuh",
+        "(image * a.plan.parts + part) * a.map.C",
+        "(image * a.plan.parts) * a.map.C",
+        GRADIENTS,
+    ),
+    Mutant(
+        "parts of other threads lost",
+        "lska/kernels_gate.cuh",
+        "nth == 0 && w < a.split; ++w)",
+        "nth == 0 && w < 1; ++w)",
+        GRADIENTS,
     ),
 ]
 MUTANTS = LSKA + ACMIX
