@@ -80,9 +80,9 @@ def worst(gpu, device, problem):
 
 
 @cache
-def solved(gpu, device, dtype, layout):
-    """What exceeds the bound."""
-    found = [worst(gpu, device, problem) for problem in problems(device, dtype, layout)]
+def solved(gpu, device, dtype, layout, every=1):
+    """What exceeds the bound, of one problem in `every`."""
+    found = [worst(gpu, device, problem) for problem in problems(device, dtype, layout)[::every]]
     return [said for ratio, said in found if not ratio <= 1]
 
 
@@ -108,6 +108,6 @@ def test_ptx_lska_of_other_architectures_within_bound(arch):
     try:
         for dtype in DTYPES:
             for layout in ("contiguous", "channels_last"):
-                assert not solved(gpu, "h100" if arch == 90 else "t4", dtype, layout)
+                assert not solved(gpu, "h100" if arch == 90 else "t4", dtype, layout, every=3)
     finally:
         gpu.close()
