@@ -19,8 +19,8 @@ FILE = "gpu.json"
 
 
 def cuda_sources(root=ROOT):
-    """csrc/<op>/cuda.cu and all that it includes of this tree."""
-    found, left = set(), sorted((root / "csrc").glob("*/cuda.cu"))
+    """csrc/<op>/cuda*.cu and all that it includes of this tree."""
+    found, left = set(), sorted((root / "csrc").glob("*/cuda*.cu"))
     while left:
         file = left.pop()
         if file in found:

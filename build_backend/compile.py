@@ -89,7 +89,10 @@ def ninja_file(plan: Plan, facts: Facts, out: Path, extra: str) -> str:
         if "cuda" in plan.parts:
             jobs = str(max(1, min(plan.jobs, len(plan.archs))))  # one for each architecture
             flags = [*_gencode(plan), "-t", jobs, "-ccbin", shlex.split(facts.compiler)[-1], *torch]
-            targets["cuda"] = [file.object(s, NVCC_FLAGS, *flags, rule="nvcc") for s in _sources("*/cuda.cu")]
+            if facts.nvcc_version >= (13, 0):  # unrolled code compresses to a sixth
+                flags.append("--compress-mode=size")
+            kernels = _sources("*/cuda*.cu")
+            targets["cuda"] = [file.object(s, NVCC_FLAGS, *flags, rule="nvcc") for s in kernels]
             link += [*_cudart_folders(facts.nvcc), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         library = file.build("link", out / LIBRARY, sum(targets.values(), [info]), LINK_FLAGS, *link)
         targets["cuda" if "cuda" in plan.parts else "cpu"].append(library)

@@ -9,6 +9,7 @@
 #include "csrc/common/build_info.h"
 #include "csrc/lska/cpu_paths.h"
 #include "csrc/lska/plan.h"
+#include "csrc/lska/plan_tile.h"
 
 namespace {
 
@@ -29,6 +30,23 @@ py::dict lska_plan(bool backward, const LskaSize& size, int64_t shared_bytes, in
                   "pitch"_a = p.pitch, "threads_per_plane"_a = p.threads_per_plane, "step"_a = p.step,
                   "reach_h"_a = g.reach_h(), "reach_v"_a = g.reach_v(), "dilation_h"_a = g.h1.dilation,
                   "dilation_v"_a = g.v1.dilation);
+}
+
+// None where the kernels of lska_plan serve.
+py::object lska_tiles(const LskaSize& size, bool channels_last, int64_t element, int64_t shared_bytes,
+                      int64_t multiprocessors) {
+  const lska_ops::LskaForwardPlan p =
+      lska_ops::lska_plan_tiles(size, channels_last, element, {shared_bytes, multiprocessors, 0});
+  if (p.shape < 0) return py::none();
+  const lska_ops::LskaForwardShape& k =
+      channels_last ? lska_ops::kForwardNhwc[p.shape] : lska_ops::kForwardNchw[p.shape];
+  using py::literals::operator""_a;
+  return py::dict("shape"_a = p.shape, "grid"_a = py::make_tuple(p.grid_x, p.grid_y, p.grid_z),
+                  "threads"_a = p.threads, "most_threads"_a = k.threads, "shared_bytes"_a = p.shared_bytes,
+                  "rows"_a = p.tile.rows, "cols"_a = p.tile.cols, "tiles_x"_a = p.tile.tiles_x,
+                  "across"_a = k.across, "down"_a = k.down, "whole"_a = k.whole,
+                  "channels"_a = channels_last ? 2 << p.tile.pair_bits : 0, "planes"_a = p.tile.planes,
+                  "x_pitch"_a = p.tile.x_pitch, "map_pitch"_a = p.tile.map_pitch);
 }
 
 py::dict acmix_plan(const std::string& pass, bool attention, bool shift, bool shift_grad,
@@ -117,6 +135,18 @@ PYBIND11_MODULE(_plan, m) {
       py::arg("B"), py::arg("C"), py::arg("H"), py::arg("W"), py::arg("k0"), py::arg("k1"),
       py::arg("dilation"), py::arg("shared_bytes"), py::arg("multiprocessors"),
       py::arg("channels_last") = false);
+  m.def(
+      "lska_tiles",
+      [](int64_t B, int64_t C, int64_t H, int64_t W, int64_t k0, int64_t k1, int64_t dilation,
+         bool channels_last, int64_t element, int64_t shared_bytes, int64_t multiprocessors) {
+        return lska_tiles({B, C, H, W, k0, k1, dilation, channels_last}, channels_last, element, shared_bytes,
+                          multiprocessors);
+      },
+      "How LSKA's cascade forward goes in tiles, of numbers of `element` bytes, or None where it does not; "
+      "csrc/lska/plan_tile.h.",
+      py::arg("B"), py::arg("C"), py::arg("H"), py::arg("W"), py::arg("k0"), py::arg("k1"),
+      py::arg("dilation"), py::arg("channels_last"), py::arg("element"), py::arg("shared_bytes"),
+      py::arg("multiprocessors"));
   m.def(
       "acmix",
       [](const std::string& pass, bool attention, bool shift, int64_t B, int64_t C, int64_t H, int64_t W,

@@ -1,5 +1,6 @@
 """csrc/lska/plan.h and csrc/acmix/plan.h: random problems on the limits of every GPU the kernels are compiled for."""
 
+import itertools
 import math
 import random
 
@@ -134,6 +135,77 @@ def test_plan_published_maps_stay_in_shared_memory(capability):
         size = dict(B=16, C=64, H=320, W=320, k0=k0, k1=k1, dilation=d)
         plan = _plan.lska(False, **size, shared_bytes=shared_bytes, multiprocessors=multiprocessors)
         assert plan["kernel"] == "stream", size
+
+
+def draw_tiles(choice):
+    """Sizes that tiles may serve, and some that they must not."""
+    k0, k1, d = choice.choice(PUBLISHED_SPLITS) if choice.random() < 0.9 else (5, 5, 2)
+    largest = choice.choice((20, 40, 90, 400, 3000))
+    H, W = (choice.choice((20, 40, 80, choice.randint(1, largest))) for _ in range(2))
+    B, C = choice.choice((1, 3, 16, 300, 70_000)), choice.choice((2, 3, 16, 24, 64, 256, 768))
+    return dict(B=B, C=C, H=H, W=W, k0=k0, k1=k1, dilation=d, channels_last=choice.random() < 0.5)
+
+
+def check_tiles(size, plan, shared_bytes):
+    x, y, z = plan["grid"]
+    H, W, rows, cols = size["H"], size["W"], plan["rows"], plan["cols"]
+    assert 1 <= x < 2**31 and 1 <= y < 2**16 and 1 <= z < 2**16
+    assert 128 <= plan["threads"] <= plan["most_threads"] and plan["threads"] % 32 == 0
+    assert 0 < plan["shared_bytes"] <= shared_bytes
+    assert rows % plan["down"] == 0 and cols % plan["across"] == 0 and rows <= H and cols <= W
+    assert split(W, cols, plan["tiles_x"]) and split(H, rows, y // plan["tiles_x"])
+    assert y % plan["tiles_x"] == 0
+    assert not plan["whole"] or (H == plan["down"] and (size["channels_last"] or W == plan["across"]))
+    if size["channels_last"]:
+        assert size["C"] % 2 == 0 and split(size["C"], plan["channels"], x) and z == size["B"]
+        return
+    assert size["W"] % 4 == 0 and z == 1 and split(size["B"] * size["C"], plan["planes"], x)
+    assert plan["planes"] == 1 or (rows, cols) == (H, W)
+    assert plan["x_pitch"] % 2 == plan["map_pitch"] % 2 == 1 and 2 * plan["map_pitch"] >= cols
+    # n / d without a division is exact only for n d < 2^32.
+    lines = plan["planes"] * min(H, rows + 52)
+    assert lines * (cols // plan["across"] + 1) * lines < 2**32 and plan["planes"] * cols * cols < 2**32
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_plan_tiles_cover_every_output_within_limits(part):
+    choice = random.Random(part)
+    seen = set()
+    for _ in range(500):
+        size = draw_tiles(choice)
+        shared_bytes, multiprocessors = DEVICES[choice.choice(list(DEVICES))]
+        limits = dict(shared_bytes=shared_bytes, multiprocessors=multiprocessors)
+        plans = {element: _plan.lska_tiles(**size, **limits, element=element) for element in (2, 4)}
+        said = f"_plan.lska_tiles(**{size}, **{limits}) = {plans}"
+        # The dtypes agree bit for bit but for one rounding: all have tiles, or none.
+        assert (plans[2] is None) == (plans[4] is None), said
+        for plan in plans.values():
+            if plan is None:
+                continue
+            try:
+                check_tiles(size, plan, shared_bytes)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{said}") from None
+            seen.add((size["channels_last"], plan["shape"]))
+    assert len(seen) > 20, seen
+
+
+@pytest.mark.parametrize("capability", DEVICES)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_plan_tiles_serve_published_maps(capability, channels_last):
+    shared_bytes, multiprocessors = DEVICES[capability]
+    limits = dict(shared_bytes=shared_bytes, multiprocessors=multiprocessors, element=2)
+    for (k0, k1, d), (C, side), B in itertools.product(
+        PUBLISHED_SPLITS, ((64, 80), (128, 40), (256, 20), (384, 80), (768, 40)), (1, 16)
+    ):
+        size = dict(B=B, C=C, H=side, W=side, k0=k0, k1=k1, dilation=d, channels_last=channels_last)
+        plan = _plan.lska_tiles(**size, **limits)
+        if plan is None:
+            assert capability == 75 and k1 > 7 and side == 80 and channels_last, size  # 64 KiB are too few
+            continue
+        if B == 1 and side == 80:  # blocks for nearly all; k 53 had rather walk all rows
+            enough = 0.85 * multiprocessors if k1 < 17 else min(0.85 * multiprocessors, 64)
+            assert math.prod(plan["grid"]) >= enough, (size, plan)
 
 
 # pass, attention, shift, sums of the shift's weight gradients

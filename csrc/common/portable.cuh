@@ -39,6 +39,22 @@ struct BFloat16 {
 struct alignas(16) Bits16Bytes {
   uint32_t words[4];
 };
+struct alignas(8) Bits8Bytes {
+  uint32_t words[2];
+};
+struct alignas(8) Float2 {
+  float x, y;
+};
+
+// Two neighbours in memory as one access takes them.
+template <class T>
+struct Two {
+  uint32_t bits;
+};
+template <>
+struct Two<float> {
+  Float2 bits;
+};
 
 #if defined(__CUDACC__)
 
@@ -68,12 +84,50 @@ LSKA_DEVICE float* shared_floats() {
   return reinterpret_cast<float*>(lska_ops_shared);
 }
 
+// From global to shared memory, at addresses that are multiples of sizeof(V), 4, 8 or 16: without a register
+// on the way and without waiting where the architecture can. Complete for the thread after wait_for_copies(),
+// for the block after the barrier behind it.
+template <class V>
+LSKA_DEVICE void copy_to_shared(V* shared, const V* global) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
+               :
+               : "r"(uint32_t(__cvta_generic_to_shared(shared))), "l"(__cvta_generic_to_global(global)),
+                 "n"(sizeof(V))
+               : "memory");
+#else
+  *shared = *global;
+#endif
+}
+LSKA_DEVICE void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" : : : "memory");
+#endif
+}
+
 LSKA_DEVICE float to_float(float v) { return v; }
 LSKA_DEVICE float to_float(Half v) { return __half2float(__ushort_as_half(v.bits)); }
 LSKA_DEVICE float to_float(BFloat16 v) { return __uint_as_float(uint32_t(v.bits) << 16); }
 LSKA_DEVICE void round_to(float v, float& out) { out = v; }
 LSKA_DEVICE void round_to(float v, Half& out) { out.bits = __half_as_ushort(__float2half_rn(v)); }
 LSKA_DEVICE void round_to(float v, BFloat16& out) { out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
+LSKA_DEVICE Float2 to_floats(Two<Half> v) {
+  __half2 both;
+  memcpy(&both, &v.bits, 4);
+  const float2 out = __half22float2(both);
+  return {out.x, out.y};
+}
+LSKA_DEVICE Float2 to_floats(Two<BFloat16> v) {
+  return {__uint_as_float(v.bits << 16), __uint_as_float(v.bits & 0xffff0000u)};
+}
+LSKA_DEVICE void round_to(Float2 v, Two<Half>& out) {
+  const __half2 both = __floats2half2_rn(v.x, v.y);
+  memcpy(&out.bits, &both, 4);
+}
+LSKA_DEVICE void round_to(Float2 v, Two<BFloat16>& out) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(v.x, v.y);
+  memcpy(&out.bits, &both, 4);
+}
 
 template <class T>
 LSKA_DEVICE T read_global(const T* p) {
@@ -116,6 +170,13 @@ inline float logarithm(float v) { return ::logf(v); }
 inline float square_root(float v) { return ::sqrtf(v); }
 inline float* shared_floats() { return static_cast<float*>(host_cuda::shared_memory()); }
 
+template <class V>
+inline void copy_to_shared(V* shared, const V* global) {
+  host_cuda::count_load(global, sizeof(V));
+  *shared = *global;
+}
+inline void wait_for_copies() {}
+
 inline float to_float(float v) { return v; }
 inline float to_float(Half v) {
   _Float16 half;
@@ -155,7 +216,23 @@ inline void write_global(T* p, T v) {
   *p = v;
 }
 
+inline Float2 to_floats(Two<Half> v) {
+  return {to_float(Half{uint16_t(v.bits)}), to_float(Half{uint16_t(v.bits >> 16)})};
+}
+inline Float2 to_floats(Two<BFloat16> v) {
+  return {to_float(BFloat16{uint16_t(v.bits)}), to_float(BFloat16{uint16_t(v.bits >> 16)})};
+}
+template <class T>
+inline void round_to(Float2 v, Two<T>& out) {
+  T x, y;
+  round_to(v.x, x), round_to(v.y, y);
+  out.bits = uint32_t(x.bits) | uint32_t(y.bits) << 16;
+}
+
 #endif
+
+LSKA_DEVICE Float2 to_floats(Two<float> v) { return v.bits; }
+LSKA_DEVICE void round_to(Float2 v, Two<float>& out) { out.bits = v; }
 
 // Starts kernel(arguments) on a grid of x * y * z blocks; returns what went wrong, or null. `most_shared` is
 // what a block of this device may have: the kernel is always given leave for that, so that two threads that

@@ -5,16 +5,11 @@
 #include "csrc/common/pick.h"
 #include "csrc/common/portable.cuh"
 #include "csrc/lska/plan.h"
+#include "csrc/lska/plan_tile.h"
 
 namespace lska_ops {
 
 // n / d for n d < 2^32, without a division.
-struct Divisor {
-  uint32_t d, inverse;
-};
-inline Divisor divisor(int64_t d) {
-  return {uint32_t(d), d > 1 ? uint32_t((1ull << 32) / uint64_t(d) + 1) : 0};
-}
 LSKA_DEVICE int quotient(int n, Divisor q) {
   return q.d == 1 ? n : int(multiply_high(uint32_t(n), q.inverse));
 }

@@ -10,6 +10,7 @@
 
 #include "csrc/common/gpu_launch.h"
 #include "csrc/lska/kernels.cuh"
+#include "csrc/lska/launch_tiles.h"
 
 namespace lska_ops::lska_cuda {
 
@@ -169,7 +170,7 @@ struct Call {
 
   // s of `count` images from x at `from`.
   void cascade(const void* from, int64_t count, void* s) const {
-    // Here: if (cascade_by_tiles(*this, from, count, s)) return;
+    if (cascade_by_tiles(*this, from, count, s)) return;
     const LskaSize some = of_images(count);
     const LskaPlan p = lska_plan_forward(some, device.limits);
     if (p.kernel == LskaKernel::stages) return cascade_by_stages(from, count, s);

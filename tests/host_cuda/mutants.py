@@ -303,10 +303,85 @@ LSKA = [
         GRADIENTS,
     ),
 ]
-MUTANTS = LSKA + ACMIX
+WALK, NHWC, NCHW = "lska/walk.cuh", "lska/kernels_tile_nhwc.cuh", "lska/kernels_tile_nchw.cuh"
+TILES = [
+    Mutant(
+        "tiles: middle value beyond the map",
+        WALK,
+        "if (line.around.inside(j * STEP - S::R1)) {",
+        "if (j >= 0) {",
+    ),
+    Mutant(
+        "tiles: last tap of the second convolution dropped",
+        WALK,
+        "for (int n = 0; n < K1; ++n)\n        if (!line.around.never(last",
+        "for (int n = 0; n + 1 < K1; ++n)\n        if (!line.around.never(last",
+    ),
+    Mutant(
+        "tiles: a middle value added to one output less",
+        WALK,
+        "if (o >= 0 && o < OUT) sum[o]",
+        "if (o > 0 && o < OUT) sum[o]",
+    ),
+    Mutant(
+        "tiles: a whole line is taken to begin at its residue",
+        WALK,
+        "at <= -STEP || at >= LENGTH",
+        "at < 0 || at >= LENGTH",
+    ),
+    Mutant(
+        "tiles: one place more is sure to be in the map",
+        WALK,
+        "SURE = LENGTH - STEP + 1;",
+        "SURE = LENGTH + 1;",
+    ),
+    Mutant(
+        "tiles: no barrier between rows and columns, channels_last",
+        NHWC,
+        "  barrier();\n  if (c < a.map.C)\n    columns_of_pairs",
+        "  if (c < a.map.C)\n    columns_of_pairs",
+    ),
+    Mutant(
+        "tiles: no barrier behind the staged rows, NCHW",
+        NCHW,
+        "  wait_for_copies();\n  barrier();\n",
+        "  wait_for_copies();\n",
+    ),
+    Mutant(
+        "tiles: every plane has the first one's taps",
+        NCHW,
+        "const int plane = quotient(row, a.tile.by_rows), left",
+        "const int plane = 0 * quotient(row, a.tile.by_rows), left",
+    ),
+    Mutant(
+        "tiles: the last tile does not overlap",
+        "lska/kernels_tile.cuh",
+        "p.left = min(x * a.tile.cols, a.map.W - a.tile.cols);",
+        "p.left = min(x * a.tile.cols, a.map.W - a.tile.cols) / 4 * 4;",
+    ),
+    Mutant(
+        "tiles: bias along columns as in the middle",
+        "lska/kernels_tile.cuh",
+        "if (uint32_t(column + (n - K1 / 2) * D) < uint32_t(W))",
+        "if (uint32_t(W) > 0u)",
+    ),
+    Mutant(
+        "tiles: channels beyond the last group of a block",
+        NHWC,
+        "if (first + 2 * mine >= a.map.C) break;",
+        "if (first + 2 * mine + 2 >= a.map.C) break;",
+    ),
+    Mutant(
+        "tiles: a residue writes beyond its part",
+        NHWC,
+        "residue + o * STEP < DOWN",
+        "residue + o * STEP <= DOWN",
+    ),
+]
+MUTANTS = LSKA + TILES + ACMIX
 SECONDS = 300  # compiled and tested in less than thirty, two at a time
 FORWARD = "forward_within_bound"  # of a bug that names no test
-SOURCES = {"lska": "ops.cpp", "acmix": "acmix_ops.cpp"}
+SOURCES = {"lska": "ops.cpp", "tiles": "tiles.cpp", "acmix": "acmix_ops.cpp"}
 FLAGS = "-O1"
 
 
@@ -320,15 +395,15 @@ def run_tests(tests, library: Path) -> int:
 
 
 def touched(mutant: Mutant) -> tuple[str, ...]:
-    """The ops whose kernels it is in."""
+    """The sources whose kernels it is in."""
     folder = mutant.file.split("/")[0]
-    return tuple(SOURCES) if folder == "common" else (folder,)
+    return tuple(SOURCES) if folder == "common" else ("tiles" if mutant in TILES else folder,)
 
 
 def asked(mutant: Mutant) -> list[str]:
     """The test that has to tell, as pytest's words."""
-    file = "tests/test_host_cuda_acmix.py" if mutant.file.startswith("acmix/") else "tests/test_host_cuda.py"
-    return [file, "-k", mutant.test or FORWARD]
+    op = "_acmix" if mutant.file.startswith("acmix/") else "_tiles" if mutant in TILES else ""
+    return [f"tests/test_host_cuda{op}.py", "-k", mutant.test or FORWARD]
 
 
 def try_out(mutant: Mutant, unchanged: dict[str, Path], folder: Path) -> int:
