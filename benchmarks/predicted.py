@@ -27,7 +27,7 @@ def block(results):
     return [
         "**GPUs, predicted, not measured** (batch 16, float16; LSKA in channels_last, ACmix in NCHW): "
         "the compiled kernels run and counted without a GPU, then bounded by vendors' peak rates. Eager is "
-        "PyTorch's way as its sources are described, by the same judge.",
+        "PyTorch's way in NCHW as its sources are described, by the same judge.",
         "\n".join(table),
         f"Every row and kernel: [benchmarks/results/{FOLDER}](benchmarks/results/{FOLDER}); the rates: "
         "[tests/ptx/gpus.py](tests/ptx/gpus.py); any other size: "
@@ -44,15 +44,16 @@ def _shown(line):
     )
 
 
-def _same(lines, call, op=None):
-    wanted = {**{name: call[name] for name in ("op", "kernel", "B", "C", "H", "W", "k", "dtype", "layout")}}
-    wanted["op"] = op or call["op"]
+def _same(lines, call, **other):
+    wanted = {
+        name: call[name] for name in ("op", "kernel", "B", "C", "H", "W", "k", "dtype", "layout")
+    } | other
     return next((line for line in lines if all(line[name] == v for name, v in wanted.items())), None)
 
 
 def _cell(lines, line):
     if line is None:
         return "—"
-    eager = _same(lines, line, line["op"].replace("lska", "eager")) if line["op"].startswith("lska") else None
+    eager = _same(lines, line, op=line["op"].replace("lska", "eager"), layout="NCHW")
     faster = f", × {float(eager['predicted_us']) / float(line['predicted_us']):.1f}" if eager else ""
     return f"{float(line['predicted_us']):.3g} (× {float(line['ratio']):.2f}{faster})"

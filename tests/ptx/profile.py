@@ -105,12 +105,8 @@ def _begin(root):
 
 def _of(problem):
     start = time.monotonic()
-    found = _profiler.rows(problem, GPUS)
-    return (
-        problem,
-        [line for gpu, rows in found.items() for line in lines_of(problem, gpu, rows)],
-        time.monotonic() - start,
-    )
+    lines = [line for gpu, rows in _profiler.rows(problem, GPUS) for line in lines_of(problem, gpu, rows)]
+    return problem, lines, time.monotonic() - start
 
 
 def whole_table(jobs, chosen=None):

@@ -14,7 +14,7 @@ from .count import SECTOR, Counters
 from .host import Gpu
 from .machine_code import PEERS, PTX_OF, ROOT, machine_code
 
-LANES = 1 << 15  # threads of a launch that are interpreted, about
+LANES = 1 << 14  # threads of a launch that are interpreted, about
 PRODUCTS = {"bmm": 0, "mm": 0, "addmm": 1, "baddbmm": 1}  # and which argument is the left matrix
 FREE = ("empty", "new_empty", "empty_strided", "empty_like", "new_empty_strided", "resize_", "set_")
 
@@ -128,7 +128,8 @@ class Profiler:
         """The same for launches that are the same work: code, grid, sizes, and where pointers lie in their sector."""
         if not hasattr(launch.kernel, "digest"):
             text = "".join(
-                f"{i.opcode}{i.operands}{i.guard}" for b in launch.kernel.blocks for i in b.instructions
+                f"{[(i.opcode, i.operands, i.guard) for i in block.instructions]}{block.target}"
+                for block in launch.kernel.blocks
             )
             launch.kernel.digest = hashlib.sha256(text.encode()).hexdigest()
         whole = len(launch.arguments) // 8 * 8
