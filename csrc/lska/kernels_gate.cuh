@@ -164,17 +164,16 @@ lska_gate_bwd_kernel(const LskaGateArguments a) {
 }
 
 struct LskaSum {
-  void* out;      // [rows, k] of T or float; null: not wanted
+  void* out;      // [rows, k] of T; null: not wanted
   int offset, k;  // its place in a row of sums
 };
 
 struct LskaSumsArguments {
-  const void* parts;     // [count, rows, width] of float, or of T
-  const float* initial;  // [rows, width] to begin with, or null
+  const void* parts;  // [count, rows, width] of float, or of T
   int64_t rows;
   int count, width;
   int split;  // threads that share an element's parts
-  bool parts_float, out_float;
+  bool parts_float;
   LskaSum sums[8];
 };
 
@@ -199,18 +198,13 @@ lska_sums_kernel(const LskaSumsArguments a) {
     for (int w = 1; nth == 0 && w < a.split; ++w) sum += shared[w * mine + at_here];
   }
   if (nth > 0 || i >= n) return;
-  if (a.initial) sum = load(a.initial + i) + sum;
   const int64_t row = divided(i, a.width);
   const int at = int(i - row * a.width);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     const LskaSum s = a.sums[j];
     if (!s.out || at < s.offset || at >= s.offset + s.k) continue;
-    const int64_t to = row * s.k + at - s.offset;
-    if (a.out_float)
-      store(static_cast<float*>(s.out) + to, sum);
-    else
-      store(static_cast<T*>(s.out) + to, sum);
+    store(static_cast<T*>(s.out) + row * s.k + at - s.offset, sum);
   }
 }
 

@@ -78,65 +78,36 @@ struct CascadeBackward {
   }
 };
 
-// A sum over images and parts of them: one piece after the other is added in fp32, the last one rounded.
-struct RunningSum {
-  const Call& call;
-  int64_t rows, width;
-  std::vector<LskaSum> outs;  // of x's dtype
-  Tensor total;
+// outs = the sum of parts [count, rows, width], of float or of x's dtype, rounded once; in their order.
+inline void add_up(const Call& call, const Tensor& parts, int64_t count, int64_t rows, int64_t width,
+                   const std::vector<LskaSum>& outs) {
+  const int64_t n = rows * width;
+  const int split = lska_split_sums(n, count, call.device.limits);
+  LskaSumsArguments a{parts.const_data_ptr(),
+                      rows,
+                      int(count),
+                      int(width),
+                      split,
+                      parts.scalar_type() == ScalarType::Float,
+                      {}};
+  std::copy(outs.begin(), outs.end(), a.sums);
+  with_dtype(call.type, [&](auto t) {
+    call.start(lska_sums_kernel<typename decltype(t)::type>, {ceil_div(n * split, 256), 1, 1}, 256,
+               split > 1 ? 256 * 4 : 0, a);
+  });
+}
 
-  RunningSum(const Call& of, int64_t n, int64_t each, std::vector<LskaSum> to)
-      : call(of), rows(n), width(each), outs(std::move(to)), total(of.floats(n * each)) {}
-  // parts [count, rows, width], of float or of x's dtype
-  void add(const Tensor& parts, int64_t count, bool first, bool last) const {
-    const int64_t n = rows * width;
-    float* const kept = static_cast<float*>(total.data_ptr());
-    const int split = lska_split_sums(n, count, call.device.limits);
-    LskaSumsArguments a{parts.const_data_ptr(),
-                        first ? nullptr : kept,
-                        rows,
-                        int(count),
-                        int(width),
-                        split,
-                        parts.scalar_type() == ScalarType::Float,
-                        !last,
-                        {}};
-    if (last)
-      std::copy(outs.begin(), outs.end(), a.sums);
-    else
-      a.sums[0] = {kept, 0, int(width)};
-    with_dtype(call.type, [&](auto t) {
-      call.start(lska_sums_kernel<typename decltype(t)::type>, {ceil_div(n * split, 256), 1, 1}, 256,
-                 split > 1 ? 256 * 4 : 0, a);
-    });
-  }
-};
-
-// conv1's gradient: of each image in NCHW; in channels_last of all pixels at once, and no sum if these are
-// all.
-struct Conv1Gradient {
-  const Call& call;
-  Tensor out, parts;
-  RunningSum sum;
-
-  Conv1Gradient(const Call& of, int64_t at_once, const Tensor& grad)
-      : call(of),
-        out(grad),
-        parts(of.channels_last && at_once == of.size.B
-                  ? grad
-                  : of.elements((of.channels_last ? 1 : at_once) * of.size.C * of.size.C)),
-        sum(of, of.size.C, of.size.C, {{grad.data_ptr(), 0, int(of.size.C)}}) {}
-  void add(const Tensor& grad_product, const Tensor& s, int64_t count, bool first, bool last) const {
-    const int64_t C = call.size.C, P = call.pixels;
-    if (call.channels_last)
-      multiply(matrix(grad_product, 0, C, count * P, 1, C), matrix(s, 0, count * P, C, C, 1),
-               matrix(parts, 0, C, C, C, 1));
-    else
-      multiply(matrices(grad_product, 0, count, call.image, C, P, P, 1),
-               matrices(s, 0, count, call.image, P, C, 1, P), matrices(parts, 0, count, C * C, C, C, C, 1));
-    if (parts.data_ptr() != out.data_ptr()) sum.add(parts, call.channels_last ? 1 : count, first, last);
-  }
-};
+// conv1's gradient, from part `first` on: in NCHW a part of each image; in channels_last one of all pixels.
+inline void conv1_gradient(const Call& call, const Tensor& grad_product, const Tensor& s, int64_t count,
+                           const Tensor& parts, int64_t first) {
+  const int64_t C = call.size.C, P = call.pixels, at = first * C * C;
+  if (call.channels_last)
+    multiply(matrix(grad_product, 0, C, count * P, 1, C), matrix(s, 0, count * P, C, C, 1),
+             matrix(parts, at, C, C, C, 1));
+  else
+    multiply(matrices(grad_product, 0, count, call.image, C, P, P, 1),
+             matrices(s, 0, count, call.image, P, C, 1, P), matrices(parts, at, count, C * C, C, C, C, 1));
+}
 
 // A few images at a time: s again; grad_product and from it ds; the product again where it was not kept; the
 // cascade backward, which also finishes grad_x; grad_conv1. Every sum over images is taken in their order.
@@ -174,7 +145,9 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   const CascadeBackward backward{call};
   const int64_t last = call.size.B % at_once ? call.size.B % at_once : at_once;
   const LskaPlan plan = backward.plan(at_once), last_plan = last == at_once ? plan : backward.plan(last);
-  const int64_t parts = std::max(backward.parts(plan, at_once), backward.parts(last_plan, last));
+  const int64_t chunks = ceil_div(call.size.B, at_once);
+  const auto in_all = [&](int64_t of_chunk, int64_t of_last) { return (chunks - 1) * of_chunk + of_last; };
+  const int64_t parts = in_all(backward.parts(plan, at_once), backward.parts(last_plan, last));
   Tensor s = call.elements(map), grad_product = call.elements(map), ds = call.elements(map);
   Tensor again = kept ? product : call.elements(map);
   const Tensor tap_parts = call.floats(parts * C * backward.width);
@@ -185,30 +158,38 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
     tap_sums.push_back({taps[i].mutable_data_ptr(), at, k});
     at += k;
   }
-  const RunningSum tap_sum(call, C, backward.width, tap_sums);
-  const RunningSum bias_sum(call, C, 1, {{grad_conv1_bias.mutable_data_ptr(), 0, 1}});
-  const Conv1Gradient conv1_gradient(call, at_once, grad_conv1);
+  // Every chunk's maps are aligned, or none counts as such: so it is known how many parts there will be.
+  const bool aligned =
+      call.aligned({call.x.const_data_ptr(), grad_y.const_data_ptr(), grad_product.data_ptr()}) &&
+      (chunks == 1 || map * element % 16 == 0);
+  const LskaGatePlan gate_plan =
+                         lska_plan_gate_backward(call.of_images(at_once), device.limits, element, aligned),
+                     last_gate_plan =
+                         lska_plan_gate_backward(call.of_images(last), device.limits, element, aligned);
+  const int64_t bias_count = in_all(at_once * gate_plan.parts, last * last_gate_plan.parts);
+  const Tensor bias_parts = call.floats(bias_count * C);
+  const int64_t conv1_count = call.channels_last ? chunks : call.size.B;
+  const Tensor conv1_parts = conv1_count == 1 ? grad_conv1 : call.elements(conv1_count * C * C);
 
+  float* tap_at = static_cast<float*>(tap_parts.data_ptr());
+  float* bias_at = static_cast<float*>(bias_parts.data_ptr());
   for (int64_t first = 0; first < call.size.B; first += at_once) {
     const int64_t count = std::min(at_once, call.size.B - first), kept_first = kept ? first : 0;
-    const bool begins = first == 0, ends = first + count == call.size.B;
     call.cascade(call.at(call.x, first), count, s.mutable_data_ptr());
     LskaGateArguments gate{};
     gate.x = call.at(call.x, first);
     gate.grad_y = call.at(grad_y, first);
     gate.grad_product = grad_product.mutable_data_ptr();
     gate.map = call.map(count);
-    gate.plan = lska_plan_gate_backward(call.of_images(count), device.limits, element,
-                                        call.aligned({gate.x, gate.grad_y, gate.grad_product}));
-    const Tensor bias_parts = call.floats(count * gate.plan.parts * C);
-    gate.sums = static_cast<float*>(bias_parts.data_ptr());
+    gate.plan = count == at_once ? gate_plan : last_gate_plan;
+    gate.sums = bias_at;
+    bias_at += count * gate.plan.parts * C;
     with_dtype(call.type, [&](auto t) {
       using T = typename decltype(t)::type;
       const int64_t shared = (gate.plan.vectors ? kVector<T> : 1) * (kGateThreads + 8) * 4;
       call.start(lska_gate_bwd_kernel<T>, {gate.plan.grid_x, gate.plan.grid_y, 1}, kGateThreads,
                  call.channels_last ? shared : 0, gate);
     });
-    bias_sum.add(bias_parts, count * gate.plan.parts, begins, ends);
     conv1(call, weight, true, grad_product, 0, ds, 0, count);
     if (!kept) conv1(call, weight, false, s, 0, again, 0, count);
     LskaBackwardArguments a{};
@@ -218,12 +199,16 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
     a.product = call.at(again, kept_first);
     a.bias = bias;
     a.grad_x = call.at(grad_x, first);
-    a.sums = static_cast<float*>(tap_parts.data_ptr());
+    a.sums = tap_at;
     const LskaPlan& p = count == at_once ? plan : last_plan;
     backward(a, p, count);
-    tap_sum.add(tap_parts, backward.parts(p, count), begins, ends);
-    conv1_gradient.add(grad_product, s, count, begins, ends);
+    tap_at += backward.parts(p, count) * C * backward.width;
+    conv1_gradient(call, grad_product, s, count, conv1_parts, call.channels_last ? first / at_once : first);
   }
+  add_up(call, tap_parts, parts, C, backward.width, tap_sums);
+  add_up(call, bias_parts, bias_count, C, 1, {{grad_conv1_bias.mutable_data_ptr(), 0, 1}});
+  if (conv1_count > 1)
+    add_up(call, conv1_parts, conv1_count, C, C, {{grad_conv1.mutable_data_ptr(), 0, int(C)}});
   return all();
 }
 
