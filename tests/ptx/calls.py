@@ -9,7 +9,16 @@ import torch
 SPLITS = {7: (3, 3, 2), 11: (3, 5, 2), 23: (5, 7, 3), 35: (5, 11, 3), 41: (5, 13, 3), 53: (5, 17, 3)}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-OPS = ("lska_fwd", "lska_bwd", "acmix_fwd", "acmix_bwd", "eager_fwd", "eager_bwd", "copy")
+OPS = (
+    "lska_fwd",
+    "lska_bwd",
+    "acmix_fwd",
+    "acmix_bwd",
+    "triton_lska_fwd",
+    "triton_lska_bwd",
+    "triton_acmix_fwd",
+)
+OPS += ("triton_acmix_bwd", "eager_fwd", "eager_bwd", "copy")
 MAPS = {"P3": (64, 80), "P4": (128, 40), "P5": (256, 20)}
 HEADS, WINDOW = 4, 7
 
@@ -85,13 +94,16 @@ def table():
     for C, side in MAPS.values():  # of channels_last, which cuDNN gets, nobody describes the kernels
         base = Problem(C=C, H=side, W=side, layout="NCHW")
         out += [replace(base, op=op, k=k) for op in ("eager_fwd", "eager_bwd") for k in (7, 23, 53)]
-        out += [replace(base, op="copy"), replace(base, op="acmix_fwd", k=WINDOW)]
+        out += [
+            replace(base, op=op, k=WINDOW)
+            for op in ("copy", "acmix_fwd", "triton_lska_fwd", "triton_acmix_fwd")
+        ]
     return out
 
 
 def arguments(problem):
     """What the problem's op is called with: of `eager` and `copy` none, since nothing of ours runs there."""
-    p, dtype = problem, DTYPES[problem.dtype]
+    p, dtype, op = problem, DTYPES[problem.dtype], problem.op.removeprefix("triton_")
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape, fan_in=1):
@@ -101,15 +113,13 @@ def arguments(problem):
     def map_of(channels):
         return normal(p.B, channels, p.H, p.W).contiguous(memory_format=LAYOUTS[p.layout])
 
-    if p.op.startswith("lska"):
+    if op.startswith("lska"):
         k0, k1, dilation = SPLITS[p.k]
         shapes = (p.C, 1, 1, k0), (p.C, 1, k0, 1), (p.C, 1, 1, k1), (p.C, 1, k1, 1)
         depthwise = [t for s in shapes for t in (normal(*s, fan_in=s[2] * s[3]), normal(p.C))]
         rest = *depthwise, normal(p.C, p.C, 1, 1, fan_in=p.C), normal(p.C), dilation
         return (
-            (map_of(p.C), *rest, True)
-            if p.op == "lska_fwd"
-            else (map_of(p.C), map_of(p.C), map_of(p.C), *rest)
+            (map_of(p.C), *rest, True) if op == "lska_fwd" else (map_of(p.C), map_of(p.C), map_of(p.C), *rest)
         )
     qkv, rates = map_of(3 * p.C), (torch.full((1,), 0.5).to(dtype),) * 2
     parts = (
@@ -119,7 +129,7 @@ def arguments(problem):
         *rates,
         *(HEADS, WINDOW, 1, 1),
     )
-    if p.op == "acmix_fwd":
+    if op == "acmix_fwd":
         return qkv, *parts
     return map_of(p.C), qkv, torch.full((p.B, HEADS, p.H, p.W), 4.0), *parts
 

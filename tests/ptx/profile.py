@@ -112,7 +112,7 @@ def _of(problem):
 def whole_table(jobs, chosen=None):
     """Lines of all calls of the table, or of some, in the table's order."""
     problems = chosen or calls.table()
-    ops = sorted({op_of(problem) for problem in problems})
+    ops = sorted({op_of(problem) for problem in problems} - {"triton"})
     start = time.monotonic()
     prepare(ops, [gpu.arch for gpu in GPUS], jobs)
     host_library(ROOT)
@@ -150,7 +150,7 @@ def main(words=None):
         gpus = [BY_NAME[given.gpu]] if given.gpu else GPUS
         root = given.root.resolve()
         _begin(root)
-        prepare([op_of(problem)], [gpu.arch for gpu in gpus], given.jobs, root)
+        prepare({op_of(problem)} - {"triton"}, [gpu.arch for gpu in gpus], given.jobs, root)
         for gpu, rows in _profiler.rows(problem, gpus):
             print(f"\n{problem} on {gpu.name}, predicted")
             print_lines(lines_of(problem, gpu, rows))

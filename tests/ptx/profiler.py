@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import calls, model, peers
+from . import calls, model, peers, triton_calls
 from .build import build
 from .count import SECTOR, Counters
 from .host import Gpu
@@ -71,7 +71,11 @@ class Profiler:
         has what the rows' source lines cost."""
         self._counted.clear()
         for gpu in gpus:
-            found, products = (self._peers if op_of(problem) == PEERS else self._ours)(problem, gpu)
+            op = op_of(problem)
+            if op == "triton" and gpu.arch != triton_calls.ARCH:
+                continue
+            of = {PEERS: self._peers, "triton": self._triton}.get(op, self._ours)
+            found, products = of(problem, gpu)
             self.sources = found
             yield gpu, model.rows([m for m, _ in found], products, gpu, problem)
 
@@ -107,6 +111,20 @@ class Profiler:
                 launch.run(sample(launch.grid, launch.threads, problem.B, self.lanes))
             found.append((launch, key))
         return [self._measured(launch, key, code) for launch, key in found], products
+
+    def _triton(self, problem, gpu):
+        def some(launch):
+            return sample(launch.grid, launch.threads, problem.B, self.lanes)
+
+        found = []
+        given = calls.arguments(problem)
+        with Torch() as watch:
+            launched = triton_calls.launches(problem, given, some)
+        for launch, counters, blocks, resources in launched:
+            counted = counters.finished()
+            m = model.measured(Launched(launch), counted, blocks, launch.kernel, resources)
+            found.append((m, (blocks, launch.kernel, counted.warps)))
+        return found, watch.did
 
     def _measured(self, launch, key, code):
         counted = self._counted[key]
@@ -144,9 +162,9 @@ def host_library(root):
 
 
 def op_of(problem):
-    """The folder of csrc/ that its kernels are in, or PEERS."""
+    """The folder of csrc/ that its kernels are in, PEERS, or "triton"."""
     op = problem.op.split("_")[0]
-    return op if op in ("lska", "acmix") else PEERS
+    return op if op in ("lska", "acmix", "triton") else PEERS
 
 
 def sample(grid, threads, B, lanes):

@@ -93,23 +93,22 @@ class Missing(Exception):
 
 
 @cache
-def tool(name):
-    """nvdisasm, cuobjdump or ptxas: of the toolkit on PATH, of triton's package, or of the index's packages."""
-    folders = []
-    if triton := _package("triton"):
-        folders += [triton / "backends" / "nvidia" / "bin", triton / "third_party" / "cuda" / "bin"]
-    if nvidia := _package("nvidia"):
-        folders += sorted(p.parent for p in nvidia.glob(f"*/bin/{name}"))
-    for found in (shutil.which(name), shutil.which(name, path="/usr/local/cuda/bin")):
-        folders += [Path(found).resolve().parent] if found else []
-    for folder in folders if name != "ptxas" else reversed(folders):  # ptxas: rather the one beside nvcc
-        if (folder / name).is_file():
-            return str(folder / name)
-    raise Missing(
-        f"profile: {name} was not found; install triton, or nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm"
-        if name != "ptxas"
-        else "profile: ptxas was not found; install the CUDA toolkit, or nvidia-cuda-nvcc"
+def tool(name, of="toolkit"):
+    """The path of nvdisasm, cuobjdump or ptxas: the toolkit's, or else triton's, or those of the package index."""
+    found = [shutil.which(name), shutil.which(name, path="/usr/local/cuda/bin")]
+    if nvcc := shutil.which("nvcc"):
+        found.append(shutil.which(name, path=str(Path(nvcc).resolve().parent)))
+    nvidia, triton = _package("nvidia"), _package("triton")
+    found += sorted(nvidia.glob(f"*/bin/{name}")) if nvidia else []
+    of_triton = (
+        [triton / part / "bin" / name for part in ("backends/nvidia", "third_party/cuda")] if triton else []
     )
+    of_triton = [path for path in of_triton if path.is_file()]
+    found = [*of_triton, *found] if of == "triton" or name == "nvdisasm" else [*found, *of_triton]
+    if path := next(filter(None, found), None):
+        return str(path)
+    package = "nvidia-cuda-nvcc" if name == "ptxas" else f"nvidia-cuda-{name}"
+    raise Missing(f"profile: {name} was not found; install triton, or {package}")
 
 
 def _package(name):
@@ -118,10 +117,10 @@ def _package(name):
     return Path(places[0]) if places else None
 
 
-def assemble(ptx, arch, out):
+def assemble(ptx, arch, out, of="toolkit"):
     """Machine code of a file of PTX, with what says which line of it an instruction is of; ptxas's log."""
     command = [
-        tool("ptxas"),
+        tool("ptxas", of),
         f"-arch=sm_{arch}",
         "-O3",
         "-v",
