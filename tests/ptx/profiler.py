@@ -39,7 +39,9 @@ class Torch(TorchDispatchMode):
             self.did.append((f"aten::{name}", moved, out.numel() * left.shape[-1]))
             return out
         result = function(*args, **kwargs)
-        if name not in FREE and not function.is_view and isinstance(result, torch.Tensor):
+        if name in FREE:
+            return result.zero_()  # what blocks that are not run leave out may steer others, as NaN would
+        if not function.is_view and isinstance(result, torch.Tensor):
             given = [t for t in args if isinstance(t, torch.Tensor) and t is not result]
             self.did.append((f"aten::{name}", sum(map(_bytes, (*given, result))), 0))
         return result
