@@ -218,6 +218,28 @@ def test_profile_reads_a_problem_and_says_what_it_does_not_read():
         calls.parse("k9")
 
 
+def test_profile_keeps_other_calls_of_its_csv(tmp_path):
+    from ptx.profile import COLUMNS, call_of, write
+
+    first, second, *_ = calls.table()
+    row = dict.fromkeys(COLUMNS, "1") | {"gpu": "T4"}
+
+    def lines(problem, *kernels):
+        return [{**row, **vars(problem), "kernel": kernel} for kernel in kernels]
+
+    write(lines(second, "a", "all"), tmp_path)
+    write([*lines(first, "a", "all"), *lines(calls.Problem(B=3), "a", "all")], tmp_path)
+    write(lines(second, "b", "all"), tmp_path)
+    with open(tmp_path / "t4.csv", newline="") as file:
+        found = [(call_of(line), line["kernel"]) for line in csv.DictReader(file)]
+    calls_there = [
+        tuple(str(getattr(p, n)) for n in ("op", *"BCHWk", "dtype", "layout")) for p in (first, second)
+    ]
+    assert found == [
+        (c, k) for c, ks in zip(calls_there, (("a", "all"), ("b", "all")), strict=True) for k in ks
+    ]
+
+
 # Machine code
 
 NVDISASM = """

@@ -8,6 +8,7 @@ python -m ptx.profile lska_bwd 64x80x80 k7 --gpu T4 --lines 12         # and the
 import argparse
 import csv
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -109,9 +110,8 @@ def _of(problem):
     return problem, lines, time.monotonic() - start
 
 
-def whole_table(jobs, chosen=None):
-    """Lines of all calls of the table, or of some, in the table's order."""
-    problems = chosen or calls.table()
+def whole_table(jobs, problems):
+    """Lines of these calls, in their order."""
     ops = sorted({op_of(problem) for problem in problems} - {"triton"})
     start = time.monotonic()
     prepare(ops, [gpu.arch for gpu in GPUS], jobs)
@@ -124,27 +124,52 @@ def whole_table(jobs, chosen=None):
             yield from lines
 
 
+KEY = ("op", "B", "C", "H", "W", "k", "dtype", "layout")
+
+
 def write(lines, results=RESULTS):
-    """A CSV for each GPU."""
+    """Puts calls' lines into the CSV of each GPU, in the table's order; of other calls what is there stays, if the
+    table still has them."""
     results.mkdir(parents=True, exist_ok=True)
+    rank = {tuple(str(getattr(problem, name)) for name in KEY): n for n, problem in enumerate(calls.table())}
     for gpu in GPUS:
-        with open(results / f"{gpu.file}.csv", "w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writeheader()
-            table.writerows(line for line in lines if line["gpu"] == gpu.name)
+        file = results / f"{gpu.file}.csv"
+        kept = []
+        if file.exists():
+            with open(file, newline="") as table:
+                kept = list(csv.DictReader(table))
+        by_call = {}
+        for line in [*kept, *(line for line in lines if line["gpu"] == gpu.name)]:
+            lines_there = by_call.setdefault(call_of(line), [])
+            if any(there["kernel"] == "all" for there in lines_there):
+                lines_there.clear()  # "all" is a call's last line: this is its next run
+            lines_there.append(line)
+        with open(file, "w", newline="") as table:
+            out = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+            out.writeheader()
+            for call in sorted(by_call.keys() & rank.keys(), key=rank.get):
+                out.writerows(by_call[call])
+
+
+def call_of(line):
+    return tuple(str(line[name]) for name in KEY)
 
 
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("problem", nargs="*", help="as in: lska_fwd 96x56x56 B8 k35 fp16 channels_last")
     parser.add_argument("--gpu", default="", help="one of " + ", ".join(BY_NAME))
+    parser.add_argument(
+        "--only", default="", help="of the table the calls with a match of this, as in: lska_bwd.* k7"
+    )
     parser.add_argument("--lines", type=int, default=0, help="so many source lines that cost most")
     parser.add_argument("--root", type=Path, default=ROOT, help="another tree, whose kernels to take")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args(words)
     try:
         if not given.problem:
-            write(list(whole_table(given.jobs)))
+            chosen = [problem for problem in calls.table() if re.search(given.only, str(problem))]
+            write(list(whole_table(given.jobs, chosen)))
             return 0
         problem = calls.parse(" ".join(given.problem))
         gpus = [BY_NAME[given.gpu]] if given.gpu else GPUS

@@ -66,12 +66,14 @@ class Profiler:
     """Rows of calls on GPUs; keeps what it has counted of the call at hand."""
 
     def __init__(self, root=ROOT, lanes=LANES):
-        self.root, self.lanes, self._hosts, self._counted = root, lanes, {}, {}
+        self.root, self.lanes, self._hosts = root, lanes, {}
+        self._counted, self._modelled = {}, {}  # of the call at hand
 
     def rows(self, problem, gpus):
         """(gpu, model.Row of each kernel, of torch's, and of all) for one GPU after the other; in between `sources`
         has what the rows' source lines cost."""
         self._counted.clear()
+        self._modelled.clear()
         for gpu in gpus:
             op = op_of(problem)
             if op == "triton" and gpu.arch != triton_calls.ARCH:
@@ -129,13 +131,14 @@ class Profiler:
         return found, watch.did
 
     def _measured(self, launch, key, code):
-        counted = self._counted[key]
-        if isinstance(counted, Counters):
-            counted = self._counted[key] = counted.finished()
-        blocks, kernel = code.blocks(launch.kernel.name), code.module[launch.kernel.name]
-        resources = code.resources(launch.kernel.name)
-        m = model.measured(Launched(launch), counted, blocks, kernel, resources)
-        return m, (blocks, kernel, counted.warps)
+        if isinstance(self._counted[key], Counters):
+            self._counted[key] = self._counted[key].finished()
+        if (key, code.arch) not in self._modelled:  # a call in parts starts the same work again
+            counted, name = self._counted[key], launch.kernel.name
+            blocks, kernel = code.blocks(name), code.module[name]
+            m = model.measured(Launched(launch), counted, blocks, kernel, code.resources(name))
+            self._modelled[key, code.arch] = m, (blocks, kernel, counted.warps)
+        return self._modelled[key, code.arch]
 
     def _host(self, op, arch):
         family = PTX_OF[arch]
