@@ -29,6 +29,8 @@ LSKA_DEVICE int64_t divided(int64_t n, int64_t d) {
   return q;
 }
 
+LSKA_DEVICE int64_t divided_rest(int64_t n, int64_t d) { return n - divided(n, d) * d; }
+
 // conv1's bias for N elements in a row of which `first` is the first: channels change after each `run`.
 template <class T, int N>
 LSKA_DEVICE void gate_biases(const LskaGateArguments& a, int64_t run, int64_t first, float (&bias)[N]) {
@@ -59,7 +61,12 @@ LSKA_DEVICE void gate_elements(const LskaGateArguments& a, int64_t begin, int64_
   const T *x = static_cast<const T*>(a.x), *product = static_cast<const T*>(a.product);
   const bool same = a.plan.same_channels && N > 1;
   float bias[N] = {};
-  if (same) gate_biases<T>(a, run, begin + nth * N, bias);
+  if (same && a.bias) {
+    T of_channels[N];
+    load_some(static_cast<const T*>(a.bias) + divided_rest(nth * N, a.map.C), of_channels);
+#pragma unroll
+    for (int i = 0; i < N; ++i) bias[i] = to_float(of_channels[i]);
+  }
   for (int64_t at = begin + nth * N; at < end; at += step) {
     T in[N], gate[N];
     load_some(x + at, in);

@@ -283,6 +283,13 @@ LSKA = [
         "copies_no_map",
     ),
     Mutant(
+        "channels_last: every thread's channels are the first",
+        "lska/kernels_gate.cuh",
+        "divided_rest(nth * N, a.map.C)",
+        "0 * divided_rest(nth * N, a.map.C)",
+        LAST,
+    ),
+    Mutant(
         "gate: the plane changes one element late",
         "lska/kernels_gate.cuh",
         "if (!one && --left == 0) {",
