@@ -14,6 +14,11 @@
 #define LSKA_KERNEL(threads) __global__ void __launch_bounds__(threads)
 // For kernels whose shared memory leaves room for few blocks: no register is saved for more.
 #define LSKA_KERNEL_FEW_BLOCKS(threads) __global__ void __launch_bounds__(threads, 1)
+#if defined(__CUDA_ARCH__)
+#define LSKA_ARCH __CUDA_ARCH__
+#else
+#define LSKA_ARCH 0
+#endif
 // For lambdas, which a call would send to the stack with what they hold.
 #define LSKA_INLINE __attribute__((always_inline))
 #else
@@ -25,6 +30,7 @@
 #define LSKA_BOTH inline
 #define LSKA_KERNEL(threads) inline void
 #define LSKA_KERNEL_FEW_BLOCKS(threads) inline void
+#define LSKA_ARCH 0
 #define LSKA_INLINE
 #endif
 

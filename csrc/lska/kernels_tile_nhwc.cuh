@@ -64,12 +64,12 @@ struct TapsOfPair {
 };
 
 // map[row][column][channel] = H1(H0 x + b0) of the rows p.first_row ...; taps as TileTaps has them.
-template <class T, int K0, int K1, int D, int CHANNELS, int ACROSS>
+template <class T, int K0, int K1, int D, int CHANNELS, int ACROSS, int AHEAD>
 LSKA_DEVICE void rows_of_pairs(const LskaTileForwardArguments& a, const TilePlace& p, const float* taps,
                                int pair, int c, float* map) {
   using S = Steps<K0, K1, D, 1, ACROSS>;
   using Taps = TileTaps<K0, K1>;
-  constexpr int PITCH = (ACROSS | 1) * CHANNELS, AHEAD = K1 > 3 ? 2 : 8;
+  constexpr int PITCH = (ACROSS | 1) * CHANNELS;
   const TapsOfPair<CHANNELS, K0> w0(taps + Taps::H0 * kTapPitch<CHANNELS>, pair);
   const TapsOfPair<CHANNELS, K1> w1(taps + Taps::H1 * kTapPitch<CHANNELS>, pair);
   const Float2 bias = pair_of<CHANNELS>(taps, Taps::H0 + K0, pair);
@@ -113,15 +113,24 @@ LSKA_DEVICE void columns_of_pairs(const LskaTileForwardArguments& a, const TileP
   }
 }
 
+// As if for this many threads: 128 registers are enough for short walks of k 53 where ptxas does not spill,
+// and let a multiprocessor hold two blocks of 256 threads.
+template <int K1, int DOWN, bool WHOLE, int THREADS>
+constexpr int kBound =
+    K1 > 13 && WHOLE&& DOWN < 80 && LSKA_ARCH >= 800 && LSKA_ARCH / 100 != 10 && LSKA_ARCH / 100 != 11
+        ? 512
+        : THREADS;
+
 // A block owns tile.rows x ACROSS pixels of 2^(pair_bits + 1) channels of one image, CHANNELS at most;
 // columns are walked in parts of DOWN rows, or WHOLE, by residue of the dilation if STEP is D. Reads x with
 // the halo its taps reach, keeps a float for each pixel of the tile and of the rows above and below, writes
 // s. It is reference.cascade.
 template <class T, int K0, int K1, int D, int CHANNELS, int ACROSS, int DOWN, int STEP, bool WHOLE,
           int THREADS>
-LSKA_KERNEL_FEW_BLOCKS(THREADS)
+LSKA_KERNEL_FEW_BLOCKS((kBound<K1, DOWN, WHOLE, THREADS>))
 lska_tile_fwd_nhwc_kernel(const LskaTileForwardArguments a) {
   using Taps = TileTaps<K0, K1>;
+  constexpr int AHEAD = kBound<K1, DOWN, WHOLE, THREADS> > THREADS ? sizeof(T) / 4 : K1 > 3 ? 2 : 8;
   const TilePlace p = place_of(a, K0 / 2 + K1 / 2 * D);
   float* taps = shared_floats();
   float* constants = taps + Taps::COUNT * kTapPitch<CHANNELS>;  // [ACROSS, kTapPitch]
@@ -132,7 +141,7 @@ lska_tile_fwd_nhwc_kernel(const LskaTileForwardArguments a) {
   stage_taps<T, K0, K1>(a.weights, first, min(2 * pairs, a.map.C - first), a.map.C,
                         [&](int i, int n, float v) { taps[n * kTapPitch<CHANNELS> + i] = v; });
   barrier();
-  if (c < a.map.C) rows_of_pairs<T, K0, K1, D, CHANNELS, ACROSS>(a, p, taps, pair, c, map);
+  if (c < a.map.C) rows_of_pairs<T, K0, K1, D, CHANNELS, ACROSS, AHEAD>(a, p, taps, pair, c, map);
   // By the last threads, which may have no row.
   const int last = thread_count() - 1 - thread_index(), mine = last & (pairs - 1);
   for (int column = last >> a.tile.pair_bits; column < ACROSS; column += thread_count() >> a.tile.pair_bits) {

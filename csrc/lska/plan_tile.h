@@ -39,7 +39,8 @@ struct LskaForwardShape {
   int threads;
   int registers() const {  // about
     if (k1 <= (channels ? 5 : 7)) return channels ? 88 : 80;
-    return channels == 0 && k1 <= 13 ? 96 : threads > 384 ? 128 : 168;
+    if (channels == 0 && k1 <= 13) return 96;
+    return threads > 384 || (k1 > 13 && whole && down < 80) ? 128 : 168;
   }
   int64_t reach0() const { return k0 / 2; }
   int64_t reach1() const { return k1 / 2 * dilation; }
