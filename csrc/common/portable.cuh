@@ -85,6 +85,20 @@ LSKA_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, 
 LSKA_DEVICE float exponential(float v) { return expf(v); }
 LSKA_DEVICE float logarithm(float v) { return logf(v); }
 LSKA_DEVICE float square_root(float v) { return sqrtf(v); }
+// p + offset in one instruction, if `bytes`, which is sizeof(T), is a kernel's argument: with a factor that is known
+// it would be two, and what sums have in common be kept in registers.
+template <class T>
+LSKA_DEVICE T* element_of(T* p, uint32_t offset, uint32_t bytes) {
+  T* at;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(at) : "r"(offset), "r"(bytes), "l"(p));
+  __builtin_assume(__isGlobal(at));
+  return at;
+}
+// A number that the compiler knows nothing about: it makes no copy of a loop for its first round.
+LSKA_DEVICE int hidden(int v) {
+  asm("" : "+r"(v));
+  return v;
+}
 LSKA_DEVICE float* shared_floats() {
   extern __shared__ float4 lska_ops_shared[];
   return reinterpret_cast<float*>(lska_ops_shared);
@@ -174,6 +188,11 @@ inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t
 inline float exponential(float v) { return ::expf(v); }
 inline float logarithm(float v) { return ::logf(v); }
 inline float square_root(float v) { return ::sqrtf(v); }
+template <class T>
+inline T* element_of(T* p, uint32_t offset, uint32_t) {
+  return p + offset;
+}
+inline int hidden(int v) { return v; }
 inline float* shared_floats() { return static_cast<float*>(host_cuda::shared_memory()); }
 
 template <class V>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "csrc/lska/launch.h"
+#include "csrc/lska/launch_tiles_backward.h"
 
 namespace lska_ops::lska_cuda {
 
@@ -13,15 +14,27 @@ struct CascadeBackward {
   const Call& call;
   const int width = int(2 * (call.size.k0 + 1) + (call.size.k1 ? 2 * (call.size.k1 + 1) : 0));
 
-  LskaPlan plan(int64_t count) const { return lska_plan_backward(call.of_images(count), call.device.limits); }
-  static int64_t parts(const LskaPlan& p, int64_t count) {
-    return count * (p.kernel == LskaKernel::plane ? p.grid_y * p.grid_z : 1);
+  struct Plan {
+    LskaTileBackwardPlan tiles;  // where they serve; else
+    LskaPlan general;
+    int64_t parts;  // of the tap sums
+  };
+  Plan plan(int64_t count) const {
+    Plan p{plan_tiles_backward(call, count), {}, 0};
+    if (p.tiles.serves()) {
+      p.parts = p.tiles.parts();
+    } else {
+      p.general = lska_plan_backward(call.of_images(count), call.device.limits);
+      p.parts = count * (p.general.kernel == LskaKernel::plane ? p.general.grid_y * p.general.grid_z : 1);
+    }
+    return p;
   }
-  void operator()(LskaBackwardArguments a, const LskaPlan& p, int64_t count) const {
-    // Here: if (cascade_bwd_by_tiles(call, a, count)) return;
+  void operator()(LskaBackwardArguments a, const Plan& plan, int64_t count) const {
     a.sums_width = width;
     a.weights = call.weights;
     a.map = call.map(count);
+    if (plan.tiles.serves()) return backward_by_tiles(call, plan.tiles, a);
+    const LskaPlan& p = plan.general;
     if (p.kernel == LskaKernel::stages) return by_stages(a, count);
     a.region = lska_region(call.of_images(count), p);
     with_dtype(call.type, [&](auto t) {
@@ -144,10 +157,11 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
                 map = at_once * call.image;
   const CascadeBackward backward{call};
   const int64_t last = call.size.B % at_once ? call.size.B % at_once : at_once;
-  const LskaPlan plan = backward.plan(at_once), last_plan = last == at_once ? plan : backward.plan(last);
+  const CascadeBackward::Plan plan = backward.plan(at_once),
+                              last_plan = last == at_once ? plan : backward.plan(last);
   const int64_t chunks = ceil_div(call.size.B, at_once);
   const auto in_all = [&](int64_t of_chunk, int64_t of_last) { return (chunks - 1) * of_chunk + of_last; };
-  const int64_t parts = in_all(backward.parts(plan, at_once), backward.parts(last_plan, last));
+  const int64_t parts = in_all(plan.parts, last_plan.parts);
   Tensor s = call.elements(map), grad_product = call.elements(map), ds = call.elements(map);
   Tensor again = kept ? product : call.elements(map);
   const Tensor tap_parts = call.floats(parts * C * backward.width);
@@ -200,9 +214,9 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
     a.bias = bias;
     a.grad_x = call.at(grad_x, first);
     a.sums = tap_at;
-    const LskaPlan& p = count == at_once ? plan : last_plan;
+    const CascadeBackward::Plan& p = count == at_once ? plan : last_plan;
     backward(a, p, count);
-    tap_at += backward.parts(p, count) * C * backward.width;
+    tap_at += p.parts * C * backward.width;
     conv1_gradient(call, grad_product, s, count, conv1_parts, call.channels_last ? first / at_once : first);
   }
   add_up(call, tap_parts, parts, C, backward.width, tap_sums);

@@ -40,14 +40,17 @@ std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const 
                   dilation);
   const CascadeBackward backward{call};
   Tensor grad_x = call.empty_like_x();
-  const LskaPlan plan = backward.plan(call.size.B);
-  Tensor sums = call.floats(backward.parts(plan, call.size.B) * call.size.C * backward.width);
+  const CascadeBackward::Plan plan = backward.plan(call.size.B);
+  Tensor zeros = call.empty_like_x();
+  torch::stable::zero_(zeros);
+  Tensor sums = call.floats(plan.parts * call.size.C * backward.width);
   LskaBackwardArguments a{};
   a.x = call.x.const_data_ptr();
   const Tensor as_x = call.in_layout(ds);
   a.ds = as_x.const_data_ptr();
   a.grad_x = grad_x.mutable_data_ptr();
   a.sums = static_cast<float*>(sums.mutable_data_ptr());
+  a.grad_y = a.product = zeros.const_data_ptr();
   backward(a, plan, call.size.B);
   return {grad_x, sums};
 }

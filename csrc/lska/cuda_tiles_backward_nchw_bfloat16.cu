@@ -1,0 +1,4 @@
+// The cascade's backward in tiles of NCHW maps of bfloat16.
+#include "csrc/lska/tiles_backward.cuh"
+
+template lska_ops::LskaTileBackwardKernel lska_ops::lska_tile_bwd_nchw<lska_ops::BFloat16>(int);

@@ -1,0 +1,636 @@
+// The cascade's backward of published taps: tiles of either layout, each line walked by one thread with its
+// windows in registers. kernels_backward.cuh serves every other size.
+//
+// Rows and columns commute, so three walks over a tile are enough. Per channel, with `t` (conv0h and
+// conv_spatial_h of x, without the latter's bias) and `u` (ds through both vertical convolutions turned
+// around):
+//   rows     x      -> t                       kept in shared memory
+//   columns  t, ds  -> u, the vertical taps' gradients; u takes t's place
+//   rows     x, u   -> grad_x, the horizontal taps' gradients
+#pragma once
+
+#include <type_traits>
+
+#include "csrc/lska/kernels_backward.cuh"
+#include "csrc/lska/plan_tile_backward.h"
+
+namespace lska_ops {
+
+struct LskaTileBackwardArguments {
+  const void *x, *ds;   // maps of T
+  const void* grad_y;   // the same
+  const void* product;  // the same: conv1 s, without its bias
+  const void* bias;     // conv1's [C] of T, or null
+  void* grad_x;         // the same as x
+  float* sums;          // [B * tiles, C, width]: a tile's tap gradients, tensor after tensor
+  LskaWeightPointers weights;
+  int C, H, W;
+  uint32_t bytes;  // of an element: see element_of
+  bool vectors;    // channels_last: four channels at a time
+  int sums_width;
+  int tile_rows, tile_cols, tiles_x;  // outputs of a block
+  int channels, slots;                // of a block: its threads
+  int row_pitch, channel_pitch;  // of the shared map, in floats; of the staged ones, in elements, NCHW only:
+  int staged_pitch, staged_channel;
+};
+
+// The values of two neighbouring channels, which a thread walks along together in channels_last.
+struct alignas(8) ChannelPair {
+  float first = 0.f, second = 0.f;
+  LSKA_DEVICE ChannelPair& operator+=(const ChannelPair& v) {
+    first += v.first, second += v.second;
+    return *this;
+  }
+};
+LSKA_DEVICE ChannelPair multiply_add(const ChannelPair& a, const ChannelPair& b, const ChannelPair& c) {
+  return {multiply_add(a.first, b.first, c.first), multiply_add(a.second, b.second, c.second)};
+}
+LSKA_DEVICE ChannelPair operator+(const ChannelPair& a, const ChannelPair& b) {
+  return {a.first + b.first, a.second + b.second};
+}
+// `with` becomes NaN where v is not finite.
+LSKA_DEVICE float from_lane(float v, int mask) { return shuffle_xor(v, mask); }
+LSKA_DEVICE ChannelPair from_lane(const ChannelPair& v, int mask) {
+  return {shuffle_xor(v.first, mask), shuffle_xor(v.second, mask)};
+}
+LSKA_DEVICE void poison(float v, float& with) { with = multiply_add(v, 0.f, with); }
+LSKA_DEVICE void poison(const ChannelPair& v, float& with) { poison(v.first, with), poison(v.second, with); }
+
+// ChannelPair neighbours in memory; halves as one word, which no move takes apart.
+template <class T>
+struct alignas(2 * sizeof(T)) Neighbours {
+  uint32_t words[sizeof(T) / 2];
+};
+// What a value is in memory: read ahead, it takes no register more.
+template <class T, class V>
+using Stored = std::conditional_t<sizeof(V) == sizeof(float), T, Neighbours<T>>;
+template <class T>
+LSKA_DEVICE float value_of(const T& v) {
+  return to_float(v);
+}
+template <class T>
+LSKA_DEVICE ChannelPair value_of(const Neighbours<T>& v) {
+  T both[2];
+  memcpy(both, v.words, sizeof both);
+  return {to_float(both[0]), to_float(both[1])};
+}
+LSKA_DEVICE ChannelPair value_of(const ChannelPair& v) { return v; }
+
+template <class T>
+LSKA_DEVICE void load_bias_of(const void* bias, int channel, float& v) {
+  v = load_bias<T>(bias, channel);
+}
+template <class T>
+LSKA_DEVICE void load_bias_of(const void* bias, int channel, ChannelPair& v) {
+  v = {load_bias<T>(bias, channel), load_bias<T>(bias, channel + 1)};
+}
+
+// A pair of convolutions along one line: K0 taps, then K1 taps D apart; of one channel or two.
+template <int K0_, int K1_, int D_>
+struct LskaPair {
+  static constexpr int K0 = K0_, K1 = K1_, D = D_, R0 = K0 / 2, R1 = K1 / 2 * D;
+  static constexpr int BODY = (K1 > 13 ? 2 : 4) * D;  // steps between two shifts of the windows
+  // In channels_last a thread walks along two channels together, where its windows leave room for both.
+  static constexpr bool TOGETHER = K1 <= 5;
+  static constexpr int THREADS = K1 == 7 ? 512 : 384;  // of a block at most: 128 or 168 registers for each
+};
+template <class P, class V>
+struct LskaPairTaps {
+  V w0[P::K0], w1[P::K1];
+};
+
+template <class T, int K>
+LSKA_DEVICE void load_taps_of(const void* weights, int channel, float (&taps)[K]) {
+#pragma unroll
+  for (int i = 0; i < K; ++i)
+    taps[i] = to_float(read_weight(static_cast<const T*>(weights) + int64_t(channel) * K + i));
+}
+template <class T, int K>
+LSKA_DEVICE void load_taps_of(const void* weights, int channel, ChannelPair (&taps)[K]) {
+#pragma unroll
+  for (int i = 0; i < K; ++i) {
+    const T* tap = static_cast<const T*>(weights) + int64_t(channel) * K + i;
+    taps[i] = {to_float(read_weight(tap)), to_float(read_weight(tap + K))};
+  }
+}
+
+// Sums of one thread's lines.
+template <class P, class V>
+struct LskaPairSums {
+  V w0[P::K0] = {}, w1[P::K1] = {}, between{}, out{};  // taps; gradients behind the first and the second
+};
+
+// Both walks go along one line, of which [0, n) is the thread's own; the map has `before` places in front of
+// it and `after` behind. A cursor stands at a place: take(here) reads there, if `here`, and goes on to the
+// next; else it is 0.
+//
+// out gets sum over taps of w1 middle[o + ...] for o in [0, n), where middle = w0 in + bias inside of the
+// map. `in` begins at -R0 - min(R1, before).
+template <class P, class V, class In, class Out>
+LSKA_DEVICE void walk_pair(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias, In in,
+                           Out out) {
+  constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, R1 = P::R1, BODY = P::BODY;
+  constexpr int AHEAD = In::AHEAD;
+  V middle[2 * R1 + BODY], a[2 * R0 + BODY];
+  typename In::Raw a_ahead[AHEAD + BODY];
+  n = hidden(n), before = hidden(before),
+  after = hidden(after);  // else what tests say is kept for all lines, in bits
+#pragma unroll
+  for (int k = 0; k < 2 * R1; ++k) middle[k] = V{};
+  // `at` is the place whose output is made; the last middle that it takes in is R1 further.
+  int at = hidden(-R1 - min(R1, before));
+#pragma unroll
+  for (int k = 0; k < 2 * R0; ++k)
+    a[k] = value_of(in.take(at + R1 - R0 + k >= -before && at + R1 - R0 + k < n + after));
+#pragma unroll
+  for (int k = 0; k < AHEAD; ++k) a_ahead[k] = in.take(at + R1 + R0 + k < n + after);
+#pragma unroll 1
+  for (; at < n; at += BODY) {
+    const int rest = n - at, map = n + after - R1 - at;
+#pragma unroll
+    for (int s = 0; s < BODY; ++s) {
+      if (s >= rest) break;
+      a_ahead[AHEAD + s] = in.take(s + AHEAD + R0 < map);
+      a[2 * R0 + s] = value_of(a_ahead[s]);
+      V m = bias;
+#pragma unroll
+      for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], a[s + i], m);
+      middle[2 * R1 + s] = s < map ? m : V{};
+      if (at + s >= 0) {
+        V v{};
+#pragma unroll
+        for (int i = 0; i < K1; ++i) v = multiply_add(p.w1[i], middle[s + i * D], v);
+        out.put(v);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 2 * R1; ++k) middle[k] = middle[k + BODY];
+#pragma unroll
+    for (int k = 0; k < 2 * R0; ++k) a[k] = a[k + BODY];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) a_ahead[k] = a_ahead[k + BODY];
+  }
+}
+
+// The pair's backward: from gradients and, with SUMS, from the inputs, put() gets the gradient of each input.
+// The sums take in what the places [0, n) behind the first convolution meet. `gradient` begins at -R0 - R1,
+// `in` at -R0.
+template <bool SUMS, class P, class V, class Gradient, class In, class Out>
+LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias,
+                                LskaPairSums<P, V>& sums, Gradient gradient, In in, Out out) {
+  constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, R1 = P::R1, BODY = P::BODY;
+  constexpr int G_AHEAD = Gradient::AHEAD, A_AHEAD = In::AHEAD;
+  typename Gradient::Raw g_ahead[G_AHEAD + BODY];
+  typename In::Raw a_ahead[A_AHEAD + BODY];
+  // Of a body that begins at place `at`: g[k] at + k - R1, a[k] at + k - R0, f[k] (between the two) at + k -
+  // 2 R0.
+  V g[2 * R1 + BODY], a[2 * R0 + BODY], f[2 * R0 + BODY], first[R0];
+  n = hidden(n), before = hidden(before),
+  after = hidden(after);  // else what tests say is kept for all lines, in bits
+#pragma unroll
+  for (int k = 0; k < R0; ++k) first[k] = value_of(gradient.take(k - R0 - R1 >= -before));
+#pragma unroll
+  for (int k = 0; k < 2 * R1; ++k) g[k] = value_of(gradient.take(k - R1 >= -before && k - R1 < n + after));
+#pragma unroll
+  for (int k = 0; k < G_AHEAD; ++k) g_ahead[k] = gradient.take(k + R1 < n + after);
+#pragma unroll
+  for (int k = 0; k < 2 * R0; ++k) f[k] = V{};
+  if (before > 0) {
+#pragma unroll
+    for (int k = 0; k < R0; ++k) {  // place k - R0
+#pragma unroll
+      for (int i = 0; i < K1; ++i) {
+        const int j = k - R0 + 2 * R1 - i * D;
+        f[R0 + k] = multiply_add(p.w1[i], j < 0 ? first[j + R0] : g[j], f[R0 + k]);
+      }
+      if (k - R0 < -before) f[R0 + k] = V{};
+    }
+  }
+  if constexpr (SUMS) {
+#pragma unroll
+    for (int k = 0; k < 2 * R0; ++k) a[k] = value_of(in.take(k - R0 >= -before && k - R0 < n + after));
+#pragma unroll
+    for (int k = 0; k < A_AHEAD; ++k) a_ahead[k] = in.take(k + R0 < n + after);
+  }
+#pragma unroll 1
+  for (int at = hidden(0); at < n + R0; at += BODY) {
+    const int rest = n - at, map = rest + after;
+#pragma unroll
+    for (int s = 0; s < BODY; ++s) {
+      g_ahead[G_AHEAD + s] = gradient.take(s + G_AHEAD + R1 < map);
+      g[2 * R1 + s] = value_of(g_ahead[s]);
+      V v{};
+#pragma unroll
+      for (int i = 0; i < K1; ++i) v = multiply_add(p.w1[i], g[s + 2 * R1 - i * D], v);
+      if (s < rest) {
+        if constexpr (SUMS) {
+          a_ahead[A_AHEAD + s] = in.take(s + A_AHEAD + R0 < map);
+          a[2 * R0 + s] = value_of(a_ahead[s]);
+          V m = bias;
+#pragma unroll
+          for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], a[s + i], m);
+#pragma unroll
+          for (int i = 0; i < K0; ++i) sums.w0[i] = multiply_add(v, a[s + i], sums.w0[i]);
+          sums.between += v;
+          sums.out += g[s + R1];
+#pragma unroll
+          for (int i = 0; i < K1; ++i) sums.w1[i] = multiply_add(m, g[s + 2 * R1 - i * D], sums.w1[i]);
+        }
+      } else {
+        if (s >= rest + R0) break;
+        if (s >= map) v = V{};
+      }
+      f[2 * R0 + s] = v;
+      if (s >= R0 || at > 0) {
+        V o{};
+#pragma unroll
+        for (int i = 0; i < K0; ++i) o = multiply_add(p.w0[i], f[s + 2 * R0 - i], o);
+        out.put(o);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 2 * R1; ++k) g[k] = g[k + BODY];
+#pragma unroll
+    for (int k = 0; k < 2 * R0; ++k) f[k] = f[k + BODY];
+#pragma unroll
+    for (int k = 0; k < G_AHEAD; ++k) g_ahead[k] = g_ahead[k + BODY];
+    if constexpr (SUMS) {
+#pragma unroll
+      for (int k = 0; k < 2 * R0; ++k) a[k] = a[k + BODY];
+#pragma unroll
+      for (int k = 0; k < A_AHEAD; ++k) a_ahead[k] = a_ahead[k + BODY];
+    }
+  }
+}
+
+// Cursors over a map in global memory, read AHEAD places before its values are wanted, and in shared memory.
+template <class T, class V, int AHEAD_>
+struct GlobalCursor {
+  static constexpr int AHEAD = AHEAD_;
+  using Raw = Stored<T, V>;
+  const T* map;
+  uint32_t offset, step, bytes;
+  LSKA_DEVICE Raw take(bool here) {
+    Raw v{};
+    if (here) v = read_global(reinterpret_cast<const Raw*>(element_of(map, offset, bytes)));
+    offset += step;
+    return v;
+  }
+};
+template <class T, class V>
+struct SharedCursor {
+  static constexpr int AHEAD = 0;
+  using Raw = std::conditional_t<std::is_same_v<std::remove_const_t<T>, float>, V, std::remove_const_t<T>>;
+  T* p;
+  int step;
+  LSKA_DEVICE Raw take(bool here) {
+    Raw v{};
+    if (here) v = *reinterpret_cast<const Raw*>(p);
+    p += step;
+    return v;
+  }
+  LSKA_DEVICE void put(const V& v) {
+    *reinterpret_cast<V*>(p) = v;
+    p += step;
+  }
+};
+
+// What a block owns, [top, top + rows) x [left, left + cols), and what it keeps beside it in shared memory.
+struct BackwardTile {
+  int top, rows, left, cols;
+  int first_row, last_row, first_col, last_col;  // of the shared map
+};
+
+// Elements of [channels][rows][cols] shared out among all threads, `V` at a time: each(channel, row, col).
+template <int V, class Each>
+LSKA_DEVICE void for_each_element(int channels, int rows, int cols, const Each& each) {
+  const int units = cols / V, threads = thread_count();
+  int row = thread_index() / units, unit = thread_index() - row * units, channel = row / rows;
+  row -= channel * rows;
+  const int rows_on = threads / units, units_on = threads - rows_on * units;
+  while (channel < channels) {
+    each(channel, row, unit * V);
+    unit += units_on, row += rows_on;
+    if (unit >= units) unit -= units, ++row;
+    while (row >= rows) row -= rows, ++channel;
+  }
+}
+
+// V neighbours at once, where they are 4, 8 or 16 bytes and lie at a multiple of that.
+template <class T, int V>
+struct alignas(V * sizeof(T)) Group {
+  uint32_t words[V * sizeof(T) / 4];
+};
+template <int V, class T>
+LSKA_DEVICE void read_neighbours(const T* from, T (&to)[V]) {
+  if constexpr (V == 1) {
+    to[0] = read_global(from);
+  } else {
+    const Group<T, V> group = read_global(reinterpret_cast<const Group<T, V>*>(from));
+    memcpy(to, &group, sizeof to);
+  }
+}
+template <int V, class T>
+LSKA_DEVICE void write_neighbours(T* to, const T (&from)[V]) {
+  if constexpr (V == 1) {
+    write_global(to, from[0]);
+  } else {
+    Group<T, V> group;
+    memcpy(&group, from, sizeof group);
+    write_global(reinterpret_cast<Group<T, V>*>(to), group);
+  }
+}
+LSKA_DEVICE void copy_words(const float* from, float (&to)[1]) { to[0] = *from; }
+LSKA_DEVICE void copy_words(const float* from, float (&to)[4]) {
+  const Bits16Bytes bits = *reinterpret_cast<const Bits16Bytes*>(from);
+  memcpy(to, &bits, sizeof bits);
+}
+template <int V, class T>
+LSKA_DEVICE void copy_neighbours(const T* from, T* to) {  // into shared memory, by words
+  if constexpr (V == 1) {
+    *to = read_global(from);
+  } else {
+    const Group<T, V> group = read_global(reinterpret_cast<const Group<T, V>*>(from));
+#pragma unroll
+    for (int i = 0; i < int(sizeof group / 4); ++i) reinterpret_cast<uint32_t*>(to)[i] = group.words[i];
+  }
+}
+
+// [channels][rows][cols] of a map of W columns in NCHW, as it is, into shared memory; pitches even for
+// halves.
+template <class T>
+LSKA_DEVICE void stage_rows(const T* from, int64_t plane, int W, int channels, int rows, int cols, T* to,
+                            int pitch, int channel_pitch) {
+  const auto copy = [&](auto size) {
+    constexpr int V = decltype(size)::value;
+    for_each_element<V>(channels, rows, cols, [&](int channel, int row, int col) {
+      copy_neighbours<V>(from + channel * plane + int64_t(row) * W + col,
+                         to + channel * channel_pitch + row * pitch + col);
+    });
+  };
+  constexpr int MOST = kVector<T>;
+  const uint32_t together = uint32_t(W) | uint32_t(cols) | uint32_t(plane) |
+                            uint32_t(reinterpret_cast<uintptr_t>(from) / sizeof(T)) |
+                            uint32_t(channels > 1 ? plane : 0);
+  if (together % MOST == 0) return copy(Constant<MOST>{});
+  if (together % (MOST / 2) == 0) return copy(Constant<MOST / 2>{});
+  if (MOST > 4 && together % (MOST / 4) == 0) return copy(Constant<(MOST > 4 ? MOST / 4 : 1)>{});
+  copy(Constant<1>{});
+}
+
+// A block owns a tile of `channels` channels of one image. Reads x and ds (with what its taps reach), grad_y
+// and product; writes grad_x = grad_y (product + bias) + cascade^T(ds), and its tap sums.
+template <class T, class P, bool LAST>
+LSKA_KERNEL(P::THREADS)
+lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
+  constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, REACH = P::R0 + P::R1;
+  constexpr int VALUES = K0 + K1 + 1;
+  const int C = a.C, H = a.H, W = a.W, t = thread_index();
+  using V = std::conditional_t<LAST && P::TOGETHER, ChannelPair, float>;
+  constexpr int N = sizeof(V) / sizeof(float),
+                LANES = kBackwardChannels / N;  // channels of a thread; threads of a place
+  const int here = LAST ? t % LANES * N : t / a.slots, slot = LAST ? t / LANES : t - here * a.slots;
+  const int first_channel = int(block_x()) * a.channels, channels = min(a.channels, C - first_channel);
+  const bool owned = here < channels;
+  const int channel = min(first_channel + here, C - N);
+  const int tile_y = block_y() / a.tiles_x, tile_x = block_y() - tile_y * a.tiles_x;
+  BackwardTile tile;
+  tile.top = tile_y * a.tile_rows, tile.left = tile_x * a.tile_cols;
+  tile.rows = min(a.tile_rows, H - tile.top), tile.cols = min(a.tile_cols, W - tile.left);
+  tile.first_row = max(0, tile.top - R0), tile.last_row = min(H, tile.top + tile.rows + R0);
+  tile.first_col = max(0, tile.left - REACH), tile.last_col = min(W, tile.left + tile.cols + REACH);
+  const int below = H - tile.top - tile.rows, right = W - tile.left - tile.cols;
+
+  // Shared memory: the map of t, then u; column sums and, of each tap of conv_spatial_h, those it meets; the
+  // sums of all threads; in NCHW x and ds as they are.
+  const int reduced = LAST ? thread_count() / kWarp * kBackwardChannels : thread_count();
+  float* const map = shared_floats() + (LAST ? here : here * a.channel_pitch);
+  float* const column_sums =
+      shared_floats() + (LAST ? a.row_pitch * (a.tile_rows + 2 * R0) : a.channels * a.channel_pitch);
+  float* const met = column_sums + a.tile_cols * a.channels;
+  float* const scratch = met + K1 * a.channels;
+  T* const staged = reinterpret_cast<T*>(scratch + VALUES * reduced);
+  constexpr int NEXT = LAST ? kBackwardChannels : 1;  // from a column of the map to the next
+  const auto column_sum = [&](int i) LSKA_INLINE {
+    return reinterpret_cast<V*>(column_sums + i * a.channels + here);
+  };
+  const auto map_at = [&](int row, int col) LSKA_INLINE {
+    return map + (row - tile.first_row) * a.row_pitch + (col - tile.first_col) * NEXT;
+  };
+
+  const int64_t image = int64_t(block_z()) * C * H * W;
+  const int64_t plane = int64_t(H) * W;
+  // Where the thread's channel begins.
+  const uint32_t bytes = a.bytes;
+  const uint32_t base = uint32_t(image + (LAST ? channel : channel * plane));
+  const T *const x = static_cast<const T*>(a.x), *const ds = static_cast<const T*>(a.ds);
+
+  const int staged_rows = tile.last_row - tile.first_row;
+  const int ds_first = max(0, tile.top - REACH), ds_rows = min(H, tile.top + tile.rows + REACH) - ds_first;
+  T* const staged_ds = staged + a.channels * a.staged_channel;
+  if constexpr (!LAST) {
+    const int64_t corner = image + first_channel * plane + tile.first_col;
+    const int cols = tile.last_col - tile.first_col;
+    stage_rows(static_cast<const T*>(a.x) + corner + int64_t(tile.first_row) * W, plane, W, channels,
+               staged_rows, cols, staged, a.staged_pitch, a.staged_channel);
+    stage_rows(static_cast<const T*>(a.ds) + corner + int64_t(ds_first) * W, plane, W, channels, ds_rows,
+               cols, staged_ds, a.staged_pitch, a.staged_pitch * (a.tile_rows + 2 * REACH));
+    barrier();
+  }
+  // Lines of x along rows and of ds along columns, from any place of the tile's first row or column on.
+  const auto x_cursor = [&](int row, int place, auto ahead) LSKA_INLINE {
+    if constexpr (LAST)
+      return GlobalCursor<T, V, decltype(ahead)::value>{x, base + uint32_t((row * W + tile.left + place) * C),
+                                                        uint32_t(C), bytes};
+    else
+      return SharedCursor<const T, V>{staged + here * a.staged_channel +
+                                          (row - tile.first_row) * a.staged_pitch + tile.left + place -
+                                          tile.first_col,
+                                      1};
+  };
+  const auto ds_cursor = [&](int col, int place) LSKA_INLINE {
+    if constexpr (LAST)
+      return GlobalCursor<T, V, 2>{ds, base + uint32_t(((tile.top + place) * W + col) * C), uint32_t(W * C),
+                                   bytes};
+    else
+      return SharedCursor<const T, V>{
+          staged_ds + (here * (a.tile_rows + 2 * REACH) + tile.top + place - ds_first) * a.staged_pitch +
+              col - tile.first_col,
+          a.staged_pitch};
+  };
+
+  LskaPairTaps<P, V> pair;
+  V h0_bias;
+  load_taps_of<T>(a.weights.h0, channel, pair.w0);
+  load_taps_of<T>(a.weights.h1, channel, pair.w1);
+  load_bias_of<T>(a.weights.h0_bias, channel, h0_bias);
+
+  if (owned)
+    for (int row = tile.first_row + slot; row < tile.last_row; row += a.slots) {
+      walk_pair(pair, tile.cols, tile.left, right, h0_bias,
+                x_cursor(row, -R0 - min(P::R1, tile.left), Constant<6>{}),
+                SharedCursor<float, V>{map_at(row, tile.left), NEXT});
+    }
+  V h1_bias, v0_bias;
+  load_bias_of<T>(a.weights.h1_bias, channel, h1_bias);
+  load_bias_of<T>(a.weights.v0_bias, channel, v0_bias);
+  for (int i = slot; owned && i < tile.cols; i += a.slots) {  // until the column's sum: its bias
+    V inside{};
+#pragma unroll
+    for (int tap = 0; tap < K1; ++tap)
+      inside += uint32_t(tile.left + i + (tap - K1 / 2) * D) < uint32_t(W) ? pair.w1[tap] : V{};
+    *column_sum(i) = multiply_add(v0_bias, inside, h1_bias);
+  }
+  barrier();
+
+  load_taps_of<T>(a.weights.v0, channel, pair.w0);
+  load_taps_of<T>(a.weights.v1, channel, pair.w1);
+  LskaPairSums<P, V> sums;
+  const auto column = [&](int col, auto with_sums, const V& bias) LSKA_INLINE {
+    walk_pair_back<decltype(with_sums)::value != 0>(
+        pair, tile.rows, tile.top, below, bias, sums, ds_cursor(col, -REACH),
+        SharedCursor<float, V>{map_at(tile.top - R0, col), a.row_pitch},
+        SharedCursor<float, V>{map_at(tile.top, col), a.row_pitch});
+  };
+  if (owned) {
+    for (int i = slot; i < tile.cols; i += a.slots) {
+      sums.between = V{};
+      column(tile.left + i, Constant<1>{}, *column_sum(i));
+      *column_sum(i) = sums.between;
+    }
+    const int before = tile.left - tile.first_col, halo = before + tile.last_col - tile.left - tile.cols;
+    int i = slot - tile.cols % a.slots;
+    for (i += i < 0 ? a.slots : 0; i < halo; i += a.slots)
+      column(i < before ? tile.first_col + i : tile.left + tile.cols + i - before, Constant<0>{}, V{});
+  }
+
+  // A value of each thread: summed over the slots of its channel, in their order.
+  const auto put = [&](int value, V v) LSKA_INLINE {
+    if constexpr (LAST) {
+#pragma unroll
+      for (int mask = LANES; mask < kWarp; mask *= 2) v += from_lane(v, mask);
+      if (t % kWarp < LANES)
+        *reinterpret_cast<V*>(scratch + value * reduced + t / kWarp * kBackwardChannels + here) = v;
+    } else {
+      scratch[value * reduced + t] = v;
+    }
+  };
+  const auto total = [&](int value, int of) LSKA_INLINE {
+    const float* p = scratch + value * reduced + (LAST ? of : of * a.slots);
+    float sum = 0.f;
+    for (int i = 0; i < (LAST ? thread_count() / kWarp : a.slots); ++i) sum += p[i * NEXT];
+    return sum;
+  };
+  const int64_t part = int64_t(block_z()) * blocks_y() + block_y();
+  const auto write = [&](int of, int stage, int tap, float v) LSKA_INLINE {
+    write_global(a.sums + (part * C + first_channel + of) * a.sums_width + sums_offset(stage, K0, K1) + tap,
+                 v);
+  };
+#pragma unroll
+  for (int i = 0; i < K0; ++i) put(i, sums.w0[i]);
+#pragma unroll
+  for (int i = 0; i < K1; ++i) put(K0 + i, sums.w1[i]);
+  put(K0 + K1, sums.out);
+  barrier();
+  for (int i = t; i < channels * (VALUES + K1 + 1); i += thread_count()) {
+    const int value = i / channels, of = i - value * channels;
+    if (value < VALUES) {
+      const float v = total(value, of);
+      write(of, value < K0 ? 2 : 3, value < K0 ? value : value - K0, v);  // the last: conv_spatial_v's bias
+    } else {  // what conv_spatial_h's taps meet of the gradient behind conv0v; the last: all of it
+      const int tap = value - VALUES, shift = tap < K1 ? (tap - K1 / 2) * D : 0;
+      const int from = max(0, -shift - tile.left), to = min(tile.cols, W - shift - tile.left);
+      float sum = 0.f;
+      for (int col = from; col < to; ++col) sum += column_sums[col * a.channels + of];
+      if (tap < K1)
+        met[tap * a.channels + of] = sum;
+      else
+        write(of, 1, K1, sum);
+    }
+  }
+  barrier();
+
+  load_taps_of<T>(a.weights.h0, channel, pair.w0);
+  load_taps_of<T>(a.weights.h1, channel, pair.w1);
+  load_bias_of<T>(a.weights.h0_bias, channel, h0_bias);
+  sums = {};
+  if (owned)
+    for (int row = tile.top + slot; row < tile.top + tile.rows; row += a.slots) {
+      walk_pair_back<true>(pair, tile.cols, tile.left, right, h0_bias, sums,
+                           SharedCursor<float, V>{map_at(row, tile.left - REACH), NEXT},
+                           x_cursor(row, -R0, Constant<2>{}),
+                           SharedCursor<float, V>{map_at(row, tile.left), NEXT});
+    }
+#pragma unroll
+  for (int i = 0; i < K0; ++i) put(i, sums.w0[i]);
+#pragma unroll
+  for (int i = 0; i < K1; ++i) put(K0 + i, sums.w1[i]);
+  put(K0 + K1, sums.between);
+  barrier();
+  for (int i = t; i < channels * (VALUES + 1); i += thread_count()) {
+    const int value = i / channels, of = i - value * channels, c = first_channel + of;
+    if (value < VALUES) {
+      float v = total(value, of);
+      const int tap = value - K0;
+      if (tap >= 0 && tap < K1) v += load_bias<T>(a.weights.v0_bias, c) * met[tap * a.channels + of];
+      if (tap < 0 || tap == K1)
+        write(of, 0, tap < 0 ? value : K0, v);
+      else
+        write(of, 1, tap, v);
+    } else {
+      float v = 0.f;
+      for (int tap = 0; tap < K1; ++tap)
+        v = multiply_add(load(static_cast<const T*>(a.weights.h1) + int64_t(c) * K1 + tap),
+                         met[tap * a.channels + of], v);
+      write(of, 2, K0, v);
+    }
+  }
+
+  // grad_x: what the cascade gives of it is in shared memory.
+  const T *const grad_y = static_cast<const T*>(a.grad_y), *const product = static_cast<const T*>(a.product);
+  T* const grad_x = static_cast<T*>(a.grad_x);
+  const auto finish = [&](auto size, uint32_t at, const float* from, int c) LSKA_INLINE {
+    constexpr int VALUES = decltype(size)::value;
+    T gradient[VALUES], gate[VALUES], out[VALUES];
+    float v[VALUES];
+    read_neighbours(element_of(grad_y, at, a.bytes), gradient);
+    read_neighbours(element_of(product, at, a.bytes), gate);
+    copy_words(from, v);
+#pragma unroll
+    for (int i = 0; i < VALUES; ++i)
+      round_to(multiply_add(to_float(gradient[i]), to_float(gate[i]) + load_bias<T>(a.bias, c + i), v[i]),
+               out[i]);
+    write_neighbours(element_of(grad_x, at, a.bytes), out);
+  };
+  const float* const maps = shared_floats();
+  if constexpr (LAST) {
+    const auto all = [&](auto size) LSKA_INLINE {
+      constexpr int VALUES = decltype(size)::value;
+      for_each_element<VALUES>(
+          tile.rows, tile.cols, kBackwardChannels, [&](int row, int col, int of) LSKA_INLINE {
+            if (of >= channels) return;
+            const uint32_t at =
+                uint32_t(image) + uint32_t(((tile.top + row) * W + tile.left + col) * C + first_channel + of);
+            finish(size, at,
+                   maps + (tile.top + row - tile.first_row) * a.row_pitch +
+                       (tile.left + col - tile.first_col) * NEXT + of,
+                   first_channel + of);
+          });
+    };
+    if (a.vectors)
+      all(Constant<4>{});
+    else
+      all(Constant<1>{});
+  } else {
+    for_each_element<1>(channels, tile.rows, tile.cols, [&](int of, int row, int col) LSKA_INLINE {
+      const uint32_t at =
+          uint32_t(image) + uint32_t(((first_channel + of) * H + tile.top + row) * W + tile.left + col);
+      finish(Constant<1>{}, at,
+             maps + of * a.channel_pitch + (tile.top + row - tile.first_row) * a.row_pitch + tile.left + col -
+                 tile.first_col,
+             first_channel + of);
+    });
+  }
+}
+
+}  // namespace lska_ops
