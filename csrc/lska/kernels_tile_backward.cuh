@@ -92,7 +92,6 @@ struct LskaPair {
   static constexpr int BODY = (K1 > 13 ? 2 : 4) * D;  // steps between two shifts of the windows
   // In channels_last a thread walks along two channels together, where its windows leave room for both.
   static constexpr bool TOGETHER = K1 <= 5;
-  static constexpr int THREADS = K1 == 7 ? 512 : 384;  // of a block at most: 128 or 168 registers for each
 };
 template <class P, class V>
 struct LskaPairTaps {
@@ -127,8 +126,8 @@ struct LskaPairSums {
 // out gets sum over taps of w1 middle[o + ...] for o in [0, n), where middle = w0 in + bias inside of the
 // map. `in` begins at -R0 - min(R1, before).
 template <class P, class V, class In, class Out>
-LSKA_DEVICE void walk_pair(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias, In in,
-                           Out out) {
+LSKA_DEVICE void walk_pair(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias, In in, Out out,
+                           float& not_finite) {
   constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, R1 = P::R1, BODY = P::BODY;
   constexpr int AHEAD = In::AHEAD;
   V middle[2 * R1 + BODY], a[2 * R0 + BODY];
@@ -160,6 +159,7 @@ LSKA_DEVICE void walk_pair(const LskaPairTaps<P, V>& p, int n, int before, int a
         V v{};
 #pragma unroll
         for (int i = 0; i < K1; ++i) v = multiply_add(p.w1[i], middle[s + i * D], v);
+        poison(v, not_finite);
         out.put(v);
       }
     }
@@ -169,6 +169,24 @@ LSKA_DEVICE void walk_pair(const LskaPairTaps<P, V>& p, int n, int before, int a
     for (int k = 0; k < 2 * R0; ++k) a[k] = a[k + BODY];
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) a_ahead[k] = a_ahead[k + BODY];
+  }
+}
+
+// The second taps' sums of walk_pair_back where a middle is not finite: it is not multiplied with the zeros
+// outside of the map. gradient(i) is read inside of the map only, in(i) is 0 outside.
+template <class P, class V, class Gradient, class In>
+LSKA_DEVICE void sums_of_not_finite(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias,
+                                    V (&sums)[P::K1], const Gradient& gradient, const In& in) {
+#pragma unroll 1
+  for (int place = 0; place < n; ++place) {
+    V m = bias;
+#pragma unroll
+    for (int i = 0; i < P::K0; ++i) m = multiply_add(p.w0[i], in(place + i - P::R0), m);
+#pragma unroll
+    for (int i = 0; i < P::K1; ++i) {
+      const int at = place + P::R1 - i * P::D;
+      if (at >= -before && at < n + after) sums[i] = multiply_add(m, gradient(at), sums[i]);
+    }
   }
 }
 
@@ -230,7 +248,9 @@ LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, 
 #pragma unroll
           for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], a[s + i], m);
 #pragma unroll
-          for (int i = 0; i < K0; ++i) sums.w0[i] = multiply_add(v, a[s + i], sums.w0[i]);
+          for (int i = 0; i < K0; ++i)  // NaN is not multiplied with the zeros outside of the map
+            if ((i >= R0 || s >= R0 || at + s + i - R0 >= -before) && (i <= R0 || s + i - R0 < map))
+              sums.w0[i] = multiply_add(v, a[s + i], sums.w0[i]);
           sums.between += v;
           sums.out += g[s + R1];
 #pragma unroll
@@ -381,7 +401,7 @@ LSKA_DEVICE void stage_rows(const T* from, int64_t plane, int W, int channels, i
 // A block owns a tile of `channels` channels of one image. Reads x and ds (with what its taps reach), grad_y
 // and product; writes grad_x = grad_y (product + bias) + cascade^T(ds), and its tap sums.
 template <class T, class P, bool LAST>
-LSKA_KERNEL(P::THREADS)
+LSKA_KERNEL(lska_plan::kBackwardThreads)
 lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, REACH = P::R0 + P::R1;
   constexpr int VALUES = K0 + K1 + 1;
@@ -409,7 +429,8 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
       shared_floats() + (LAST ? a.row_pitch * (a.tile_rows + 2 * R0) : a.channels * a.channel_pitch);
   float* const met = column_sums + a.tile_cols * a.channels;
   float* const scratch = met + K1 * a.channels;
-  T* const staged = reinterpret_cast<T*>(scratch + VALUES * reduced);
+  float* const of_warps = scratch + VALUES * reduced;
+  T* const staged = reinterpret_cast<T*>(of_warps + kMaxThreads / kWarp);
   constexpr int NEXT = LAST ? kBackwardChannels : 1;  // from a column of the map to the next
   const auto column_sum = [&](int i) LSKA_INLINE {
     return reinterpret_cast<V*>(column_sums + i * a.channels + here);
@@ -465,11 +486,12 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   load_taps_of<T>(a.weights.h1, channel, pair.w1);
   load_bias_of<T>(a.weights.h0_bias, channel, h0_bias);
 
+  float not_finite = 0.f;
   if (owned)
     for (int row = tile.first_row + slot; row < tile.last_row; row += a.slots) {
       walk_pair(pair, tile.cols, tile.left, right, h0_bias,
                 x_cursor(row, -R0 - min(P::R1, tile.left), Constant<6>{}),
-                SharedCursor<float, V>{map_at(row, tile.left), NEXT});
+                SharedCursor<float, V>{map_at(row, tile.left), NEXT}, not_finite);
     }
   V h1_bias, v0_bias;
   load_bias_of<T>(a.weights.h1_bias, channel, h1_bias);
@@ -481,10 +503,26 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
       inside += uint32_t(tile.left + i + (tap - K1 / 2) * D) < uint32_t(W) ? pair.w1[tap] : V{};
     *column_sum(i) = multiply_add(v0_bias, inside, h1_bias);
   }
+  not_finite = warp_sum(not_finite);
+  if (t % kWarp == 0) of_warps[t / kWarp] = not_finite;
   barrier();
 
   load_taps_of<T>(a.weights.v0, channel, pair.w0);
   load_taps_of<T>(a.weights.v1, channel, pair.w1);
+  not_finite = 0.f;
+  for (int warp = 0; warp < thread_count() / kWarp; ++warp) not_finite += of_warps[warp];
+  const bool exact = not_finite != 0.f;
+  // A value of each thread: summed over the slots of its channel, in their order.
+  const auto put = [&](int value, V v) LSKA_INLINE {
+    if constexpr (LAST) {
+#pragma unroll
+      for (int mask = LANES; mask < kWarp; mask *= 2) v += from_lane(v, mask);
+      if (t % kWarp < LANES)
+        *reinterpret_cast<V*>(scratch + value * reduced + t / kWarp * kBackwardChannels + here) = v;
+    } else {
+      scratch[value * reduced + t] = v;
+    }
+  };
   LskaPairSums<P, V> sums;
   const auto column = [&](int col, auto with_sums, const V& bias) LSKA_INLINE {
     walk_pair_back<decltype(with_sums)::value != 0>(
@@ -492,6 +530,22 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
         SharedCursor<float, V>{map_at(tile.top - R0, col), a.row_pitch},
         SharedCursor<float, V>{map_at(tile.top, col), a.row_pitch});
   };
+  const auto put_second = [&](const V(&second)[K1]) LSKA_INLINE {
+#pragma unroll
+    for (int i = 0; i < K1; ++i) put(K0 + i, second[i]);
+  };
+  if (exact) {
+    V second[K1] = {};
+    for (int i = slot; owned && i < tile.cols; i += a.slots)
+      sums_of_not_finite(
+          pair, tile.rows, tile.top, below, *column_sum(i), second,
+          [&](int place) LSKA_INLINE { return value_of(ds_cursor(tile.left + i, place).take(true)); },
+          [&](int place) LSKA_INLINE {
+            const bool here = tile.top + place >= tile.first_row && tile.top + place < tile.last_row;
+            return value_of(SharedCursor<float, V>{map_at(tile.top + place, tile.left + i), 0}.take(here));
+          });
+    put_second(second);
+  }
   if (owned) {
     for (int i = slot; i < tile.cols; i += a.slots) {
       sums.between = V{};
@@ -504,17 +558,6 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
       column(i < before ? tile.first_col + i : tile.left + tile.cols + i - before, Constant<0>{}, V{});
   }
 
-  // A value of each thread: summed over the slots of its channel, in their order.
-  const auto put = [&](int value, V v) LSKA_INLINE {
-    if constexpr (LAST) {
-#pragma unroll
-      for (int mask = LANES; mask < kWarp; mask *= 2) v += from_lane(v, mask);
-      if (t % kWarp < LANES)
-        *reinterpret_cast<V*>(scratch + value * reduced + t / kWarp * kBackwardChannels + here) = v;
-    } else {
-      scratch[value * reduced + t] = v;
-    }
-  };
   const auto total = [&](int value, int of) LSKA_INLINE {
     const float* p = scratch + value * reduced + (LAST ? of : of * a.slots);
     float sum = 0.f;
@@ -523,13 +566,15 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   };
   const int64_t part = int64_t(block_z()) * blocks_y() + block_y();
   const auto write = [&](int of, int stage, int tap, float v) LSKA_INLINE {
+    // A tap that meets no pixel has met zeros beside the map, and NaN beside zeros.
+    const int k = stage % 2 ? K1 : K0, reach = abs(tap - k / 2) * (stage % 2 ? D : 1);
+    if (tap < k && reach >= (stage >= 2 ? H : W)) v = 0.f;
     write_global(a.sums + (part * C + first_channel + of) * a.sums_width + sums_offset(stage, K0, K1) + tap,
                  v);
   };
 #pragma unroll
   for (int i = 0; i < K0; ++i) put(i, sums.w0[i]);
-#pragma unroll
-  for (int i = 0; i < K1; ++i) put(K0 + i, sums.w1[i]);
+  if (!exact) put_second(sums.w1);
   put(K0 + K1, sums.out);
   barrier();
   for (int i = t; i < channels * (VALUES + K1 + 1); i += thread_count()) {
@@ -554,6 +599,18 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   load_taps_of<T>(a.weights.h1, channel, pair.w1);
   load_bias_of<T>(a.weights.h0_bias, channel, h0_bias);
   sums = {};
+  if (exact) {
+    V second[K1] = {};
+    for (int row = tile.top + slot; owned && row < tile.top + tile.rows; row += a.slots)
+      sums_of_not_finite(
+          pair, tile.cols, tile.left, right, h0_bias, second,
+          [&](int place) LSKA_INLINE { return *reinterpret_cast<const V*>(map_at(row, tile.left + place)); },
+          [&](int place) LSKA_INLINE {
+            const bool here = uint32_t(tile.left + place) < uint32_t(W);
+            return value_of(x_cursor(row, place, Constant<0>{}).take(here));
+          });
+    put_second(second);
+  }
   if (owned)
     for (int row = tile.top + slot; row < tile.top + tile.rows; row += a.slots) {
       walk_pair_back<true>(pair, tile.cols, tile.left, right, h0_bias, sums,
@@ -563,8 +620,7 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
     }
 #pragma unroll
   for (int i = 0; i < K0; ++i) put(i, sums.w0[i]);
-#pragma unroll
-  for (int i = 0; i < K1; ++i) put(K0 + i, sums.w1[i]);
+  if (!exact) put_second(sums.w1);
   put(K0 + K1, sums.between);
   barrier();
   for (int i = t; i < channels * (VALUES + 1); i += thread_count()) {

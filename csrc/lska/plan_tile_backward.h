@@ -42,7 +42,7 @@ inline int64_t around(int64_t tile, int64_t reach, int64_t length) {
   return std::min(length, tile + (length < 2 * tile + reach ? std::min(reach, length - tile) : 2 * reach));
 }
 
-inline int tile_backward_threads(int pair) { return kPairs[pair].k1 == 7 ? 512 : 384; }
+constexpr int kBackwardThreads = 384;  // of a block at most
 inline int tile_backward_together(int pair, bool channels_last) {
   return channels_last && kPairs[pair].k1 <= 5 ? 2 : 1;
 }
@@ -53,11 +53,10 @@ inline bool set_tile_backward(LskaTileBackwardPlan& p, const LskaSize& s, bool c
                               int64_t slots) {
   const PublishedPair& k = kPairs[p.pair];
   const int64_t r0 = k.k0 / 2, reach = r0 + k.k1 / 2 * k.dilation, values = k.k0 + k.k1 + 1;
-  const int64_t most = tile_backward_threads(p.pair);
   const int64_t map_rows = rows + 2 * r0, map_cols = std::min(s.W, cols + 2 * reach);
   p.channels = int(channels), p.slots = int(slots),
   p.together = tile_backward_together(p.pair, channels_last);
-  if (p.threads() > most) return false;
+  if (p.threads() > kBackwardThreads) return false;
   p.tile_rows = int(rows), p.tile_cols = int(cols), p.tiles_x = int(ceil_div(s.W, cols));
   int64_t floats, staged = 0;
   if (channels_last) {
@@ -72,7 +71,7 @@ inline bool set_tile_backward(LskaTileBackwardPlan& p, const LskaSize& s, bool c
     floats = channels * p.channel_pitch + values * p.threads();
     staged = channels * element * (p.staged_channel + p.staged_pitch * (rows + 2 * reach));
   }
-  floats += (cols + k.k1) * channels;
+  floats += (cols + k.k1) * channels + kMaxThreads / kWarp;
   p.shared_bytes = 4 * floats + staged;
   p.grid_x = ceil_div(s.C, channels);
   p.grid_y = ceil_div(s.H, rows) * p.tiles_x;
@@ -117,9 +116,9 @@ inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool chan
           const auto turns = [&](int64_t n) { return double(ceil_div(n, slots) * slots) / double(n); };
           const double idle = (turns(map_rows) + turns(map_cols) + turns(rows)) / 3;
           const double blocks = double(p.grid_x * p.grid_y * p.grid_z), all = double(device.multiprocessors);
-          const int64_t registers = tile_backward_threads(pair) == 512 ? 128 : 168;
-          const int64_t resident = std::min({(device.shared_bytes + 1024) / (p.shared_bytes + 1024),
-                                             65536 / (registers * p.threads()), int64_t(1024 / p.threads())});
+          const int64_t resident =
+              std::min({(device.shared_bytes + 1024) / (p.shared_bytes + 1024),
+                        int64_t(65536 / (168 * p.threads())), int64_t(1024 / p.threads())});
           if (resident == 0) continue;
           const double warps = double(resident * p.threads() / kWarp);
           const double judged =
