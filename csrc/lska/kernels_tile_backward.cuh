@@ -89,7 +89,7 @@ LSKA_DEVICE void load_bias_of(const void* bias, int channel, ChannelPair& v) {
 template <int K0_, int K1_, int D_>
 struct LskaPair {
   static constexpr int K0 = K0_, K1 = K1_, D = D_, R0 = K0 / 2, R1 = K1 / 2 * D;
-  static constexpr int BODY = (K1 > 13 ? 2 : 4) * D;  // steps between two shifts of the windows
+  static constexpr int BODY = (K1 > 13 ? 1 : K1 > 7 ? 2 : 4) * D;  // steps between two shifts of the windows
   // In channels_last a thread walks along two channels together, where its windows leave room for both.
   static constexpr bool TOGETHER = K1 <= 5;
 };
@@ -401,7 +401,7 @@ LSKA_DEVICE void stage_rows(const T* from, int64_t plane, int W, int channels, i
 // A block owns a tile of `channels` channels of one image. Reads x and ds (with what its taps reach), grad_y
 // and product; writes grad_x = grad_y (product + bias) + cascade^T(ds), and its tap sums.
 template <class T, class P, bool LAST>
-LSKA_KERNEL(lska_plan::kBackwardThreads)
+LSKA_KERNEL_FEW_BLOCKS(lska_plan::kBackwardThreads)
 lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, REACH = P::R0 + P::R1;
   constexpr int VALUES = K0 + K1 + 1;
