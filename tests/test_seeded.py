@@ -67,7 +67,9 @@ def test_seeded_bug_that_no_longer_fits_is_named():
         seeded.with_bug("right and right", MUTANTS[0])
 
 
-@pytest.mark.parametrize("file", ["mutants.py", "host_cuda/mutants.py", "triton_mutants.py", "ptx/mutants.py"])
+@pytest.mark.parametrize(
+    "file", ["mutants.py", "host_cuda/mutants.py", "triton_mutants.py", "ptx/mutants.py"]
+)
 def test_seeded_every_list_reads_the_same_words(file):
     command = [sys.executable, str(seeded.ROOT / "tests" / file), "--fifth", "x"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -85,8 +85,8 @@ LSKA_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, 
 LSKA_DEVICE float exponential(float v) { return expf(v); }
 LSKA_DEVICE float logarithm(float v) { return logf(v); }
 LSKA_DEVICE float square_root(float v) { return sqrtf(v); }
-// p + offset in one instruction, if `bytes`, which is sizeof(T), is a kernel's argument: with a factor that is known
-// it would be two, and what sums have in common be kept in registers.
+// p + offset in one instruction, if `bytes`, which is sizeof(T), is a kernel's argument: with a factor that
+// is known it would be two, and what sums have in common be kept in registers.
 template <class T>
 LSKA_DEVICE T* element_of(T* p, uint32_t offset, uint32_t bytes) {
   T* at;
