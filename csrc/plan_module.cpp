@@ -10,6 +10,7 @@
 #include "csrc/lska/cpu_paths.h"
 #include "csrc/lska/plan.h"
 #include "csrc/lska/plan_tile.h"
+#include "csrc/lska/plan_tile_backward.h"
 
 namespace {
 
@@ -47,6 +48,19 @@ py::object lska_tiles(const LskaSize& size, bool channels_last, int64_t element,
                   "across"_a = k.across, "down"_a = k.down, "whole"_a = k.whole,
                   "channels"_a = channels_last ? 2 << p.tile.pair_bits : 0, "planes"_a = p.tile.planes,
                   "x_pitch"_a = p.tile.x_pitch, "map_pitch"_a = p.tile.map_pitch);
+}
+
+// The same of the backward.
+py::object lska_tiles_backward(const LskaSize& size, bool channels_last, int64_t element,
+                               int64_t shared_bytes, int64_t multiprocessors) {
+  const lska_ops::LskaTileBackwardPlan p =
+      lska_ops::lska_plan_tile_backward(size, channels_last, element, {shared_bytes, multiprocessors, 0});
+  if (!p.serves()) return py::none();
+  using py::literals::operator""_a;
+  return py::dict("pair"_a = p.pair, "grid"_a = py::make_tuple(p.grid_x, p.grid_y, p.grid_z),
+                  "threads"_a = p.threads(), "shared_bytes"_a = p.shared_bytes, "rows"_a = p.tile_rows,
+                  "cols"_a = p.tile_cols, "tiles_x"_a = p.tiles_x, "channels"_a = p.channels,
+                  "slots"_a = p.slots, "parts"_a = p.parts());
 }
 
 py::dict acmix_plan(const std::string& pass, bool attention, bool shift, bool shift_grad,
@@ -147,6 +161,16 @@ PYBIND11_MODULE(_plan, m) {
       py::arg("B"), py::arg("C"), py::arg("H"), py::arg("W"), py::arg("k0"), py::arg("k1"),
       py::arg("dilation"), py::arg("channels_last"), py::arg("element"), py::arg("shared_bytes"),
       py::arg("multiprocessors"));
+  m.def(
+      "lska_tiles_backward",
+      [](int64_t B, int64_t C, int64_t H, int64_t W, int64_t k0, int64_t k1, int64_t dilation,
+         bool channels_last, int64_t element, int64_t shared_bytes, int64_t multiprocessors) {
+        return lska_tiles_backward({B, C, H, W, k0, k1, dilation, channels_last}, channels_last, element,
+                                   shared_bytes, multiprocessors);
+      },
+      "How LSKA's cascade backward goes in tiles, or None; csrc/lska/plan_tile_backward.h.", py::arg("B"),
+      py::arg("C"), py::arg("H"), py::arg("W"), py::arg("k0"), py::arg("k1"), py::arg("dilation"),
+      py::arg("channels_last"), py::arg("element"), py::arg("shared_bytes"), py::arg("multiprocessors"));
   m.def(
       "acmix",
       [](const std::string& pass, bool attention, bool shift, int64_t B, int64_t C, int64_t H, int64_t W,

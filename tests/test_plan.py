@@ -290,3 +290,30 @@ def test_plan_acmix_computes_both_halves_at_once_where_it_can(capability):
             multiprocessors=multiprocessors,
         )
         assert plan["fits"] and plan["regular"], size
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    "shared, multiprocessors", [(227 << 10, 132), (163 << 10, 108), (99 << 10, 28), (64 << 10, 40)]
+)
+def test_plan_backward_tiles_cover_the_map_and_fit(shared, multiprocessors, channels_last):
+    for (k0, k1, d), (C, H, W), B, element in itertools.product(
+        PUBLISHED_SPLITS,
+        ((64, 80, 80), (256, 20, 20), (768, 40, 40), (6, 1, 7), (18, 161, 33)),
+        (1, 16),
+        (2, 4),
+    ):
+        size = dict(B=B, C=C, H=H, W=W, k0=k0, k1=k1, dilation=d, channels_last=channels_last)
+        limits = dict(shared_bytes=shared, multiprocessors=multiprocessors)
+        plan = _plan.lska_tiles_backward(**size, **limits, element=element)
+        said = f"_plan.lska_tiles_backward(**{size}, **{limits}, element={element}) = {plan}"
+        assert plan, said
+        groups, tiles, images = plan["grid"]
+        assert images == B and plan["parts"] == tiles * B, said
+        assert (groups - 1) * plan["channels"] < C <= groups * plan["channels"], said
+        down = tiles // plan["tiles_x"]
+        assert (down - 1) * plan["rows"] < H <= down * plan["rows"], said
+        assert (plan["tiles_x"] - 1) * plan["cols"] < W <= plan["tiles_x"] * plan["cols"], said
+        assert plan["shared_bytes"] <= shared and 0 < plan["threads"] <= 384 and plan["threads"] % 32 == 0, (
+            said
+        )

@@ -93,10 +93,10 @@ inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool chan
   const int64_t r0 = k.k0 / 2, r1 = k.k1 / 2 * k.dilation, reach = r0 + r1;
   const double taps = k.k0 + k.k1, with_sums = 2.5 * taps + 15, without = taps + 12;
   double least = 1e300;
-  for (int64_t down = 1; down <= 8; ++down) {
+  for (int64_t down = 1; down <= 16; ++down) {
     const int64_t rows = ceil_div(s.H, down);
     if (down > 1 && rows < 10) break;
-    for (int64_t across = 1; across <= 8; ++across) {
+    for (int64_t across = 1; across <= 16; ++across) {
       const int64_t cols = ceil_div(s.W, across);
       if (across > 1 && cols < 10) break;
       const int64_t map_rows = around(rows, r0, s.H), map_cols = around(cols, reach, s.W);
@@ -105,7 +105,7 @@ inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool chan
                            double(map_cols - cols) * (double(rows + r0) * without + 6 * double(r1)) +
                            double(rows) * (double(cols + r0) * with_sums + 6 * double(r1))) /
                           double(rows * cols);
-      for (int64_t rounds = 1; rounds <= 4; ++rounds) {
+      for (int64_t rounds = 1; rounds <= 8; ++rounds) {
         const int64_t lines = std::max(map_rows, map_cols), even = channels_last ? 4 : 1;
         const int64_t slots = round_up(ceil_div(lines, rounds), even);
         for (int64_t channels = channels_last ? kBackwardChannels : 1; channels <= kBackwardChannels;

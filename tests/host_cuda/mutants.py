@@ -385,10 +385,67 @@ TILES = [
         "residue + o * STEP <= DOWN",
     ),
 ]
-MUTANTS = LSKA + TILES + ACMIX
+BACK = "lska/kernels_tile_backward.cuh"
+BACKWARD_TILES = [
+    Mutant(
+        "backward tiles: a gradient beyond the map",
+        BACK,
+        "if (s >= map) v = V{};",
+        "if (s > map) v = V{};",
+    ),
+    Mutant(
+        "backward tiles: windows shifted by one place too few",
+        BACK,
+        "for (int k = 0; k < 2 * R0; ++k) f[k] = f[k + BODY];",
+        "for (int k = 0; k < 2 * R0; ++k) f[k] = f[k + BODY - 1];",
+    ),
+    Mutant(
+        "backward tiles: taps not turned around",
+        BACK,
+        "v = multiply_add(p.w1[i], g[s + 2 * R1 - i * D], v);",
+        "v = multiply_add(p.w1[i], g[s + i * D], v);",
+    ),
+    Mutant(
+        "backward tiles: no barrier between columns and the last rows",
+        BACK,
+        "  barrier();\n\n  load_taps_of<T>(a.weights.h0, channel, pair.w0);",
+        "  load_taps_of<T>(a.weights.h0, channel, pair.w0);",
+    ),
+    Mutant(
+        "backward tiles: columns beside the tile count as its own",
+        BACK,
+        "column(i < before ? tile.first_col + i : tile.left + tile.cols + i - before, Constant<0>{}, V{});",
+        "column(i < before ? tile.first_col + i : tile.left + tile.cols + i - before, Constant<1>{}, V{});",
+    ),
+    Mutant(
+        "backward tiles: what conv0v's bias meets begins at the tile",
+        BACK,
+        "const int from = max(0, -shift - tile.left)",
+        "const int from = max(0, -shift)",
+    ),
+    Mutant(
+        "backward tiles: slots of a channel lost",
+        BACK,
+        "(LAST ? of : of * a.slots);",
+        "(LAST ? of : of * (a.slots - 1));",
+    ),
+    Mutant(
+        "backward tiles: NaN times the zeros beside the map",
+        BACK,
+        "const bool exact = not_finite != 0.f;",
+        "const bool exact = not_finite > 0.f;",
+        "pass_nan",
+    ),
+]
+MUTANTS = LSKA + TILES + BACKWARD_TILES + ACMIX
 SECONDS = 300  # compiled and tested in less than thirty, two at a time
 FORWARD = "forward_within_bound"  # of a bug that names no test
-SOURCES = {"lska": "ops.cpp", "tiles": "tiles.cpp", "acmix": "acmix_ops.cpp"}
+SOURCES = {
+    "lska": "ops.cpp",
+    "tiles": "tiles.cpp",
+    "tiles_backward": "tiles_backward.cpp",
+    "acmix": "acmix_ops.cpp",
+}
 FLAGS = "-O1"
 
 
@@ -404,11 +461,14 @@ def run_tests(tests, library: Path) -> int:
 def touched(mutant: Mutant) -> tuple[str, ...]:
     """The sources whose kernels it is in."""
     folder = mutant.file.split("/")[0]
-    return tuple(SOURCES) if folder == "common" else ("tiles" if mutant in TILES else folder,)
+    part = "tiles" if mutant in TILES else "tiles_backward" if mutant in BACKWARD_TILES else folder
+    return tuple(SOURCES) if folder == "common" else (part,)
 
 
 def asked(mutant: Mutant) -> list[str]:
     """The test that has to tell, as pytest's words."""
+    if mutant in BACKWARD_TILES:
+        return ["tests/test_host_cuda_tiles_backward.py", "-k", mutant.test or "tiles_gradients_within_bound"]
     op = "_acmix" if mutant.file.startswith("acmix/") else "_tiles" if mutant in TILES else ""
     return [f"tests/test_host_cuda{op}.py", "-k", mutant.test or FORWARD]
 
