@@ -203,8 +203,10 @@ LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, 
   // Of a body that begins at place `at`: g[k] at + k - R1, a[k] at + k - R0, f[k] (between the two) at + k -
   // 2 R0.
   V g[2 * R1 + BODY], a[2 * R0 + BODY], f[2 * R0 + BODY], first[R0];
-  n = hidden(n), before = hidden(before),
-  after = hidden(after);  // else what tests say is kept for all lines, in bits
+  // The last gradient that is asked for and no further: a tile has no more. Hidden, else what tests say is
+  // kept for all lines, in bits.
+  n = hidden(n), before = hidden(before);
+  after = hidden(min(after, R0 + R1));
 #pragma unroll
   for (int k = 0; k < R0; ++k) first[k] = value_of(gradient.take(k - R0 - R1 >= -before));
 #pragma unroll

@@ -121,8 +121,9 @@ inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool chan
                         int64_t(65536 / (168 * p.threads())), int64_t(1024 / p.threads())});
           if (resident == 0) continue;
           const double warps = double(resident * p.threads() / kWarp);
-          const double judged =
-              cost * (0.8 + 0.2 * idle) * std::max(1., all / blocks) * (1 + std::max(0., 14 - warps) / 16);
+          const double lanes = double(p.threads()) / double(channels / p.together * slots);
+          const double judged = cost * lanes * (0.8 + 0.2 * idle) * std::max(1., all / blocks) *
+                                (1 + std::max(0., 14 - warps) / 16);
           if (judged < least) least = judged, best = p;
         }
       }

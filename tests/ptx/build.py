@@ -1,4 +1,4 @@
-"""PTX of the wheel's own sources: csrc/<op>/cuda.cu by nvcc, with the flags of the build, kept in build/ptx.
+"""PTX of the wheel's own sources: csrc/<op>/cuda*.cu by nvcc, with the flags of the build, kept in build/ptx.
 
 python -m ptx.build lska 80    # from tests/; prints the file
 """
@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -34,7 +35,13 @@ def ops(root=ROOT):
 
 
 def ptx(op, arch=80, root=ROOT):
-    """The file with an op's PTX for compute_<arch>, compiled from the sources under `root` unless it is there."""
+    """The files with an op's PTX for compute_<arch>, compiled from the sources under `root` unless they are there."""
+    files = sorted((root / "csrc" / op).glob("cuda*.cu"))
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda file: _ptx(op, file, arch, root), files))
+
+
+def _ptx(op, source, arch, root):
     facts = collect()
     command = [
         facts.nvcc,
@@ -55,14 +62,12 @@ def ptx(op, arch=80, root=ROOT):
         for file in sorted((root / "csrc" / folder).iterdir()):
             if file.suffix in (".h", ".cuh", ".cu") and not file.name.startswith("cpu_"):
                 digest.update(file.name.encode() + file.read_bytes())
-    folder = root / "build" / "ptx" / f"{op}_{arch}"
+    folder = root / "build" / "ptx" / f"{op}_{source.stem}_{arch}"
     made = folder / f"{digest.hexdigest()[:16]}.ptx"
     with alone(folder):
         if not made.is_file():
             fresh = folder / "new.ptx"
-            subprocess.run(
-                [*command, str(root / "csrc" / op / "cuda.cu"), "-o", str(fresh)], check=True, cwd=root
-            )
+            subprocess.run([*command, str(source), "-o", str(fresh)], check=True, cwd=root)
             for older in folder.glob("*.ptx"):
                 if older != fresh:
                     older.unlink()
@@ -71,4 +76,4 @@ def ptx(op, arch=80, root=ROOT):
 
 
 if __name__ == "__main__":
-    print(ptx(*sys.argv[1:]))
+    print(*ptx(*sys.argv[1:]), sep="\n")

@@ -1,6 +1,6 @@
 """The host-run launchers, tests/host_cuda, with the PTX interpreter in place of the fibers.
 
-gpu = Gpu(build(ROOT / "build" / "host_cuda"), [Module(ptx("lska").read_text())])
+gpu = Gpu(build(ROOT / "build" / "host_cuda"), [Module(file.read_text()) for file in ptx("lska")])
 with gpu.launching() as launches:
     torch.ops.lska_ops_host.lska_fwd_cuda(...)
 """
@@ -47,7 +47,7 @@ class Gpu:
         library = build(ROOT / "build" / "host_cuda")
         # tests/ptx/mutants.py runs tests on kernels with a bug.
         root = Path(os.environ.get("LSKA_OPS_PTX_SOURCES", ROOT))
-        return cls(library, [Module(ptx(op, arch, root).read_text()) for op in ops])
+        return cls(library, [Module(file.read_text()) for op in ops for file in ptx(op, arch, root)])
 
     @property
     def kernels(self):
