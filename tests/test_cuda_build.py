@@ -71,7 +71,9 @@ def test_cuda_build_spills_nothing(cuobjdump):
         alone = re.search(
             r"acmix_(fwd|query_bwd|key_bwd)_kernel", name
         )  # 256 threads, a multiprocessor's only ones
-        tile = "lska_tile_fwd" in name  # of 384 threads at most; plan_tile.h counts on it
+        tile = (
+            "lska_tile_" in name
+        )  # of 384 threads at most; plan_tile.h and plan_tile_backward.h count on it
         limit = (
             255 if alone else 168 if tile else 64 if re.search(r"cascade_(fwd|bwd)_kernel", name) else 128
         )  # of 1024, of 512
