@@ -98,7 +98,7 @@ def test_ptx_lska_problems_run_every_kernel(gpu):
         for dtype in DTYPES:
             for layout in ("contiguous", "channels_last"):
                 solved(gpu, device, dtype, layout)
-    assert gpu.ran == set(gpu.kernels)
+    assert gpu.ran == {name for name in gpu.kernels if "band" not in name}  # those in test_ptx_bands.py
 
 
 @pytest.mark.parametrize("arch", [75, 90])

@@ -13,6 +13,7 @@ struct GpuLimits {
   int64_t shared_bytes;  // of one block at most, opted in
   int64_t multiprocessors;
   int64_t cache_bytes;  // L2
+  int64_t arch = 0;     // compute capability, 90 for 9.0
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -42,7 +42,9 @@ struct OnGpu {
     const int index = x.get_device_index();
     device = {
         {attribute(op, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
-         attribute(op, cudaDevAttrMultiProcessorCount, index), attribute(op, cudaDevAttrL2CacheSize, index)},
+         attribute(op, cudaDevAttrMultiProcessorCount, index), attribute(op, cudaDevAttrL2CacheSize, index),
+         10 * attribute(op, cudaDevAttrComputeCapabilityMajor, index) +
+             attribute(op, cudaDevAttrComputeCapabilityMinor, index)},
         current_stream(op, index)};
   }
 };

@@ -12,6 +12,12 @@
 #define LSKA_DEVICE __device__ __forceinline__
 #define LSKA_BOTH __host__ __device__ __forceinline__
 #define LSKA_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Kernels for tensor cores: on GPUs whose plans never choose them they are empty.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 800
+#define LSKA_ON_TENSOR_CORES 1
+#else
+#define LSKA_ON_TENSOR_CORES 0
+#endif
 // For kernels whose shared memory leaves room for few blocks: no register is saved for more.
 #define LSKA_KERNEL_FEW_BLOCKS(threads) __global__ void __launch_bounds__(threads, 1)
 #if defined(__CUDA_ARCH__)
@@ -22,6 +28,7 @@
 // For lambdas, which a call would send to the stack with what they hold.
 #define LSKA_INLINE __attribute__((always_inline))
 #else
+#define LSKA_ON_TENSOR_CORES 1
 #include <math.h>
 #include <string.h>
 
@@ -42,11 +49,11 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
-struct alignas(16) Bits16Bytes {
-  uint32_t words[4];
-};
 struct alignas(8) Bits8Bytes {
   uint32_t words[2];
+};
+struct alignas(16) Bits16Bytes {
+  uint32_t words[4];
 };
 struct alignas(8) Float2 {
   float x, y;
@@ -65,6 +72,12 @@ struct Two<float> {
 #if defined(__CUDACC__)
 
 LSKA_DEVICE int thread_index() { return int(threadIdx.x); }
+// The same, and what is computed of it is computed again: no register is kept for it until then.
+LSKA_DEVICE int thread_index_again() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
 LSKA_DEVICE int thread_count() { return int(blockDim.x); }
 LSKA_DEVICE int64_t block_x() { return int64_t(blockIdx.x); }
 // The same, as if it were not known yet: what is computed from it is not kept in registers until it is
@@ -124,6 +137,18 @@ LSKA_DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_all;" : : : "memory");
 #endif
 }
+// The larger magnitude, NaN if either is.
+LSKA_DEVICE float max_magnitude(float a, float b) {
+#if LSKA_ON_TENSOR_CORES
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(fabsf(a)), "f"(fabsf(b)));
+  return out;
+#else
+  return fmaxf(fabsf(a), fabsf(b));
+#endif
+}
+LSKA_DEVICE uint32_t bits_of(float v) { return __float_as_uint(v); }
+LSKA_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
 LSKA_DEVICE float to_float(float v) { return v; }
 LSKA_DEVICE float to_float(Half v) { return __half2float(__ushort_as_half(v.bits)); }
@@ -174,6 +199,7 @@ inline N max(N a, N b) {
   return a < b ? b : a;
 }
 inline int thread_index() { return host_cuda::thread_index(); }
+inline int thread_index_again() { return host_cuda::thread_index(); }
 inline int thread_count() { return host_cuda::thread_count(); }
 inline int64_t block_x() { return host_cuda::block().x; }
 inline int64_t block_x_again() { return block_x(); }
@@ -201,6 +227,20 @@ inline void copy_to_shared(V* shared, const V* global) {
   *shared = *global;
 }
 inline void wait_for_copies() {}
+inline float max_magnitude(float a, float b) {
+  a = fabsf(a), b = fabsf(b);
+  return a != a || a > b ? a : b;
+}
+inline uint32_t bits_of(float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float v;
+  memcpy(&v, &bits, 4);
+  return v;
+}
 
 inline float to_float(float v) { return v; }
 inline float to_float(Half v) {

@@ -10,6 +10,7 @@
 
 #include "csrc/common/gpu_launch.h"
 #include "csrc/lska/kernels.cuh"
+#include "csrc/lska/launch_bands.h"
 #include "csrc/lska/launch_tiles.h"
 
 namespace lska_ops::lska_cuda {
@@ -65,6 +66,7 @@ struct Call {
   LskaWeightPointers weights{};
   int64_t pixels, image;
   std::vector<Tensor> held;
+  mutable MaybeTensor band_tables;  // of launch_bands.h, the same for all images
 
   Call(const char* name, const Device& on, const Tensor& given, const Weights& w, int64_t dilation)
       : op(name), device(on), x(given), type(given.scalar_type()) {
@@ -170,7 +172,7 @@ struct Call {
 
   // s of `count` images from x at `from`.
   void cascade(const void* from, int64_t count, void* s) const {
-    if (cascade_by_tiles(*this, from, count, s)) return;
+    if (cascade_by_bands(*this, from, count, s) || cascade_by_tiles(*this, from, count, s)) return;
     const LskaSize some = of_images(count);
     const LskaPlan p = lska_plan_forward(some, device.limits);
     if (p.kernel == LskaKernel::stages) return cascade_by_stages(from, count, s);

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from acmix_mutants import ACMIX, GRADIENTS
+from bands_mutants import BANDS
 
 from build import ROOT, compile_object, link
 
@@ -437,13 +438,14 @@ BACKWARD_TILES = [
         "pass_nan",
     ),
 ]
-MUTANTS = LSKA + TILES + BACKWARD_TILES + ACMIX
+MUTANTS = LSKA + TILES + BACKWARD_TILES + BANDS + ACMIX
 SECONDS = 300  # compiled and tested in less than thirty, two at a time
 FORWARD = "forward_within_bound"  # of a bug that names no test
 SOURCES = {
     "lska": "ops.cpp",
     "tiles": "tiles.cpp",
     "tiles_backward": "tiles_backward.cpp",
+    "bands": "bands.cpp",
     "acmix": "acmix_ops.cpp",
 }
 FLAGS = "-O1"
@@ -462,6 +464,7 @@ def touched(mutant: Mutant) -> tuple[str, ...]:
     """The sources whose kernels it is in."""
     folder = mutant.file.split("/")[0]
     part = "tiles" if mutant in TILES else "tiles_backward" if mutant in BACKWARD_TILES else folder
+    part = "bands" if mutant in BANDS else part
     return tuple(SOURCES) if folder == "common" else (part,)
 
 
@@ -469,6 +472,8 @@ def asked(mutant: Mutant) -> list[str]:
     """The test that has to tell, as pytest's words."""
     if mutant in BACKWARD_TILES:
         return ["tests/test_host_cuda_tiles_backward.py", "-k", mutant.test or "tiles_gradients_within_bound"]
+    if mutant in BANDS:
+        return ["tests/test_host_cuda_bands.py", "-k", mutant.test]
     op = "_acmix" if mutant.file.startswith("acmix/") else "_tiles" if mutant in TILES else ""
     return [f"tests/test_host_cuda{op}.py", "-k", mutant.test or FORWARD]
 

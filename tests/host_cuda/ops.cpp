@@ -1,6 +1,7 @@
 // The CUDA launchers and kernels of LSKA as ops on CPU tensors, run by runner.h: torch.ops.lska_ops_host.
 #include <algorithm>
 
+#include "csrc/lska/launch_bands.h"
 #include "csrc/lska/register.h"
 #include "csrc/lska/schema.h"
 #include "on_host.h"
@@ -14,8 +15,9 @@ constexpr int64_t kAnyDevice = 9 << 10;
 void configure(int64_t schedule, int64_t shared_bytes, int64_t multiprocessors, int64_t cache_bytes) {
   host_cuda::settings.schedule = unsigned(schedule);
   host_cuda::settings.max_shared = std::max(shared_bytes, kAnyDevice);
-  host_limits = {shared_bytes, multiprocessors, cache_bytes};
+  host_limits = {shared_bytes, multiprocessors, cache_bytes, host_limits.arch};
 }
+void configure_arch(int64_t arch) { host_limits.arch = arch; }
 
 // Runs only every `stride`-th block from `first` on; a stride of 0 runs all.
 void only(int64_t first, int64_t stride) {
@@ -55,6 +57,21 @@ std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const 
   return {grad_x, sums};
 }
 
+// The cascade by kernels_bands.cuh; an empty tensor where its plan declines.
+Tensor cascade_bands(const Tensor& x, const Tensor& conv0h, const MaybeTensor& conv0h_bias,
+                     const Tensor& conv0v, const MaybeTensor& conv0v_bias, const MaybeTensor& conv_spatial_h,
+                     const MaybeTensor& conv_spatial_h_bias, const MaybeTensor& conv_spatial_v,
+                     const MaybeTensor& conv_spatial_v_bias, int64_t dilation) {
+  const Call call("cascade_bands", {host_limits, nullptr}, x,
+                  {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias,
+                   conv_spatial_v, conv_spatial_v_bias},
+                  dilation);
+  Tensor s = call.empty_like_x();
+  if (!call.empty() && cascade_by_bands(call, call.x.const_data_ptr(), x.size(0), s.mutable_data_ptr()))
+    return s;
+  return torch::stable::new_empty(x, {0});
+}
+
 }  // namespace
 }  // namespace lska_ops::lska_cuda
 
@@ -63,6 +80,12 @@ STABLE_TORCH_LIBRARY(lska_ops_host, m) {
   m.def(LSKA_FWD("cuda"));
   m.def(LSKA_BWD("cuda"));
   m.def("configure(int schedule, int shared_bytes, int multiprocessors, int cache_bytes) -> ()");
+  m.def("configure_arch(int arch) -> ()");
+  m.def(
+      "cascade_bands(Tensor x, Tensor conv0h, Tensor? conv0h_bias, Tensor conv0v, Tensor? conv0v_bias, "
+      "Tensor? "
+      "conv_spatial_h, Tensor? conv_spatial_h_bias, Tensor? conv_spatial_v, Tensor? conv_spatial_v_bias, int "
+      "dilation) -> Tensor");
   m.def("only(int first, int stride) -> ()");
   m.def("take_counters() -> int[]");
   m.def("weight_bytes() -> int");
@@ -77,6 +100,8 @@ STABLE_TORCH_LIBRARY_IMPL(lska_ops_host, CompositeExplicitAutograd, m) {
   m.impl("lska_fwd_cuda", TORCH_BOX(&fwd_op<OnHost>));
   m.impl("lska_bwd_cuda", TORCH_BOX(&bwd_op<OnHost>));
   m.impl("configure", TORCH_BOX(&configure));
+  m.impl("configure_arch", TORCH_BOX(&configure_arch));
+  m.impl("cascade_bands", TORCH_BOX(&cascade_bands));
   m.impl("only", TORCH_BOX(&only));
   m.impl("take_counters", TORCH_BOX(&take_counters));
   m.impl("weight_bytes", TORCH_BOX(&weight_bytes));

@@ -38,6 +38,7 @@
 namespace host_cuda {
 
 constexpr int kMaxThreads = 1024, kWarp = 32;
+constexpr int kWords = 8;                   // that a lane may send to its warp at a time
 constexpr int64_t kMostBarriers = 1 << 16;  // of a block; more is a loop without an end
 constexpr size_t kStackBytes = 64 << 10;
 
@@ -62,7 +63,7 @@ enum class State : uint8_t { ready, at_barrier, in_shuffle, done };
 struct Fiber {
   State state = State::done;
   char* stack = nullptr;
-  float sent[2] = {0, 0};  // to the warp, by turns
+  uint32_t sent[2][kWords] = {};  // to the warp, by turns
 #if defined(__x86_64__)
   void* sp = nullptr;
 #else
@@ -359,10 +360,18 @@ HOST_CUDA_QUIET inline void barrier() {
   acquire(tag);
 }
 
-HOST_CUDA_QUIET inline float shuffle_xor(float v, int mask) {
+// What the lanes of a warp have sent each other.
+struct WarpWords {
+  const Fiber* lanes;
+  int turn;
+  HOST_CUDA_QUIET uint32_t operator()(int lane, int word) const { return lanes[lane].sent[turn][word]; }
+};
+
+// Sends `count` words to the warp and waits for those of all other lanes.
+HOST_CUDA_QUIET inline WarpWords exchange(const uint32_t* words, int count) {
   Block& b = the_block();
   const int me = b.current, warp = me / kWarp, turn = b.turn[warp];
-  b.fibers[me].sent[turn] = v;
+  for (int i = 0; i < count; ++i) b.fibers[me].sent[turn][i] = words[i];
   release(&b.warp_tags[turn][warp]);
   if (++b.arrived[warp] == kWarp) {
     b.arrived[warp] = 0;
@@ -373,7 +382,15 @@ HOST_CUDA_QUIET inline float shuffle_xor(float v, int mask) {
     to_scheduler();
   }
   acquire(&b.warp_tags[turn][warp]);
-  return b.fibers[me ^ mask].sent[turn];
+  return {b.fibers + warp * kWarp, turn};
+}
+
+HOST_CUDA_QUIET inline float shuffle_xor(float v, int mask) {
+  uint32_t word;
+  std::memcpy(&word, &v, sizeof word);
+  word = exchange(&word, 1)(the_block().current % kWarp ^ mask, 0);
+  std::memcpy(&v, &word, sizeof v);
+  return v;
 }
 
 HOST_CUDA_QUIET inline void count_load(const void* p, size_t bytes) {

@@ -87,6 +87,7 @@ class Profiler:
         """([(Measured, instructions by source line)], what torch did) of a call."""
         host = self._host(op_of(problem), gpu.arch)
         host.ops.configure(0, *gpu.limits)
+        host.ops.configure_arch(gpu.arch)
         given, found = calls.arguments(problem), []
 
         def choose(kernel, grid):
