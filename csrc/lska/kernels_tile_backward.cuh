@@ -457,7 +457,7 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
     stage_rows(static_cast<const T*>(a.x) + corner + int64_t(tile.first_row) * W, plane, W, channels,
                staged_rows, cols, staged, a.staged_pitch, a.staged_channel);
     stage_rows(static_cast<const T*>(a.ds) + corner + int64_t(ds_first) * W, plane, W, channels, ds_rows,
-               cols, staged_ds, a.staged_pitch, a.staged_pitch * (a.tile_rows + 2 * REACH));
+               cols, staged_ds, a.staged_pitch, a.staged_pitch * min(H, a.tile_rows + 2 * REACH));
     barrier();
   }
   // Lines of x along rows and of ds along columns, from any place of the tile's first row or column on.
@@ -477,8 +477,9 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
                                    bytes};
     else
       return SharedCursor<const T, V>{
-          staged_ds + (here * (a.tile_rows + 2 * REACH) + tile.top + place - ds_first) * a.staged_pitch +
-              col - tile.first_col,
+          staged_ds +
+              (here * min(H, a.tile_rows + 2 * REACH) + tile.top + place - ds_first) * a.staged_pitch + col -
+              tile.first_col,
           a.staged_pitch};
   };
 

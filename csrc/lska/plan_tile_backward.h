@@ -69,7 +69,7 @@ inline bool set_tile_backward(LskaTileBackwardPlan& p, const LskaSize& s, bool c
     p.staged_pitch = int(element == 4 ? odd(map_cols) : 2 * odd(ceil_div(map_cols, 2)));
     p.staged_channel = int(p.staged_pitch * map_rows);
     floats = channels * p.channel_pitch + values * p.threads();
-    staged = channels * element * (p.staged_channel + p.staged_pitch * (rows + 2 * reach));
+    staged = channels * element * (p.staged_channel + p.staged_pitch * std::min(s.H, rows + 2 * reach));
   }
   floats += (cols + k.k1) * channels + kMaxThreads / kWarp;
   p.shared_bytes = 4 * floats + staged;
@@ -99,12 +99,20 @@ inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool chan
     for (int64_t across = 1; across <= 16; ++across) {
       const int64_t cols = ceil_div(s.W, across);
       if (across > 1 && cols < 10) break;
+      // Whole planes are read once; they are cut only where they do not fit, or leave multiprocessors idle.
+      if (!channels_last && down * across > 1 && best.serves() && best.tiles_x == 1 && best.grid_y == 1 &&
+          best.grid_x * best.grid_z >= device.multiprocessors)
+        return best;
       const int64_t map_rows = around(rows, r0, s.H), map_cols = around(cols, reach, s.W);
       const double cost = (double(map_rows) * (double(around(cols, r1, s.W)) * without + 12) +
                            double(cols) * (double(rows + r0) * with_sums + 6 * double(r1)) +
                            double(map_cols - cols) * (double(rows + r0) * without + 6 * double(r1)) +
                            double(rows) * (double(cols + r0) * with_sums + 6 * double(r1))) /
                           double(rows * cols);
+      // x twice where it is not staged, ds, all with their halos: what is read again costs more than its
+      // loads.
+      const double reads =
+          double(map_cols) * double(map_rows + around(rows, reach, s.H)) / double(rows * cols);
       for (int64_t rounds = 1; rounds <= 8; ++rounds) {
         const int64_t lines = std::max(map_rows, map_cols), even = channels_last ? 4 : 1;
         const int64_t slots = round_up(ceil_div(lines, rounds), even);
@@ -122,8 +130,8 @@ inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool chan
           if (resident == 0) continue;
           const double warps = double(resident * p.threads() / kWarp);
           const double lanes = double(p.threads()) / double(channels / p.together * slots);
-          const double judged = cost * lanes * (0.8 + 0.2 * idle) * std::max(1., all / blocks) *
-                                (1 + std::max(0., 14 - warps) / 16);
+          const double judged = (cost + 25 * reads) * lanes * (0.8 + 0.2 * idle) *
+                                std::max(1., all / blocks) * (1 + std::max(0., 14 - warps) / 16);
           if (judged < least) least = judged, best = p;
         }
       }
