@@ -10,6 +10,7 @@ import pytest
 import torch
 from ptx import build
 from test_host_cuda import CACHE, DEVICES, MULTIPROCESSORS, SHARED
+from test_host_cuda_tiles import tiled
 
 from lska_ops.lska import op as lska_op
 from lska_ops.testing.lska import NAMES, PUBLISHED_SPLITS
@@ -98,7 +99,27 @@ def test_ptx_lska_problems_run_every_kernel(gpu):
         for dtype in DTYPES:
             for layout in ("contiguous", "channels_last"):
                 solved(gpu, device, dtype, layout)
-    assert gpu.ran == {name for name in gpu.kernels if "band" not in name}  # those in test_ptx_bands.py
+    # Those of bands are in test_ptx_bands.py, the forward's tiles below.
+    assert gpu.ran >= {name for name in gpu.kernels if "band" not in name and "lska_tile_fwd" not in name}
+
+
+def test_ptx_lska_forward_tiles_within_bound(gpu):
+    """Of each layout, dtype and shape of a tile that is drawn one problem; few shapes are drawn by no seed."""
+    seen = set()
+    for seed in range(400):
+        problem, limits, plan = tiled(seed)
+        if plan is None or (key := (problem.layout, problem.dtype, plan["shape"])) in seen:
+            continue
+        seen.add(key)
+        gpu.ops.configure(0, *limits)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lska_op, "_op", lambda name, backend: getattr(gpu.ops, f"lska_{name}_cuda"))
+            with gpu.launching():
+                answers = solve(problem, "cpu", backward=False)
+        found = ratios(problem, answers, "cuda")
+        assert found["y"] <= 1, f"{found['y']:.3g} times the bound: {described(problem)}"
+    gpu.ops.configure(0, SHARED, MULTIPROCESSORS, CACHE)
+    assert len({name for name in gpu.ran if "lska_tile_fwd" in name}) >= 40
 
 
 @pytest.mark.parametrize("arch", [75, 90])
