@@ -103,6 +103,22 @@ def test_ptx_lska_problems_run_every_kernel(gpu):
     assert gpu.ran >= {name for name in gpu.kernels if "band" not in name and "lska_tile_fwd" not in name}
 
 
+@pytest.mark.parametrize("split", PUBLISHED_SPLITS)
+def test_ptx_lska_takes_channels_last_at_odd_addresses(gpu, split):
+    """No kernel may read two halves together that do not lie at a multiple of four bytes."""
+    problem = problem_of(77, split, torch.float16, "channels_last")
+    x = torch.randn(1, 16, 24, 20).half()
+    flat = torch.zeros(x.numel() + 1, dtype=x.dtype)
+    odd = flat[1:].view(1, 24, 20, 16).permute(0, 3, 1, 2)
+    problem.tensors["x"], problem.grad_y = odd.copy_(x), torch.randn_like(x)
+    for name, k in zip(NAMES, (split[0], split[0], split[1], split[1], 1), strict=True):
+        shape = {"h": (16, 1, 1, k), "v": (16, 1, k, 1), "1": (16, 16, 1, 1)}[name[-1]]
+        problem.tensors[name] = (torch.randn(shape) / 4).half()
+        problem.tensors[f"{name}_bias"] = torch.randn(16).half()
+    ratio, said = worst(gpu, "h100", problem)
+    assert ratio <= 1, said
+
+
 def test_ptx_lska_forward_tiles_within_bound(gpu):
     """Of each layout, dtype and shape of a tile that is drawn one problem; few shapes are drawn by no seed."""
     seen = set()

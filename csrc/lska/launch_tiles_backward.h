@@ -6,9 +6,11 @@
 
 namespace lska_ops::lska_cuda {
 
-// The plan for `count` images, if a tile kernel serves.
+// The plan for `count` images; serves() says whether a tile kernel does.
 template <class Call>
 LskaTileBackwardPlan plan_tiles_backward(const Call& call, int64_t count) {
+  const uintptr_t pair = 2 * uintptr_t(call.x.element_size());  // of channels, read together
+  if (call.channels_last && reinterpret_cast<uintptr_t>(call.x.const_data_ptr()) % pair) return {};
   return lska_plan_tile_backward(call.of_images(count), call.channels_last, int64_t(call.x.element_size()),
                                  call.device.limits);
 }
