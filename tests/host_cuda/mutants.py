@@ -386,23 +386,23 @@ TILES = [
         "residue + o * STEP <= DOWN",
     ),
 ]
-BACK = "lska/kernels_tile_backward.cuh"
+BACK, WALK_BACK = "lska/kernels_tile_backward.cuh", "lska/walk_backward.cuh"
 BACKWARD_TILES = [
     Mutant(
         "backward tiles: a gradient beyond the map",
-        BACK,
+        WALK_BACK,
         "if (s >= map) v = V{};",
         "if (s > map) v = V{};",
     ),
     Mutant(
         "backward tiles: windows shifted by one place too few",
-        BACK,
+        WALK_BACK,
         "for (int k = 0; k < 2 * R0; ++k) f[k] = f[k + BODY];",
         "for (int k = 0; k < 2 * R0; ++k) f[k] = f[k + BODY - 1];",
     ),
     Mutant(
         "backward tiles: taps not turned around",
-        BACK,
+        WALK_BACK,
         "v = multiply_add(p.w1[i], g[s + 2 * R1 - i * D], v);",
         "v = multiply_add(p.w1[i], g[s + i * D], v);",
     ),

@@ -1,0 +1,294 @@
+// A pair of convolutions along one line and its backward, for kernels_tile_backward.cuh: the windows and taps
+// of a line are in one thread's registers, of one channel or of two neighbouring ones.
+#pragma once
+
+#include <type_traits>
+
+#include "csrc/lska/kernels_backward.cuh"
+
+namespace lska_ops {
+
+// The values of two neighbouring channels, which a thread walks along together in channels_last.
+struct alignas(8) ChannelPair {
+  float first = 0.f, second = 0.f;
+  LSKA_DEVICE ChannelPair& operator+=(const ChannelPair& v) {
+    first += v.first, second += v.second;
+    return *this;
+  }
+};
+LSKA_DEVICE ChannelPair multiply_add(const ChannelPair& a, const ChannelPair& b, const ChannelPair& c) {
+  return {multiply_add(a.first, b.first, c.first), multiply_add(a.second, b.second, c.second)};
+}
+LSKA_DEVICE ChannelPair operator+(const ChannelPair& a, const ChannelPair& b) {
+  return {a.first + b.first, a.second + b.second};
+}
+// `with` becomes NaN where v is not finite.
+LSKA_DEVICE float from_lane(float v, int mask) { return shuffle_xor(v, mask); }
+LSKA_DEVICE ChannelPair from_lane(const ChannelPair& v, int mask) {
+  return {shuffle_xor(v.first, mask), shuffle_xor(v.second, mask)};
+}
+LSKA_DEVICE void poison(float v, float& with) { with = multiply_add(v, 0.f, with); }
+LSKA_DEVICE void poison(const ChannelPair& v, float& with) { poison(v.first, with), poison(v.second, with); }
+
+// ChannelPair neighbours in memory; halves as one word, which no move takes apart.
+template <class T>
+struct alignas(2 * sizeof(T)) Neighbours {
+  uint32_t words[sizeof(T) / 2];
+};
+// What a value is in memory: read ahead, it takes no register more.
+template <class T, class V>
+using Stored = std::conditional_t<sizeof(V) == sizeof(float), T, Neighbours<T>>;
+template <class T>
+LSKA_DEVICE float value_of(const T& v) {
+  return to_float(v);
+}
+template <class T>
+LSKA_DEVICE ChannelPair value_of(const Neighbours<T>& v) {
+  T both[2];
+  memcpy(both, v.words, sizeof both);
+  return {to_float(both[0]), to_float(both[1])};
+}
+LSKA_DEVICE ChannelPair value_of(const ChannelPair& v) { return v; }
+
+template <class T>
+LSKA_DEVICE void load_bias_of(const void* bias, int channel, float& v) {
+  v = load_bias<T>(bias, channel);
+}
+template <class T>
+LSKA_DEVICE void load_bias_of(const void* bias, int channel, ChannelPair& v) {
+  v = {load_bias<T>(bias, channel), load_bias<T>(bias, channel + 1)};
+}
+
+// A pair of convolutions along one line: K0 taps, then K1 taps D apart; of one channel or two.
+template <int K0_, int K1_, int D_>
+struct LskaPair {
+  static constexpr int K0 = K0_, K1 = K1_, D = D_, R0 = K0 / 2, R1 = K1 / 2 * D;
+  static constexpr int BODY = (K1 > 13 ? 1 : K1 > 7 ? 2 : 4) * D;  // steps between two shifts of the windows
+  // In channels_last a thread walks along two channels together, where its windows leave room for both.
+  static constexpr bool TOGETHER = K1 <= 5;
+};
+template <class P, class V>
+struct LskaPairTaps {
+  V w0[P::K0], w1[P::K1];
+};
+
+template <class T, int K>
+LSKA_DEVICE void load_taps_of(const void* weights, int channel, float (&taps)[K]) {
+#pragma unroll
+  for (int i = 0; i < K; ++i)
+    taps[i] = to_float(read_weight(static_cast<const T*>(weights) + int64_t(channel) * K + i));
+}
+template <class T, int K>
+LSKA_DEVICE void load_taps_of(const void* weights, int channel, ChannelPair (&taps)[K]) {
+#pragma unroll
+  for (int i = 0; i < K; ++i) {
+    const T* tap = static_cast<const T*>(weights) + int64_t(channel) * K + i;
+    taps[i] = {to_float(read_weight(tap)), to_float(read_weight(tap + K))};
+  }
+}
+
+// Sums of one thread's lines.
+template <class P, class V>
+struct LskaPairSums {
+  V w0[P::K0] = {}, w1[P::K1] = {}, between{}, out{};  // taps; gradients behind the first and the second
+};
+
+// Both walks go along one line, of which [0, n) is the thread's own; the map has `before` places in front of
+// it and `after` behind. A cursor stands at a place: take(here) reads there, if `here`, and goes on to the
+// next; else it is 0.
+//
+// out gets sum over taps of w1 middle[o + ...] for o in [0, n), where middle = w0 in + bias inside of the
+// map. `in` begins at -R0 - min(R1, before).
+template <class P, class V, class In, class Out>
+LSKA_DEVICE void walk_pair(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias, In in, Out out,
+                           float& not_finite) {
+  constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, R1 = P::R1, BODY = P::BODY;
+  constexpr int AHEAD = In::AHEAD;
+  V middle[2 * R1 + BODY], a[2 * R0 + BODY];
+  typename In::Raw a_ahead[AHEAD + BODY];
+  n = hidden(n), before = hidden(before),
+  after = hidden(after);  // else what tests say is kept for all lines, in bits
+#pragma unroll
+  for (int k = 0; k < 2 * R1; ++k) middle[k] = V{};
+  // `at` is the place whose output is made; the last middle that it takes in is R1 further.
+  int at = hidden(-R1 - min(R1, before));
+#pragma unroll
+  for (int k = 0; k < 2 * R0; ++k)
+    a[k] = value_of(in.take(at + R1 - R0 + k >= -before && at + R1 - R0 + k < n + after));
+#pragma unroll
+  for (int k = 0; k < AHEAD; ++k) a_ahead[k] = in.take(at + R1 + R0 + k < n + after);
+#pragma unroll 1
+  for (; at < n; at += BODY) {
+    const int rest = n - at, map = n + after - R1 - at;
+#pragma unroll
+    for (int s = 0; s < BODY; ++s) {
+      if (s >= rest) break;
+      a_ahead[AHEAD + s] = in.take(s + AHEAD + R0 < map);
+      a[2 * R0 + s] = value_of(a_ahead[s]);
+      V m = bias;
+#pragma unroll
+      for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], a[s + i], m);
+      middle[2 * R1 + s] = s < map ? m : V{};
+      if (at + s >= 0) {
+        V v{};
+#pragma unroll
+        for (int i = 0; i < K1; ++i) v = multiply_add(p.w1[i], middle[s + i * D], v);
+        poison(v, not_finite);
+        out.put(v);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 2 * R1; ++k) middle[k] = middle[k + BODY];
+#pragma unroll
+    for (int k = 0; k < 2 * R0; ++k) a[k] = a[k + BODY];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) a_ahead[k] = a_ahead[k + BODY];
+  }
+}
+
+// The second taps' sums of walk_pair_back where a middle is not finite: it is not multiplied with the zeros
+// outside of the map. gradient(i) is read inside of the map only, in(i) is 0 outside.
+template <class P, class V, class Gradient, class In>
+LSKA_DEVICE void sums_of_not_finite(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias,
+                                    V (&sums)[P::K1], const Gradient& gradient, const In& in) {
+#pragma unroll 1
+  for (int place = 0; place < n; ++place) {
+    V m = bias;
+#pragma unroll
+    for (int i = 0; i < P::K0; ++i) m = multiply_add(p.w0[i], in(place + i - P::R0), m);
+#pragma unroll
+    for (int i = 0; i < P::K1; ++i) {
+      const int at = place + P::R1 - i * P::D;
+      if (at >= -before && at < n + after) sums[i] = multiply_add(m, gradient(at), sums[i]);
+    }
+  }
+}
+
+// The pair's backward: from gradients and, with SUMS, from the inputs, put() gets the gradient of each input.
+// The sums take in what the places [0, n) behind the first convolution meet. `gradient` begins at -R0 - R1,
+// `in` at -R0.
+template <bool SUMS, class P, class V, class Gradient, class In, class Out>
+LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias,
+                                LskaPairSums<P, V>& sums, Gradient gradient, In in, Out out) {
+  constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, R1 = P::R1, BODY = P::BODY;
+  constexpr int G_AHEAD = Gradient::AHEAD, A_AHEAD = In::AHEAD;
+  typename Gradient::Raw g_ahead[G_AHEAD + BODY];
+  typename In::Raw a_ahead[A_AHEAD + BODY];
+  // Of a body that begins at place `at`: g[k] at + k - R1, a[k] at + k - R0, f[k] (between the two) at + k -
+  // 2 R0.
+  V g[2 * R1 + BODY], a[2 * R0 + BODY], f[2 * R0 + BODY], first[R0];
+  // The last gradient that is asked for and no further: a tile has no more. Hidden, else what tests say is
+  // kept for all lines, in bits.
+  n = hidden(n), before = hidden(before);
+  after = hidden(min(after, R0 + R1));
+#pragma unroll
+  for (int k = 0; k < R0; ++k) first[k] = value_of(gradient.take(k - R0 - R1 >= -before));
+#pragma unroll
+  for (int k = 0; k < 2 * R1; ++k) g[k] = value_of(gradient.take(k - R1 >= -before && k - R1 < n + after));
+#pragma unroll
+  for (int k = 0; k < G_AHEAD; ++k) g_ahead[k] = gradient.take(k + R1 < n + after);
+#pragma unroll
+  for (int k = 0; k < 2 * R0; ++k) f[k] = V{};
+  if (before > 0) {
+#pragma unroll
+    for (int k = 0; k < R0; ++k) {  // place k - R0
+#pragma unroll
+      for (int i = 0; i < K1; ++i) {
+        const int j = k - R0 + 2 * R1 - i * D;
+        f[R0 + k] = multiply_add(p.w1[i], j < 0 ? first[j + R0] : g[j], f[R0 + k]);
+      }
+      if (k - R0 < -before) f[R0 + k] = V{};
+    }
+  }
+  if constexpr (SUMS) {
+#pragma unroll
+    for (int k = 0; k < 2 * R0; ++k) a[k] = value_of(in.take(k - R0 >= -before && k - R0 < n + after));
+#pragma unroll
+    for (int k = 0; k < A_AHEAD; ++k) a_ahead[k] = in.take(k + R0 < n + after);
+  }
+#pragma unroll 1
+  for (int at = hidden(0); at < n + R0; at += BODY) {
+    const int rest = n - at, map = rest + after;
+#pragma unroll
+    for (int s = 0; s < BODY; ++s) {
+      g_ahead[G_AHEAD + s] = gradient.take(s + G_AHEAD + R1 < map);
+      g[2 * R1 + s] = value_of(g_ahead[s]);
+      V v{};
+#pragma unroll
+      for (int i = 0; i < K1; ++i) v = multiply_add(p.w1[i], g[s + 2 * R1 - i * D], v);
+      if (s < rest) {
+        if constexpr (SUMS) {
+          a_ahead[A_AHEAD + s] = in.take(s + A_AHEAD + R0 < map);
+          a[2 * R0 + s] = value_of(a_ahead[s]);
+          V m = bias;
+#pragma unroll
+          for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], a[s + i], m);
+#pragma unroll
+          for (int i = 0; i < K0; ++i)  // NaN is not multiplied with the zeros outside of the map
+            if ((i >= R0 || s >= R0 || at + s + i - R0 >= -before) && (i <= R0 || s + i - R0 < map))
+              sums.w0[i] = multiply_add(v, a[s + i], sums.w0[i]);
+          sums.between += v;
+          sums.out += g[s + R1];
+#pragma unroll
+          for (int i = 0; i < K1; ++i) sums.w1[i] = multiply_add(m, g[s + 2 * R1 - i * D], sums.w1[i]);
+        }
+      } else {
+        if (s >= rest + R0) break;
+        if (s >= map) v = V{};
+      }
+      f[2 * R0 + s] = v;
+      if (s >= R0 || at > 0) {
+        V o{};
+#pragma unroll
+        for (int i = 0; i < K0; ++i) o = multiply_add(p.w0[i], f[s + 2 * R0 - i], o);
+        out.put(o);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 2 * R1; ++k) g[k] = g[k + BODY];
+#pragma unroll
+    for (int k = 0; k < 2 * R0; ++k) f[k] = f[k + BODY];
+#pragma unroll
+    for (int k = 0; k < G_AHEAD; ++k) g_ahead[k] = g_ahead[k + BODY];
+    if constexpr (SUMS) {
+#pragma unroll
+      for (int k = 0; k < 2 * R0; ++k) a[k] = a[k + BODY];
+#pragma unroll
+      for (int k = 0; k < A_AHEAD; ++k) a_ahead[k] = a_ahead[k + BODY];
+    }
+  }
+}
+
+// Cursors over a map in global memory, read AHEAD places before its values are wanted, and in shared memory.
+template <class T, class V, int AHEAD_>
+struct GlobalCursor {
+  static constexpr int AHEAD = AHEAD_;
+  using Raw = Stored<T, V>;
+  const T* map;
+  uint32_t offset, step, bytes;
+  LSKA_DEVICE Raw take(bool here) {
+    Raw v{};
+    if (here) v = read_global(reinterpret_cast<const Raw*>(element_of(map, offset, bytes)));
+    offset += step;
+    return v;
+  }
+};
+template <class T, class V>
+struct SharedCursor {
+  static constexpr int AHEAD = 0;
+  using Raw = std::conditional_t<std::is_same_v<std::remove_const_t<T>, float>, V, std::remove_const_t<T>>;
+  T* p;
+  int step;
+  LSKA_DEVICE Raw take(bool here) {
+    Raw v{};
+    if (here) v = *reinterpret_cast<const Raw*>(p);
+    p += step;
+    return v;
+  }
+  LSKA_DEVICE void put(const V& v) {
+    *reinterpret_cast<V*>(p) = v;
+    p += step;
+  }
+};
+
+}  // namespace lska_ops
