@@ -56,6 +56,18 @@ def test_cuda_build_has_every_architecture_and_ptx(cuobjdump):
         assert info["cuda_ptx"] == "75"
 
 
+def source_file(kernel):
+    """A name for each cuda*.cu by what of a kernel's symbol says that it is compiled there."""
+    dtype = r"I(f|NS_4Half|NS_8BFloat16)"
+    if tile := re.search(rf"lska_tile_fwd_(nhwc|nchw)_kernel{dtype}", kernel):
+        return "forward", *tile.groups()
+    if tile := re.search(rf"lska_tile_bwd_kernel{dtype}.*(ELb[01]E)", kernel):
+        return "backward", *tile.groups()
+    if re.search(r"_bands?_", kernel):
+        return "bands"
+    return re.search(r"\d(lska|acmix)_(?!ops)\w+_kernel", kernel)[1]
+
+
 def test_cuda_build_spills_nothing(cuobjdump):
     """A spilled register lies in local memory, of which STACK and LOCAL are the sizes."""
     said = cuobjdump("--dump-resource-usage")
@@ -68,24 +80,16 @@ def test_cuda_build_spills_nothing(cuobjdump):
             arch = found
             continue
         assert (stack, local) == ("0", "0"), f"{name} for sm_{arch}: {stack} bytes of stack, {local} local"
-        alone = re.search(
-            r"acmix_(fwd|query_bwd|key_bwd)_kernel", name
-        )  # 256 threads, a multiprocessor's only ones
-        tile = (
-            "lska_tile_" in name
-        )  # of 384 threads at most; plan_tile.h and plan_tile_backward.h count on it
-        limit = (
-            255 if alone else 168 if tile else 64 if re.search(r"cascade_(fwd|bwd)_kernel", name) else 128
-        )  # of 1024, of 512
+        if re.search(r"acmix_(fwd|query_bwd|key_bwd)_kernel", name):
+            limit = 255  # of 256 threads, a multiprocessor's only ones
+        elif re.search(r"lska_tile_|_bands_kernel", name):
+            limit = 168  # of 384 threads at most; plan_tile.h and plan_tile_backward.h count on it
+        else:
+            limit = 64 if re.search(r"cascade_(fwd|bwd)_kernel", name) else 128  # of 1024, of 512
         assert int(registers) <= limit, f"{name} for sm_{arch}: {registers} registers"
         kernels.setdefault(arch, set()).add(name)
     assert set(kernels) == set(_compiled.build_info()["cuda_archs"])
-    tiles = r"\d(lska_tile_fwd_\w+_kernelI(?:f|NS_4Half|NS_8BFloat16))"  # a file for each layout and dtype
     for names in kernels.values():
-        of_file = collections.Counter(found[1] for name in names if (found := re.search(tiles, name)))
-        assert len(of_file) == 6 and max(of_file.values()) <= MOST_KERNELS, of_file
-        for op in ("lska", "acmix"):  # each is one file
-            assert (
-                sum(re.search(rf"\d{op}_(?!ops|tile)\w+_kernel", name) is not None for name in names)
-                <= MOST_KERNELS
-            )
+        of_file = collections.Counter(map(source_file, names))
+        assert len(of_file) == 2 + 1 + 6 + 6, of_file  # both ops, bands, tiles forward and backward
+        assert max(of_file.values()) <= MOST_KERNELS, of_file
