@@ -299,6 +299,20 @@ inline void round_to(Float2 v, Two<T>& out) {
 LSKA_DEVICE Float2 to_floats(Two<float> v) { return v.bits; }
 LSKA_DEVICE void round_to(Float2 v, Two<float>& out) { out.bits = v; }
 
+// Whether what runs is the kernel as LSKA_ON_TENSOR_CORES compiles it: a library without machine code for
+// this GPU runs PTX of another, in which the kernel is empty.
+template <class Arguments>
+bool runs_on_tensor_cores(void (*kernel)(Arguments)) {
+#if defined(__CUDACC__)
+  cudaFuncAttributes found{};
+  return cudaFuncGetAttributes(&found, reinterpret_cast<const void*>(kernel)) == cudaSuccess &&
+         found.ptxVersion == 80;
+#else
+  (void)kernel;
+  return true;
+#endif
+}
+
 // Starts kernel(arguments) on a grid of x * y * z blocks; returns what went wrong, or null. `most_shared` is
 // what a block of this device may have: the kernel is always given leave for that, so that two threads that
 // launch it with different sizes do not take each other's leave away.
