@@ -125,8 +125,10 @@ LSKA_DEVICE void gate_bwd_plane(const LskaGateArguments& a) {
   const int64_t from = a.plan.vectors ? min((begin + N - 1) / N * N, end) : end;
   const int64_t to = a.plan.vectors ? max(end / N * N, from) : end;
   float sum[1] = {};
+#pragma unroll 1  // not unrolled, it leaves the loop below enough registers
   for (int64_t at = begin + lane; at < from; at += kWarp) gate_bwd_elements<T, 1>(a, at, sum);
   for (int64_t at = from + lane * N; at < to; at += kWarp * N) gate_bwd_elements<T, N>(a, at, sum);
+#pragma unroll 1
   for (int64_t at = to + lane; at < end; at += kWarp) gate_bwd_elements<T, 1>(a, at, sum);
   const float total = warp_sum(sum[0]);
   const int64_t image = divided(plane, a.map.C);
