@@ -178,6 +178,15 @@ template <class T>
 LSKA_DEVICE T read_global(const T* p) {
   return *p;
 }
+// The bits of a value in a register of its own: of halves on their way a compiler puts two into one register,
+// and waits for them to do so.
+LSKA_DEVICE uint32_t read_word(const float* p) { return __float_as_uint(*p); }
+template <class T>
+LSKA_DEVICE uint32_t read_word(const T* p) {
+  uint32_t word;
+  asm("ld.global.u16 %0, [%1];" : "=r"(word) : "l"(p));
+  return word;
+}
 // The same for weights, which all blocks read: counted apart, as they stay in the cache.
 template <class T>
 LSKA_DEVICE T read_weight(const T* p) {
@@ -269,6 +278,13 @@ template <class T>
 inline T read_global(const T* p) {
   host_cuda::count_load(p, sizeof(T));
   return *p;
+}
+template <class T>
+inline uint32_t read_word(const T* p) {
+  const T v = read_global(p);
+  uint32_t word = 0;
+  memcpy(&word, &v, sizeof v);
+  return word;
 }
 template <class T>
 inline T read_weight(const T* p) {

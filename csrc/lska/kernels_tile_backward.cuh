@@ -24,12 +24,12 @@ struct LskaTileBackwardArguments {
   LskaWeightPointers weights;
   int C, H, W;
   uint32_t bytes;  // of an element: see element_of
-  bool vectors;    // channels_last: four channels at a time
+  bool vectors;    // grad_x by four channels, or by four columns
   int sums_width;
   int tile_rows, tile_cols, tiles_x;  // outputs of a block
   int channels, slots;                // of a block: its threads
   int row_pitch, channel_pitch;  // of the shared map, in floats; of the staged ones, in elements, NCHW only:
-  int staged_pitch, staged_channel;
+  int staged_pitch, staged_channel, staged_ds_channel;
 };
 
 // What a block owns, [top, top + rows) x [left, left + cols), and what it keeps beside it in shared memory.
@@ -38,18 +38,28 @@ struct BackwardTile {
   int first_row, last_row, first_col, last_col;  // of the shared map
 };
 
-// Elements of [channels][rows][cols] shared out among all threads, `V` at a time: each(channel, row, col).
-template <int V, class Each>
-LSKA_DEVICE void for_each_element(int channels, int rows, int cols, const Each& each) {
+// Elements of [channels][rows][cols] shared out among all threads, `V` at a time: start(j, channel, row,
+// col), which reads, for each j below BATCH, then end(j).
+template <int V, int BATCH, class Start, class End>
+LSKA_DEVICE void for_each_element(int channels, int rows, int cols, const Start& start, const End& end) {
   const int units = cols / V, threads = thread_count();
   int row = thread_index() / units, unit = thread_index() - row * units, channel = row / rows;
   row -= channel * rows;
   const int rows_on = threads / units, units_on = threads - rows_on * units;
   while (channel < channels) {
-    each(channel, row, unit * V);
-    unit += units_on, row += rows_on;
-    if (unit >= units) unit -= units, ++row;
-    while (row >= rows) row -= rows, ++channel;
+    int started = 0;
+#pragma unroll
+    for (int j = 0; j < BATCH; ++j) {
+      if (channel >= channels) continue;
+      started = j + 1;
+      start(j, channel, row, unit * V);
+      unit += units_on, row += rows_on;
+      if (unit >= units) unit -= units, ++row;
+      while (row >= rows) row -= rows, ++channel;
+    }
+#pragma unroll
+    for (int j = 0; j < BATCH; ++j)
+      if (j < started) end(j);
   }
 }
 
@@ -77,19 +87,28 @@ LSKA_DEVICE void write_neighbours(T* to, const T (&from)[V]) {
     write_global(reinterpret_cast<Group<T, V>*>(to), group);
   }
 }
-LSKA_DEVICE void copy_words(const float* from, float (&to)[1]) { to[0] = *from; }
-LSKA_DEVICE void copy_words(const float* from, float (&to)[4]) {
-  const Bits16Bytes bits = *reinterpret_cast<const Bits16Bytes*>(from);
-  memcpy(to, &bits, sizeof bits);
-}
 template <int V, class T>
-LSKA_DEVICE void copy_neighbours(const T* from, T* to) {  // into shared memory, by words
+LSKA_DEVICE void keep_neighbours(const T (&from)[V], T* to) {  // in shared memory, by words
   if constexpr (V == 1) {
-    *to = read_global(from);
+    *to = from[0];
   } else {
-    const Group<T, V> group = read_global(reinterpret_cast<const Group<T, V>*>(from));
+    Group<T, V> group;
+    memcpy(&group, from, sizeof group);
 #pragma unroll
     for (int i = 0; i < int(sizeof group / 4); ++i) reinterpret_cast<uint32_t*>(to)[i] = group.words[i];
+  }
+}
+template <bool ALIGNED, int V>
+LSKA_DEVICE void copy_words(const float* from, float (&to)[V]) {
+  if constexpr (ALIGNED && V % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < V; i += 4) {
+      const Bits16Bytes bits = *reinterpret_cast<const Bits16Bytes*>(from + i);
+      memcpy(to + i, &bits, sizeof bits);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) to[i] = from[i];
   }
 }
 
@@ -99,11 +118,16 @@ template <class T>
 LSKA_DEVICE void stage_rows(const T* from, int64_t plane, int W, int channels, int rows, int cols, T* to,
                             int pitch, int channel_pitch) {
   const auto copy = [&](auto size) {
-    constexpr int V = decltype(size)::value;
-    for_each_element<V>(channels, rows, cols, [&](int channel, int row, int col) {
-      copy_neighbours<V>(from + channel * plane + int64_t(row) * W + col,
-                         to + channel * channel_pitch + row * pitch + col);
-    });
+    constexpr int V = decltype(size)::value, BATCH = 4;
+    T read[BATCH][V];
+    T* kept[BATCH];
+    for_each_element<V, BATCH>(
+        channels, rows, cols,
+        [&](int j, int channel, int row, int col) LSKA_INLINE {
+          read_neighbours(from + channel * plane + int64_t(row) * W + col, read[j]);
+          kept[j] = to + channel * channel_pitch + row * pitch + col;
+        },
+        [&](int j) LSKA_INLINE { keep_neighbours(read[j], kept[j]); });
   };
   constexpr int MOST = kVector<T>;
   const uint32_t together = uint32_t(W) | uint32_t(cols) | uint32_t(plane) |
@@ -166,36 +190,34 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   const int staged_rows = tile.last_row - tile.first_row;
   const int ds_first = max(0, tile.top - REACH), ds_rows = min(H, tile.top + tile.rows + REACH) - ds_first;
   T* const staged_ds = staged + a.channels * a.staged_channel;
+  const int staged_first = tile.first_col / kVector<T> * kVector<T>;
   if constexpr (!LAST) {
-    const int64_t corner = image + first_channel * plane + tile.first_col;
-    const int cols = tile.last_col - tile.first_col;
-    stage_rows(static_cast<const T*>(a.x) + corner + int64_t(tile.first_row) * W, plane, W, channels,
-               staged_rows, cols, staged, a.staged_pitch, a.staged_channel);
-    stage_rows(static_cast<const T*>(a.ds) + corner + int64_t(ds_first) * W, plane, W, channels, ds_rows,
-               cols, staged_ds, a.staged_pitch, a.staged_pitch * min(H, a.tile_rows + 2 * REACH));
+    const int cols = min(W, (tile.last_col + kVector<T> - 1) / kVector<T> * kVector<T>) - staged_first;
+    const int64_t corner = image + first_channel * plane + staged_first;
+    stage_rows(x + corner + int64_t(tile.first_row) * W, plane, W, channels, staged_rows, cols, staged,
+               a.staged_pitch, a.staged_channel);
+    stage_rows(ds + corner + int64_t(ds_first) * W, plane, W, channels, ds_rows, cols, staged_ds,
+               a.staged_pitch, a.staged_ds_channel);
     barrier();
   }
   // Lines of x along rows and of ds along columns, from any place of the tile's first row or column on.
-  const auto x_cursor = [&](int row, int place, auto ahead) LSKA_INLINE {
+  const auto x_cursor = [&](int row, int place) LSKA_INLINE {
     if constexpr (LAST)
-      return GlobalCursor<T, V, decltype(ahead)::value>{x, base + uint32_t((row * W + tile.left + place) * C),
-                                                        uint32_t(C), bytes};
+      return GlobalCursor<T, V>{x, base + uint32_t((row * W + tile.left + place) * C), uint32_t(C), bytes};
     else
       return SharedCursor<const T, V>{staged + here * a.staged_channel +
                                           (row - tile.first_row) * a.staged_pitch + tile.left + place -
-                                          tile.first_col,
+                                          staged_first,
                                       1};
   };
   const auto ds_cursor = [&](int col, int place) LSKA_INLINE {
     if constexpr (LAST)
-      return GlobalCursor<T, V, 2>{ds, base + uint32_t(((tile.top + place) * W + col) * C), uint32_t(W * C),
-                                   bytes};
+      return GlobalCursor<T, V>{ds, base + uint32_t(((tile.top + place) * W + col) * C), uint32_t(W * C),
+                                bytes};
     else
-      return SharedCursor<const T, V>{
-          staged_ds +
-              (here * min(H, a.tile_rows + 2 * REACH) + tile.top + place - ds_first) * a.staged_pitch + col -
-              tile.first_col,
-          a.staged_pitch};
+      return SharedCursor<const T, V>{staged_ds + here * a.staged_ds_channel +
+                                          (tile.top + place - ds_first) * a.staged_pitch + col - staged_first,
+                                      a.staged_pitch};
   };
 
   LskaPairTaps<P, V> pair;
@@ -207,8 +229,7 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   float not_finite = 0.f;
   if (owned)
     for (int row = tile.first_row + slot; row < tile.last_row; row += a.slots) {
-      walk_pair(pair, tile.cols, tile.left, right, h0_bias,
-                x_cursor(row, -R0 - min(P::R1, tile.left), Constant<6>{}),
+      walk_pair(pair, tile.cols, tile.left, right, h0_bias, x_cursor(row, -R0 - P::R1),
                 SharedCursor<float, V>{map_at(row, tile.left), NEXT}, not_finite);
     }
   V h1_bias, v0_bias;
@@ -325,15 +346,14 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
           [&](int place) LSKA_INLINE { return *reinterpret_cast<const V*>(map_at(row, tile.left + place)); },
           [&](int place) LSKA_INLINE {
             const bool here = uint32_t(tile.left + place) < uint32_t(W);
-            return value_of(x_cursor(row, place, Constant<0>{}).take(here));
+            return value_of(x_cursor(row, place).take(here));
           });
     put_second(second);
   }
   if (owned)
     for (int row = tile.top + slot; row < tile.top + tile.rows; row += a.slots) {
       walk_pair_back<true>(pair, tile.cols, tile.left, right, h0_bias, sums,
-                           SharedCursor<float, V>{map_at(row, tile.left - REACH), NEXT},
-                           x_cursor(row, -R0, Constant<2>{}),
+                           SharedCursor<float, V>{map_at(row, tile.left - REACH), NEXT}, x_cursor(row, -R0),
                            SharedCursor<float, V>{map_at(row, tile.left), NEXT});
     }
 #pragma unroll
@@ -363,48 +383,48 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   // grad_x: what the cascade gives of it is in shared memory.
   const T *const grad_y = static_cast<const T*>(a.grad_y), *const product = static_cast<const T*>(a.product);
   T* const grad_x = static_cast<T*>(a.grad_x);
-  const auto finish = [&](auto size, uint32_t at, const float* from, int c) LSKA_INLINE {
-    constexpr int VALUES = decltype(size)::value;
-    T gradient[VALUES], gate[VALUES], out[VALUES];
-    float v[VALUES];
-    read_neighbours(element_of(grad_y, at, a.bytes), gradient);
-    read_neighbours(element_of(product, at, a.bytes), gate);
-    copy_words(from, v);
-#pragma unroll
-    for (int i = 0; i < VALUES; ++i)
-      round_to(multiply_add(to_float(gradient[i]), to_float(gate[i]) + load_bias<T>(a.bias, c + i), v[i]),
-               out[i]);
-    write_neighbours(element_of(grad_x, at, a.bytes), out);
-  };
-  const float* const maps = shared_floats();
-  if constexpr (LAST) {
-    const auto all = [&](auto size) LSKA_INLINE {
-      constexpr int VALUES = decltype(size)::value;
-      for_each_element<VALUES>(
-          tile.rows, tile.cols, kBackwardChannels, [&](int row, int col, int of) LSKA_INLINE {
-            if (of >= channels) return;
-            const uint32_t at =
-                uint32_t(image) + uint32_t(((tile.top + row) * W + tile.left + col) * C + first_channel + of);
-            finish(size, at,
-                   maps + (tile.top + row - tile.first_row) * a.row_pitch +
-                       (tile.left + col - tile.first_col) * NEXT + of,
-                   first_channel + of);
-          });
+  const auto finish = [&](auto size) LSKA_INLINE {
+    constexpr int V = decltype(size)::value, BATCH = 4;
+    T gradient[BATCH][V], gate[BATCH][V];
+    float bias[LAST ? V : BATCH];
+    uint32_t at[BATCH];
+    const float* from[BATCH];
+    const auto start = [&](int j, int of, int row, int col) LSKA_INLINE {
+      row += tile.top, col += tile.left;
+      const int c = first_channel + of;
+      at[j] = uint32_t(image) + uint32_t(LAST ? (row * W + col) * C + c : (c * H + row) * W + col);
+      from[j] = shared_floats() + (LAST ? of : of * a.channel_pitch) + (row - tile.first_row) * a.row_pitch +
+                (col - tile.first_col) * NEXT;
+      read_neighbours(element_of(grad_y, at[j], a.bytes), gradient[j]);
+      read_neighbours(element_of(product, at[j], a.bytes), gate[j]);
+      if (!LAST) bias[j] = load_bias<T>(a.bias, c);
     };
-    if (a.vectors)
-      all(Constant<4>{});
-    else
-      all(Constant<1>{});
-  } else {
-    for_each_element<1>(channels, tile.rows, tile.cols, [&](int of, int row, int col) LSKA_INLINE {
-      const uint32_t at =
-          uint32_t(image) + uint32_t(((first_channel + of) * H + tile.top + row) * W + tile.left + col);
-      finish(Constant<1>{}, at,
-             maps + of * a.channel_pitch + (tile.top + row - tile.first_row) * a.row_pitch + tile.left + col -
-                 tile.first_col,
-             first_channel + of);
-    });
-  }
+    const auto end = [&](int j) LSKA_INLINE {
+      float v[V];
+      T out[V];
+      copy_words<LAST>(from[j], v);
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        round_to(multiply_add(to_float(gradient[j][i]), to_float(gate[j][i]) + bias[LAST ? i : j], v[i]),
+                 out[i]);
+      write_neighbours(element_of(grad_x, at[j], a.bytes), out);
+    };
+    if constexpr (LAST) {
+      const int of = t % (kBackwardChannels / V) * V;  // of all that the thread starts
+      if (of >= channels) return;
+#pragma unroll
+      for (int i = 0; i < V; ++i) bias[i] = load_bias<T>(a.bias, first_channel + of + i);
+      for_each_element<V, BATCH>(
+          tile.rows, tile.cols, kBackwardChannels,
+          [&](int j, int row, int col, int) LSKA_INLINE { start(j, of, row, col); }, end);
+    } else {
+      for_each_element<V, BATCH>(channels, tile.rows, tile.cols, start, end);
+    }
+  };
+  if (!a.vectors)
+    finish(Constant<1>{});
+  else
+    finish(Constant<4>{});
 }
 
 }  // namespace lska_ops

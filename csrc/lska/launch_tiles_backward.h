@@ -22,7 +22,8 @@ void backward_by_tiles(const Call& call, const LskaTileBackwardPlan& p, const Ls
   a.grad_x = given.grad_x, a.sums = given.sums, a.sums_width = given.sums_width;
   a.weights = given.weights;
   a.bytes = uint32_t(call.x.element_size());
-  a.vectors = call.size.C % 4 == 0 && call.aligned({a.grad_y, a.product, a.grad_x});
+  const int64_t together = call.channels_last ? call.size.C : call.size.W | p.tile_cols;
+  a.vectors = together % 4 == 0 && call.aligned({a.grad_y, a.product, a.grad_x});
   gpu::with_dtype(call.type, [&](auto t) {
     using T = typename decltype(t)::type;
     call.start(call.channels_last ? lska_tile_bwd_nhwc<T>(p.pair) : lska_tile_bwd_nchw<T>(p.pair),

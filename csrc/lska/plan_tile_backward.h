@@ -14,8 +14,9 @@ struct LskaTileBackwardPlan {
   int pair = -1;                               // which of the published pairs; -1: no tile kernel serves
   int64_t grid_x = 0, grid_y = 1, grid_z = 1;  // groups of channels, tiles, images
   int tile_rows = 0, tile_cols = 0, tiles_x = 1;
-  int channels = 0, slots = 0;  // of a block: its threads
-  int row_pitch = 0, channel_pitch = 0, staged_pitch = 0, staged_channel = 0;
+  int channels = 0, slots = 0;                                      // of a block: its threads
+  int row_pitch = 0, channel_pitch = 0;                             // of the shared map, in floats
+  int staged_pitch = 0, staged_channel = 0, staged_ds_channel = 0;  // NCHW: of x and ds there, in elements
   int64_t shared_bytes = 0;
   int together = 1;  // channels that a thread walks along together
   int threads() const { return int(round_up(channels / together * slots, kWarp)); }
@@ -47,6 +48,11 @@ inline int tile_backward_together(int pair, bool channels_last) {
   return channels_last && kPairs[pair].k1 <= 5 ? 2 : 1;
 }
 
+// Of a thread at most, on every architecture; tests/test_cuda_build.py compares.
+inline int tile_backward_registers(int pair, bool channels_last) {
+  return channels_last || kPairs[pair].k1 > 5 ? 168 : 112;
+}
+
 // The tile's shared memory and threads; false where they do not fit.
 inline bool set_tile_backward(LskaTileBackwardPlan& p, const LskaSize& s, bool channels_last, int64_t element,
                               const GpuLimits& device, int64_t rows, int64_t cols, int64_t channels,
@@ -64,12 +70,24 @@ inline bool set_tile_backward(LskaTileBackwardPlan& p, const LskaSize& s, bool c
     p.channel_pitch = 0;
     floats = p.row_pitch * map_rows + values * p.threads() / 2;
   } else {
+    // A warp has lines of several channels, all in different banks: the rows, or columns, of the next channel
+    // go on where those of this one end.
+    const auto ending = [&](int64_t n, int64_t banks) { return n + (banks - n % kWarp + 2 * kWarp) % kWarp; };
     p.row_pitch = int(odd(map_cols));
-    p.channel_pitch = int(p.row_pitch * map_rows);
-    p.staged_pitch = int(element == 4 ? odd(map_cols) : 2 * odd(ceil_div(map_cols, 2)));
-    p.staged_channel = int(p.staged_pitch * map_rows);
+    for (int more = 0; channels > 1 && more <= 8; more += 2)
+      if (slots * (odd(map_cols) + more - 1) % kWarp == 0) {
+        p.row_pitch = int(odd(map_cols)) + more;
+        break;
+      }
+    p.channel_pitch = int(ending(p.row_pitch * map_rows, slots % kWarp));
+    // From a multiple of 16 bytes to the next one.
+    const int64_t staged_cols = p.tiles_x == 1 ? s.W : std::min(s.W, map_cols + 14), words = 4 / element;
+    const int64_t pitch = odd(ceil_div(staged_cols, words)), ds_rows = std::min(s.H, rows + 2 * reach);
+    p.staged_pitch = int(words * pitch);
+    p.staged_channel = int(words * ending(pitch * map_rows, slots * pitch % kWarp));
+    p.staged_ds_channel = int(words * ending(pitch * ds_rows, ceil_div(slots, words) % kWarp));
     floats = channels * p.channel_pitch + values * p.threads();
-    staged = channels * element * (p.staged_channel + p.staged_pitch * std::min(s.H, rows + 2 * reach));
+    staged = channels * element * (p.staged_channel + p.staged_ds_channel);
   }
   floats += (cols + k.k1) * channels + kMaxThreads / kWarp;
   p.shared_bytes = 4 * floats + staged;
@@ -79,9 +97,70 @@ inline bool set_tile_backward(LskaTileBackwardPlan& p, const LskaSize& s, bool c
   return p.shared_bytes <= device.shared_bytes && p.grid_y <= kMaxGridYZ && p.grid_z <= kMaxGridYZ;
 }
 
+// What the compiled kernels take, by least squares from what `make profile` counted of them: instructions of
+// a warp, and from these and from what it waits for, the clocks of one by itself.
+struct TileBackwardCosts {
+  double tap, with_sums, early, line, output, staged, own;  // instructions
+  double instruction, waits_of_line, element, begin;        // clocks
+};
+constexpr TileBackwardCosts kTileBackwardNhwc = {0.72, 29.2, 6.8, 163, 21.3, 0, 791, 1.37, 1130, 53, 1270};
+constexpr TileBackwardCosts kTileBackwardNchw = {1.07, 15.2, 15, 90, 1.3, 3.9, 1133, 0.49, 1820, 113, 860};
+
+// Clocks of a tile's block: what its warps have a multiprocessor issue, and what one warp takes if nothing
+// holds it up.
+struct TileBackwardClocks {
+  double issue, alone;
+};
+inline TileBackwardClocks tile_backward_clocks(const LskaTileBackwardPlan& p, const LskaSize& s,
+                                               bool channels_last) {
+  const PublishedPair& k = kPairs[p.pair];
+  const TileBackwardCosts& cost = channels_last ? kTileBackwardNhwc : kTileBackwardNchw;
+  const int64_t r0 = k.k0 / 2, r1 = k.k1 / 2 * k.dilation, reach = r0 + r1;
+  const int64_t rows = p.tile_rows, cols = p.tile_cols;
+  const int64_t map_rows = around(rows, r0, s.H), map_cols = around(cols, reach, s.W);
+  const int64_t lanes = p.channels / p.together, warps = p.threads() / kWarp;
+  double of_block = 0, of_thread = 0, turns = 0;
+  // `many` lines of a channel, each of `n` steps; a warp takes part in a turn if one of its lanes does.
+  const auto lines = [&](int64_t many, int64_t n, bool sums) {
+    const int64_t whole = many / p.slots, rest = many - whole * p.slots;
+    const int64_t last =
+        channels_last ? ceil_div(rest * lanes, kWarp) : std::min(warps, lanes * ceil_div(rest, kWarp));
+    const double fmas = p.together * (sums ? 2 * (k.k0 + k.k1) + k.k0 + 2 : k.k0 + k.k1);
+    const double instructions = double(n) * (cost.tap * fmas + (sums ? cost.with_sums : 0)) +
+                                cost.early * double(2 * r1 + 3 * r0) + cost.line;
+    of_block += double(whole * warps + last) * instructions;
+    of_thread += double(whole + (rest > 0)) * instructions;
+    turns += double(whole + (rest > 0));
+  };
+  lines(map_rows, around(cols, r1, s.W), false);
+  lines(cols, rows + r0, true);
+  lines(map_cols - cols, rows + r0, false);
+  lines(rows, cols + r0, true);
+  const double outputs = double(rows * cols * p.channels) / kWarp;
+  const double staged =
+      channels_last ? 0 : double((map_rows + around(rows, reach, s.H)) * map_cols * p.channels) / kWarp;
+  const double among_all = cost.output * outputs + cost.staged * staged;
+  of_block += among_all + cost.own * double(warps);
+  of_thread += among_all / double(warps) + cost.own;
+  return {of_block / 4, cost.instruction * of_thread + cost.waits_of_line * turns +
+                            cost.element * (outputs + staged) / double(warps) + cost.begin};
+}
+
+// Clocks of all blocks, on the multiprocessor that has most of them.
+inline double tile_backward_clocks(const LskaTileBackwardPlan& p, const LskaSize& s, bool channels_last,
+                                   const GpuLimits& device) {
+  const int64_t registers = p.threads() * tile_backward_registers(p.pair, channels_last);
+  const int64_t resident = std::min({(device.shared_bytes + 1024) / (p.shared_bytes + 1024),
+                                     65536 / registers, int64_t(1024 / p.threads())});
+  const int64_t most = ceil_div(p.grid_x * p.grid_y * p.grid_z, device.multiprocessors);
+  const TileBackwardClocks block = tile_backward_clocks(p, s, channels_last);
+  const double issue = block.issue * double(most), latency = block.alone * double(ceil_div(most, resident));
+  return std::max(issue, latency) + 0.1 * std::min(issue, latency);
+}
+
 }  // namespace lska_plan
 
-// The cheapest of the tiles that fit, by what a multiprocessor executes for each output of its share.
+// The fastest of the tiles that fit.
 inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool channels_last, int64_t element,
                                                     const GpuLimits& device) {
   using namespace lska_plan;
@@ -90,8 +169,8 @@ inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool chan
   if (pair < 0 || s.B * s.C * s.H * s.W == 0 || s.B * s.C * s.H * s.W >= int64_t(1) << 31) return best;
   if (s.C % tile_backward_together(pair, channels_last)) return best;
   const PublishedPair& k = kPairs[pair];
-  const int64_t r0 = k.k0 / 2, r1 = k.k1 / 2 * k.dilation, reach = r0 + r1;
-  const double taps = k.k0 + k.k1, with_sums = 2.5 * taps + 15, without = taps + 12;
+  const int64_t r0 = k.k0 / 2, reach = r0 + k.k1 / 2 * k.dilation;
+  const int64_t even = channels_last ? 4 : 1;  // lines of a warp
   double least = 1e300;
   for (int64_t down = 1; down <= 16; ++down) {
     const int64_t rows = ceil_div(s.H, down);
@@ -99,42 +178,19 @@ inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool chan
     for (int64_t across = 1; across <= 16; ++across) {
       const int64_t cols = ceil_div(s.W, across);
       if (across > 1 && cols < 10) break;
-      // Whole planes are read once; they are cut only where they do not fit, or leave multiprocessors idle.
-      if (!channels_last && down * across > 1 && best.serves() && best.tiles_x == 1 && best.grid_y == 1 &&
-          best.grid_x * best.grid_z >= device.multiprocessors)
-        return best;
-      const int64_t map_rows = around(rows, r0, s.H), map_cols = around(cols, reach, s.W);
-      const double cost = (double(map_rows) * (double(around(cols, r1, s.W)) * without + 12) +
-                           double(cols) * (double(rows + r0) * with_sums + 6 * double(r1)) +
-                           double(map_cols - cols) * (double(rows + r0) * without + 6 * double(r1)) +
-                           double(rows) * (double(cols + r0) * with_sums + 6 * double(r1))) /
-                          double(rows * cols);
-      // x twice where it is not staged, ds, all with their halos: what is read again costs more than its
-      // loads.
-      const double reads =
-          double(map_cols) * double(map_rows + around(rows, reach, s.H)) / double(rows * cols);
-      for (int64_t rounds = 1; rounds <= 8; ++rounds) {
-        const int64_t lines = std::max(map_rows, map_cols), even = channels_last ? 4 : 1;
-        const int64_t slots = round_up(ceil_div(lines, rounds), even);
-        for (int64_t channels = channels_last ? kBackwardChannels : 1; channels <= kBackwardChannels;
-             channels *= 2) {
-          LskaTileBackwardPlan p;
-          p.pair = pair;
-          if (!set_tile_backward(p, s, channels_last, element, device, rows, cols, channels, slots)) continue;
-          const auto turns = [&](int64_t n) { return double(ceil_div(n, slots) * slots) / double(n); };
-          const double idle = (turns(map_rows) + turns(map_cols) + turns(rows)) / 3;
-          const double blocks = double(p.grid_x * p.grid_y * p.grid_z), all = double(device.multiprocessors);
-          const int64_t resident =
-              std::min({(device.shared_bytes + 1024) / (p.shared_bytes + 1024),
-                        int64_t(65536 / (168 * p.threads())), int64_t(1024 / p.threads())});
-          if (resident == 0) continue;
-          const double warps = double(resident * p.threads() / kWarp);
-          const double lanes = double(p.threads()) / double(channels / p.together * slots);
-          const double judged = (cost + 25 * reads) * lanes * (0.8 + 0.2 * idle) *
-                                std::max(1., all / blocks) * (1 + std::max(0., 14 - warps) / 16);
-          if (judged < least) least = judged, best = p;
+      for (const int64_t lines : {around(rows, r0, s.H), rows, around(cols, reach, s.W), cols})
+        for (int64_t turns = 1; turns <= 6; ++turns) {
+          const int64_t slots = round_up(ceil_div(lines, turns), even);
+          for (int64_t channels = channels_last ? kBackwardChannels : 1; channels <= kBackwardChannels;
+               channels *= 2) {
+            LskaTileBackwardPlan p;
+            p.pair = pair;
+            if (!set_tile_backward(p, s, channels_last, element, device, rows, cols, channels, slots))
+              continue;
+            const double clocks = tile_backward_clocks(p, s, channels_last, device);
+            if (clocks < least) least = clocks, best = p;
+          }
         }
-      }
     }
   }
   return best;

@@ -22,6 +22,7 @@ inline LskaTileBackwardArguments lska_tile_backward_arguments(const LskaTileBack
   a.channels = p.channels, a.slots = p.slots;
   a.row_pitch = p.row_pitch, a.channel_pitch = p.channel_pitch;
   a.staged_pitch = p.staged_pitch, a.staged_channel = p.staged_channel;
+  a.staged_ds_channel = p.staged_ds_channel;
   return a;
 }
 

@@ -30,17 +30,35 @@ LSKA_DEVICE ChannelPair from_lane(const ChannelPair& v, int mask) {
 LSKA_DEVICE void poison(float v, float& with) { with = multiply_add(v, 0.f, with); }
 LSKA_DEVICE void poison(const ChannelPair& v, float& with) { poison(v.first, with), poison(v.second, with); }
 
-// ChannelPair neighbours in memory; halves as one word, which no move takes apart.
+// What is read of a map in global memory, in registers that no move takes apart: a value's bits, or those of
+// a ChannelPair's neighbours.
+template <class T>
+struct Word {
+  uint32_t bits;
+};
 template <class T>
 struct alignas(2 * sizeof(T)) Neighbours {
   uint32_t words[sizeof(T) / 2];
 };
-// What a value is in memory: read ahead, it takes no register more.
 template <class T, class V>
-using Stored = std::conditional_t<sizeof(V) == sizeof(float), T, Neighbours<T>>;
+using Stored = std::conditional_t<sizeof(V) == sizeof(float), Word<T>, Neighbours<T>>;
+template <class T>
+LSKA_DEVICE Word<T> read_stored(const Word<T>* p) {
+  return {read_word(reinterpret_cast<const T*>(p))};
+}
+template <class T>
+LSKA_DEVICE Neighbours<T> read_stored(const Neighbours<T>* p) {
+  return read_global(p);
+}
 template <class T>
 LSKA_DEVICE float value_of(const T& v) {
   return to_float(v);
+}
+template <class T>
+LSKA_DEVICE float value_of(const Word<T>& v) {
+  T value;
+  memcpy(&value, &v.bits, sizeof value);
+  return to_float(value);
 }
 template <class T>
 LSKA_DEVICE ChannelPair value_of(const Neighbours<T>& v) {
@@ -95,54 +113,108 @@ struct LskaPairSums {
 
 // Both walks go along one line, of which [0, n) is the thread's own; the map has `before` places in front of
 // it and `after` behind. A cursor stands at a place: take(here) reads there, if `here`, and goes on to the
-// next; else it is 0.
+// next; else it is 0. They go in bodies of P::BODY steps. A body is compiled twice: where all that it does is
+// known to be inside of the map it asks nothing, so that nothing keeps its steps from being interleaved.
 //
+// What the bodies take of a cursor; if it is FAR, asked for one body ahead.
+template <int BODY, class Cursor>
+struct Bodies {
+  Cursor& from;
+  typename Cursor::Raw now[BODY], next[BODY];
+  // Of the next body, whose first place is `inside` places before the map ends.
+  LSKA_DEVICE void ask(int inside) {
+    if constexpr (Cursor::FAR) {
+      if (inside >= BODY) {
+#pragma unroll
+        for (int s = 0; s < BODY; ++s) next[s] = from.take(true);
+      } else {
+#pragma unroll
+        for (int s = 0; s < BODY; ++s) next[s] = from.take(s < inside);
+      }
+    }
+  }
+  // The next body begins.
+  LSKA_DEVICE void turn() {
+    if constexpr (Cursor::FAR) {
+#pragma unroll
+      for (int s = 0; s < BODY; ++s) now[s] = next[s];
+    }
+  }
+  LSKA_DEVICE auto value(int s, bool here) {
+    if constexpr (Cursor::FAR)
+      return value_of(now[s]);
+    else
+      return value_of(from.take(here));
+  }
+};
+
 // out gets sum over taps of w1 middle[o + ...] for o in [0, n), where middle = w0 in + bias inside of the
-// map. `in` begins at -R0 - min(R1, before).
+// map. `in` begins at -R0 - R1.
 template <class P, class V, class In, class Out>
 LSKA_DEVICE void walk_pair(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias, In in, Out out,
                            float& not_finite) {
   constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, R1 = P::R1, BODY = P::BODY;
-  constexpr int AHEAD = In::AHEAD;
-  V middle[2 * R1 + BODY], a[2 * R0 + BODY];
-  typename In::Raw a_ahead[AHEAD + BODY];
-  n = hidden(n), before = hidden(before),
-  after = hidden(after);  // else what tests say is kept for all lines, in bits
+  V middle[2 * R1 + BODY], a[2 * R0 + BODY], early[2 * R1 + 2 * R0];
+  Bodies<BODY, In> inputs{in};
+  // Else what tests say is kept for all lines, in bits.
+  n = hidden(n), before = hidden(before), after = hidden(after);
+  const auto first = [&](const V* from) LSKA_INLINE {
+    V m = bias;
 #pragma unroll
-  for (int k = 0; k < 2 * R1; ++k) middle[k] = V{};
+    for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], from[i], m);
+    return m;
+  };
+  const auto take_early = [&](int k) LSKA_INLINE {  // place k - R1 - R0
+    early[k] = value_of(in.take(k - R1 - R0 >= -before && k - R1 - R0 < n + after));
+  };
+#pragma unroll
+  for (int k = 0; k < R1; ++k) early[k] = middle[k] = V{};
+  if (before > 0) {
+#pragma unroll
+    for (int k = 0; k < R1; ++k) take_early(k);
+  } else {
+    in.skip(R1);
+  }
+#pragma unroll
+  for (int k = R1; k < 2 * R1 + 2 * R0; ++k) take_early(k);
+  inputs.ask(n + after - R1 - R0);
+  if (before > 0) {
+#pragma unroll
+    for (int k = 0; k < R1; ++k) middle[k] = k - R1 >= -before ? first(early + k) : V{};
+  }
+#pragma unroll
+  for (int k = R1; k < 2 * R1; ++k) middle[k] = k - R1 < n + after ? first(early + k) : V{};
+#pragma unroll
+  for (int k = 0; k < 2 * R0; ++k) a[k] = early[2 * R1 + k];
   // `at` is the place whose output is made; the last middle that it takes in is R1 further.
-  int at = hidden(-R1 - min(R1, before));
-#pragma unroll
-  for (int k = 0; k < 2 * R0; ++k)
-    a[k] = value_of(in.take(at + R1 - R0 + k >= -before && at + R1 - R0 + k < n + after));
-#pragma unroll
-  for (int k = 0; k < AHEAD; ++k) a_ahead[k] = in.take(at + R1 + R0 + k < n + after);
 #pragma unroll 1
-  for (; at < n; at += BODY) {
-    const int rest = n - at, map = n + after - R1 - at;
+  for (int at = hidden(0); at < n; at += BODY) {
+    const int rest = n - at, map = rest + after - R1;
+    inputs.turn();
+    if (rest > BODY) inputs.ask(map - R0 - BODY);
+    const auto body = [&](auto sure) LSKA_INLINE {
+      constexpr bool SURE = decltype(sure)::value != 0;
 #pragma unroll
-    for (int s = 0; s < BODY; ++s) {
-      if (s >= rest) break;
-      a_ahead[AHEAD + s] = in.take(s + AHEAD + R0 < map);
-      a[2 * R0 + s] = value_of(a_ahead[s]);
-      V m = bias;
-#pragma unroll
-      for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], a[s + i], m);
-      middle[2 * R1 + s] = s < map ? m : V{};
-      if (at + s >= 0) {
+      for (int s = 0; s < BODY; ++s) {
+        if (!SURE && s >= rest) break;
+        a[2 * R0 + s] = inputs.value(s, SURE || s + R0 < map);
+        const V m = first(a + s);
+        middle[2 * R1 + s] = SURE || s < map ? m : V{};
         V v{};
 #pragma unroll
         for (int i = 0; i < K1; ++i) v = multiply_add(p.w1[i], middle[s + i * D], v);
         poison(v, not_finite);
         out.put(v);
       }
-    }
+    };
+    if (BODY <= rest && BODY + (In::FAR ? 0 : R0) <= map)
+      body(Constant<1>{});
+    else
+      body(Constant<0>{});
 #pragma unroll
     for (int k = 0; k < 2 * R1; ++k) middle[k] = middle[k + BODY];
 #pragma unroll
     for (int k = 0; k < 2 * R0; ++k) a[k] = a[k + BODY];
-#pragma unroll
-    for (int k = 0; k < AHEAD; ++k) a_ahead[k] = a_ahead[k + BODY];
   }
 }
 
@@ -171,9 +243,8 @@ template <bool SUMS, class P, class V, class Gradient, class In, class Out>
 LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias,
                                 LskaPairSums<P, V>& sums, Gradient gradient, In in, Out out) {
   constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, R1 = P::R1, BODY = P::BODY;
-  constexpr int G_AHEAD = Gradient::AHEAD, A_AHEAD = In::AHEAD;
-  typename Gradient::Raw g_ahead[G_AHEAD + BODY];
-  typename In::Raw a_ahead[A_AHEAD + BODY];
+  Bodies<BODY, Gradient> gradients{gradient};
+  Bodies<BODY, In> inputs{in};
   // Of a body that begins at place `at`: g[k] at + k - R1, a[k] at + k - R0, f[k] (between the two) at + k -
   // 2 R0.
   V g[2 * R1 + BODY], a[2 * R0 + BODY], f[2 * R0 + BODY], first[R0];
@@ -185,8 +256,12 @@ LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, 
   for (int k = 0; k < R0; ++k) first[k] = value_of(gradient.take(k - R0 - R1 >= -before));
 #pragma unroll
   for (int k = 0; k < 2 * R1; ++k) g[k] = value_of(gradient.take(k - R1 >= -before && k - R1 < n + after));
+  gradients.ask(n + after - R1);
+  if constexpr (SUMS) {
 #pragma unroll
-  for (int k = 0; k < G_AHEAD; ++k) g_ahead[k] = gradient.take(k + R1 < n + after);
+    for (int k = 0; k < 2 * R0; ++k) a[k] = value_of(in.take(k - R0 >= -before && k - R0 < n + after));
+    inputs.ask(n + after - R0);
+  }
 #pragma unroll
   for (int k = 0; k < 2 * R0; ++k) f[k] = V{};
   if (before > 0) {
@@ -200,82 +275,83 @@ LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, 
       if (k - R0 < -before) f[R0 + k] = V{};
     }
   }
-  if constexpr (SUMS) {
-#pragma unroll
-    for (int k = 0; k < 2 * R0; ++k) a[k] = value_of(in.take(k - R0 >= -before && k - R0 < n + after));
-#pragma unroll
-    for (int k = 0; k < A_AHEAD; ++k) a_ahead[k] = in.take(k + R0 < n + after);
-  }
 #pragma unroll 1
   for (int at = hidden(0); at < n + R0; at += BODY) {
     const int rest = n - at, map = rest + after;
+    gradients.turn();
+    if (rest + R0 > BODY) gradients.ask(map - R1 - BODY);
+    if constexpr (SUMS) {
+      inputs.turn();
+      if (rest > BODY) inputs.ask(map - R0 - BODY);
+    }
+    const auto body = [&](auto sure) LSKA_INLINE {
+      constexpr bool SURE = decltype(sure)::value != 0;
 #pragma unroll
-    for (int s = 0; s < BODY; ++s) {
-      g_ahead[G_AHEAD + s] = gradient.take(s + G_AHEAD + R1 < map);
-      g[2 * R1 + s] = value_of(g_ahead[s]);
-      V v{};
+      for (int s = 0; s < BODY; ++s) {
+        g[2 * R1 + s] = gradients.value(s, SURE || s + R1 < map);
+        V v{};
 #pragma unroll
-      for (int i = 0; i < K1; ++i) v = multiply_add(p.w1[i], g[s + 2 * R1 - i * D], v);
-      if (s < rest) {
-        if constexpr (SUMS) {
-          a_ahead[A_AHEAD + s] = in.take(s + A_AHEAD + R0 < map);
-          a[2 * R0 + s] = value_of(a_ahead[s]);
-          V m = bias;
+        for (int i = 0; i < K1; ++i) v = multiply_add(p.w1[i], g[s + 2 * R1 - i * D], v);
+        if (SURE || s < rest) {
+          if constexpr (SUMS) {
+            a[2 * R0 + s] = inputs.value(s, SURE || s + R0 < map);
+            V m = bias;
 #pragma unroll
-          for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], a[s + i], m);
+            for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], a[s + i], m);
 #pragma unroll
-          for (int i = 0; i < K0; ++i)  // NaN is not multiplied with the zeros outside of the map
-            if ((i >= R0 || s >= R0 || at + s + i - R0 >= -before) && (i <= R0 || s + i - R0 < map))
-              sums.w0[i] = multiply_add(v, a[s + i], sums.w0[i]);
-          sums.between += v;
-          sums.out += g[s + R1];
+            for (int i = 0; i < K0; ++i)  // NaN is not multiplied with the zeros outside of the map
+              if ((i >= R0 || s + i >= R0 || at + s + i - R0 >= -before) &&
+                  (SURE || i <= R0 || s + i - R0 < map))
+                sums.w0[i] = multiply_add(v, a[s + i], sums.w0[i]);
+            sums.between += v;
+            sums.out += g[s + R1];
 #pragma unroll
-          for (int i = 0; i < K1; ++i) sums.w1[i] = multiply_add(m, g[s + 2 * R1 - i * D], sums.w1[i]);
+            for (int i = 0; i < K1; ++i) sums.w1[i] = multiply_add(m, g[s + 2 * R1 - i * D], sums.w1[i]);
+          }
+        } else {
+          if (s >= rest + R0) break;
+          if (s >= map) v = V{};
         }
-      } else {
-        if (s >= rest + R0) break;
-        if (s >= map) v = V{};
-      }
-      f[2 * R0 + s] = v;
-      if (s >= R0 || at > 0) {
+        f[2 * R0 + s] = v;
         V o{};
 #pragma unroll
         for (int i = 0; i < K0; ++i) o = multiply_add(p.w0[i], f[s + 2 * R0 - i], o);
-        out.put(o);
+        if (s >= R0 || at > 0) out.put(o);
       }
-    }
+    };
+    if (BODY <= rest && (Gradient::FAR ? 0 : BODY + R1) <= map && (SUMS ? BODY + R0 : 0) <= map)
+      body(Constant<1>{});
+    else
+      body(Constant<0>{});
 #pragma unroll
     for (int k = 0; k < 2 * R1; ++k) g[k] = g[k + BODY];
 #pragma unroll
     for (int k = 0; k < 2 * R0; ++k) f[k] = f[k + BODY];
-#pragma unroll
-    for (int k = 0; k < G_AHEAD; ++k) g_ahead[k] = g_ahead[k + BODY];
     if constexpr (SUMS) {
 #pragma unroll
       for (int k = 0; k < 2 * R0; ++k) a[k] = a[k + BODY];
-#pragma unroll
-      for (int k = 0; k < A_AHEAD; ++k) a_ahead[k] = a_ahead[k + BODY];
     }
   }
 }
 
-// Cursors over a map in global memory, read AHEAD places before its values are wanted, and in shared memory.
-template <class T, class V, int AHEAD_>
+// Cursors over a map in global memory, FAR away, and in shared memory.
+template <class T, class V>
 struct GlobalCursor {
-  static constexpr int AHEAD = AHEAD_;
+  static constexpr bool FAR = true;
   using Raw = Stored<T, V>;
   const T* map;
   uint32_t offset, step, bytes;
   LSKA_DEVICE Raw take(bool here) {
     Raw v{};
-    if (here) v = read_global(reinterpret_cast<const Raw*>(element_of(map, offset, bytes)));
+    if (here) v = read_stored(reinterpret_cast<const Raw*>(element_of(map, offset, bytes)));
     offset += step;
     return v;
   }
+  LSKA_DEVICE void skip(int places) { offset += uint32_t(places) * step; }
 };
 template <class T, class V>
 struct SharedCursor {
-  static constexpr int AHEAD = 0;
+  static constexpr bool FAR = false;
   using Raw = std::conditional_t<std::is_same_v<std::remove_const_t<T>, float>, V, std::remove_const_t<T>>;
   T* p;
   int step;
@@ -285,6 +361,7 @@ struct SharedCursor {
     p += step;
     return v;
   }
+  LSKA_DEVICE void skip(int places) { p += places * step; }
   LSKA_DEVICE void put(const V& v) {
     *reinterpret_cast<V*>(p) = v;
     p += step;

@@ -238,14 +238,7 @@ def _unguarded(instructions):
 
 def _inherit(blocks, counts):
     """Blocks without a line of PTX are issued as often as those that lead to them."""
-    numbers = {b.label: n for n, b in enumerate(blocks) if b.label}
-    into = defaultdict(list)
-    for number, block in enumerate(blocks):
-        for label in block.targets:
-            if label in numbers:
-                into[numbers[label]].append(number)
-        if block.goes_on and number + 1 < len(blocks):
-            into[number + 1].append(number)
+    into = _predecessors(blocks)
     open_ones = [n for n in range(len(blocks)) if np.isnan(counts[n])]
     for _ in range(8):
         for number in open_ones:
@@ -295,20 +288,67 @@ REGISTER = re.compile(r"(?<![\w.])(-?\|?)(U?R|U?P)(\d+)((?:\.\w+)*)")
 def alone(blocks, counts, warps):
     """Clocks that one warp needs by itself: in the order of the code an instruction waits for its operands.
 
-    Every block counts as often as a warp comes to it. What a loop carries around is not waited for.
+    Every block counts as often as a warp comes to it. A loop is gone through twice, as it is entered and as it goes
+    around, so that what was asked for in the last round is waited for in this one. A block that most rounds pass by
+    hides nothing from what follows it.
     """
-    ready, clock, total = defaultdict(int), 0, 0.0
-    for block, n in zip(blocks, counts, strict=True):
-        begin = clock
-        for i in block.instructions:
-            reads, writes, latency = _uses(i)
-            clock = max([clock + 1, *(ready[r] for r in reads)])
-            if i.base == "BAR":
-                clock += AT_BARRIER
-            for r in writes:
-                ready[r] = clock + latency
-        total += (clock - begin) * n / warps
+    loops, into = _loops(blocks), _predecessors(blocks)
+    total = 0.0
+
+    def go(low, high, share, usual, opened, ready, clock):
+        nonlocal total
+        number = low
+        while number <= high:
+            if number in loops and number not in opened:
+                last = min(loops[number], high)
+                outside = [counts[n] for n in into[number] if not number <= n <= last]
+                n = counts[number]
+                entered = min(1.0, max(outside, default=n) / n) if n else 1.0
+                for part in (entered, 1 - entered):
+                    if part:
+                        clock = go(number, last, share * part, n, opened | {number}, ready, clock)
+                number = last + 1
+                continue
+            block, n = blocks[number], counts[number]
+            rare = n < usual / 2
+            after = _waited(block, ready.copy() if rare else ready, clock)
+            total += (after - clock) * n * share / warps
+            clock = clock if rare else after
+            number += 1
+        return clock
+
+    go(0, len(blocks) - 1, 1.0, 0.0, frozenset(), defaultdict(int), 0)
     return total
+
+
+def _waited(block, ready, clock):
+    """The clock after a block; in `ready`, when each register's value is there."""
+    for i in block.instructions:
+        reads, writes, latency = _uses(i)
+        clock = max([clock + 1, *(ready[r] for r in reads)])
+        if i.base == "BAR":
+            clock += AT_BARRIER
+        for r in writes:
+            ready[r] = clock + latency
+    return clock
+
+
+def _predecessors(blocks):
+    """{block: those that lead to it}, by their places in the code."""
+    numbers = {b.label: n for n, b in enumerate(blocks) if b.label}
+    into = defaultdict(list)
+    for number, block in enumerate(blocks):
+        for label in block.targets:
+            if label in numbers:
+                into[numbers[label]].append(number)
+        if block.goes_on and number + 1 < len(blocks):
+            into[number + 1].append(number)
+    return into
+
+
+def _loops(blocks):
+    """{first block: last one} of the code between a branch back and where it leads."""
+    return {head: max(back) for head, of in _predecessors(blocks).items() if (back := [n for n in of if n >= head])}
 
 
 def _uses(i):
