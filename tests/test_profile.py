@@ -299,6 +299,40 @@ def test_profile_latency_waits_for_operands():
     assert sass.alone(blocks, 10 * once, 1) == 10 * sass.alone(blocks, once, 1)
 
 
+def clocks(code, counts):
+    """Of a warp by itself, for lines of machine code; a word ending in a colon is a label."""
+    text = "\n".join(
+        line if line.endswith(":") else f"        /*{16 * n:04x}*/ {line} ;" for n, line in enumerate(code)
+    )
+    return sass.alone(sass._blocks(text), counts, 1)
+
+
+def test_profile_waits_for_what_a_loop_carries_around():
+    loop = [".L_1:", "FADD R1, R0, R0", "LDG.E {}, [R2.64]", "@P0 BRA `(.L_1)", "EXIT"]
+    entry = "LDG.E R0, [R2.64]"
+    once, again = (clocks([entry, *(line.format(to) for line in loop)], [1, 4, 1]) for to in ("R8", "R0"))
+    load = sass.LATENCY["global"]
+    assert load < once < load + 30  # the value from before the loop is waited for when it is entered
+    assert once + 3 * (load - 10) < again < once + 3 * load  # and in each round what the one before asked for
+
+
+def test_profile_hides_nothing_behind_what_is_seldom_done():
+    work = [f"FADD R{n}, R9, R9" for n in range(20, 320)]
+    code = [
+        "LDG.E R0, [R2.64]",
+        "@P0 BRA `(.L_2)",
+        *work,
+        ".L_2:",
+        "FADD R1, R0, R0",
+        "@P1 BRA `(.L_0)",
+        "EXIT",
+    ]
+    often, seldom = (clocks([".L_0:", *code], [8, n, 8, 1]) for n in (8, 2))
+    load = sass.LATENCY["global"]
+    assert abs(often / 8 - load) < 20
+    assert abs(seldom / 8 - load - len(work) * 2 / 8) < 20
+
+
 def test_profile_reads_ptxas():
     log = """ptxas info    : Compiling entry function 'k' for 'sm_90'
 ptxas info    : Function properties for k

@@ -22,7 +22,7 @@ struct LskaBackwardArguments {
 
 // Where a stage's tap gradients stand among a channel's sums: conv0h, its bias, conv0v, its bias, then the
 // others.
-LSKA_BOTH int sums_offset(int stage, int k0, int k1) {
+constexpr LSKA_BOTH int sums_offset(int stage, int k0, int k1) {
   const bool vertical = stage >= 2, dilated = stage % 2;
   return (dilated ? 2 * (k0 + 1) : 0) + (vertical ? (dilated ? k1 : k0) + 1 : 0);
 }

@@ -63,19 +63,21 @@ LSKA_DEVICE void for_each_element(int channels, int rows, int cols, const Start&
   }
 }
 
-// V neighbours at once, where they are 4, 8 or 16 bytes and lie at a multiple of that.
+// V neighbours at once, where they are 4, 8 or 16 bytes and lie at a multiple of that; or one value. In words
+// from where they are read to where they are wanted, as Word is.
 template <class T, int V>
 struct alignas(V * sizeof(T)) Group {
+  static_assert(V * sizeof(T) % 4 == 0);
   uint32_t words[V * sizeof(T) / 4];
 };
+template <class T, int V>
+using Neighbour = std::conditional_t<V == 1, Word<T>, Group<T, V>>;
 template <int V, class T>
-LSKA_DEVICE void read_neighbours(const T* from, T (&to)[V]) {
-  if constexpr (V == 1) {
-    to[0] = read_global(from);
-  } else {
-    const Group<T, V> group = read_global(reinterpret_cast<const Group<T, V>*>(from));
-    memcpy(to, &group, sizeof to);
-  }
+LSKA_DEVICE Neighbour<T, V> read_neighbours(const T* from) {
+  if constexpr (V == 1)
+    return {read_word(from)};
+  else
+    return read_global(reinterpret_cast<const Group<T, V>*>(from));
 }
 template <int V, class T>
 LSKA_DEVICE void write_neighbours(T* to, const T (&from)[V]) {
@@ -87,16 +89,14 @@ LSKA_DEVICE void write_neighbours(T* to, const T (&from)[V]) {
     write_global(reinterpret_cast<Group<T, V>*>(to), group);
   }
 }
+template <class T>
+LSKA_DEVICE void keep_neighbours(const Word<T>& from, T* to) {  // in shared memory
+  memcpy(to, &from, sizeof(T));
+}
 template <int V, class T>
-LSKA_DEVICE void keep_neighbours(const T (&from)[V], T* to) {  // in shared memory, by words
-  if constexpr (V == 1) {
-    *to = from[0];
-  } else {
-    Group<T, V> group;
-    memcpy(&group, from, sizeof group);
+LSKA_DEVICE void keep_neighbours(const Group<T, V>& from, T* to) {
 #pragma unroll
-    for (int i = 0; i < int(sizeof group / 4); ++i) reinterpret_cast<uint32_t*>(to)[i] = group.words[i];
-  }
+  for (int i = 0; i < int(sizeof from / 4); ++i) reinterpret_cast<uint32_t*>(to)[i] = from.words[i];
 }
 template <bool ALIGNED, int V>
 LSKA_DEVICE void copy_words(const float* from, float (&to)[V]) {
@@ -119,12 +119,12 @@ LSKA_DEVICE void stage_rows(const T* from, int64_t plane, int W, int channels, i
                             int pitch, int channel_pitch) {
   const auto copy = [&](auto size) {
     constexpr int V = decltype(size)::value, BATCH = 4;
-    T read[BATCH][V];
+    Neighbour<T, V> read[BATCH];
     T* kept[BATCH];
     for_each_element<V, BATCH>(
         channels, rows, cols,
         [&](int j, int channel, int row, int col) LSKA_INLINE {
-          read_neighbours(from + channel * plane + int64_t(row) * W + col, read[j]);
+          read[j] = read_neighbours<V>(from + channel * plane + int64_t(row) * W + col);
           kept[j] = to + channel * channel_pitch + row * pitch + col;
         },
         [&](int j) LSKA_INLINE { keep_neighbours(read[j], kept[j]); });
@@ -139,6 +139,39 @@ LSKA_DEVICE void stage_rows(const T* from, int64_t plane, int W, int channels, i
   copy(Constant<1>{});
 }
 
+// Taps and biases of a block's channels, where sums_offset says of each channel's, into shared memory: one
+// row for each, with a column for each channel. In the place of conv_spatial_v's bias, which no gradient
+// needs, is conv1's.
+template <class T, int K0, int K1>
+LSKA_DEVICE void stage_taps(const LskaWeightPointers& w, const void* gate_bias, int first_channel,
+                            int channels, float* to, int pitch) {
+  constexpr int WIDTH = sums_offset(3, K0, K1) + K1 + 1, BATCH = 4;
+  for (int first = thread_index(); first < channels * WIDTH; first += BATCH * thread_count()) {
+    T read[BATCH] = {};
+#pragma unroll
+    for (int j = 0; j < BATCH; ++j) {
+      const int i = first + j * thread_count(), of = i / WIDTH;
+      int row = i - of * WIDTH, k = 1;
+      const void* from = nullptr;
+      const auto next = [&](const void* weights, int taps) LSKA_INLINE {
+        if (row >= 0) from = weights, k = taps;
+        row -= taps;
+        return row < 0;
+      };
+      if (of >= channels) continue;
+      next(w.h0, K0) || next(w.h0_bias, 1) || next(w.v0, K0) || next(w.v0_bias, 1) || next(w.h1, K1) ||
+          next(w.h1_bias, 1) || next(w.v1, K1) || next(gate_bias, 1);
+      if (from)
+        read[j] = read_weight(static_cast<const T*>(from) + int64_t(first_channel + of) * k + k + row);
+    }
+#pragma unroll
+    for (int j = 0; j < BATCH; ++j) {
+      const int i = first + j * thread_count(), of = i / WIDTH;
+      if (of < channels) to[(i - of * WIDTH) * pitch + of] = to_float(read[j]);
+    }
+  }
+}
+
 // A block owns a tile of `channels` channels of one image. Reads x and ds (with what its taps reach), grad_y
 // and product; writes grad_x = grad_y (product + bias) + cascade^T(ds), and its tap sums.
 template <class T, class P, bool LAST>
@@ -150,9 +183,10 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   using V = std::conditional_t<LAST && P::TOGETHER, ChannelPair, float>;
   constexpr int N = sizeof(V) / sizeof(float),
                 LANES = kBackwardChannels / N;  // channels of a thread; threads of a place
-  const int here = LAST ? t % LANES * N : t / a.slots, slot = LAST ? t / LANES : t - here * a.slots;
+  const int here = LAST ? t % LANES * N : t / a.slots;
   const int first_channel = int(block_x()) * a.channels, channels = min(a.channels, C - first_channel);
-  const bool owned = here < channels;
+  // Of the lines, which are shared out among slots; a thread without a channel has none.
+  const int slot = here >= channels ? kMaxGridYZ : LAST ? t / LANES : t - here * a.slots;
   const int channel = min(first_channel + here, C - N);
   const int tile_y = block_y() / a.tiles_x, tile_x = block_y() - tile_y * a.tiles_x;
   BackwardTile tile;
@@ -162,14 +196,15 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   tile.first_col = max(0, tile.left - REACH), tile.last_col = min(W, tile.left + tile.cols + REACH);
   const int below = H - tile.top - tile.rows, right = W - tile.left - tile.cols;
 
-  // Shared memory: the map of t, then u; column sums and, of each tap of conv_spatial_h, those it meets; the
-  // sums of all threads; in NCHW x and ds as they are.
+  // Shared memory: the map of t, then u; column sums and, of each tap of conv_spatial_h, those it meets;
+  // taps and biases; the sums of all threads; in NCHW x and ds as they are.
   const int reduced = LAST ? thread_count() / kWarp * kBackwardChannels : thread_count();
   float* const map = shared_floats() + (LAST ? here : here * a.channel_pitch);
   float* const column_sums =
       shared_floats() + (LAST ? a.row_pitch * (a.tile_rows + 2 * R0) : a.channels * a.channel_pitch);
   float* const met = column_sums + a.tile_cols * a.channels;
-  float* const scratch = met + K1 * a.channels;
+  float* const taps = met + K1 * a.channels;
+  float* const scratch = taps + (sums_offset(3, K0, K1) + K1 + 1) * a.channels;
   float* const of_warps = scratch + VALUES * reduced;
   T* const staged = reinterpret_cast<T*>(of_warps + kMaxThreads / kWarp);
   constexpr int NEXT = LAST ? kBackwardChannels : 1;  // from a column of the map to the next
@@ -183,14 +218,14 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   const int64_t image = int64_t(block_z()) * C * H * W;
   const int64_t plane = int64_t(H) * W;
   // Where the thread's channel begins.
-  const uint32_t bytes = a.bytes;
-  const uint32_t base = uint32_t(image + (LAST ? channel : channel * plane));
+  const int64_t base = image + (LAST ? channel : channel * plane);
   const T *const x = static_cast<const T*>(a.x), *const ds = static_cast<const T*>(a.ds);
 
   const int staged_rows = tile.last_row - tile.first_row;
   const int ds_first = max(0, tile.top - REACH), ds_rows = min(H, tile.top + tile.rows + REACH) - ds_first;
   T* const staged_ds = staged + a.channels * a.staged_channel;
   const int staged_first = tile.first_col / kVector<T> * kVector<T>;
+  stage_taps<T, K0, K1>(a.weights, a.bias, first_channel, channels, taps, a.channels);
   if constexpr (!LAST) {
     const int cols = min(W, (tile.last_col + kVector<T> - 1) / kVector<T> * kVector<T>) - staged_first;
     const int64_t corner = image + first_channel * plane + staged_first;
@@ -198,12 +233,12 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
                a.staged_pitch, a.staged_channel);
     stage_rows(ds + corner + int64_t(ds_first) * W, plane, W, channels, ds_rows, cols, staged_ds,
                a.staged_pitch, a.staged_ds_channel);
-    barrier();
   }
+  barrier();
   // Lines of x along rows and of ds along columns, from any place of the tile's first row or column on.
   const auto x_cursor = [&](int row, int place) LSKA_INLINE {
     if constexpr (LAST)
-      return GlobalCursor<T, V>{x, base + uint32_t((row * W + tile.left + place) * C), uint32_t(C), bytes};
+      return GlobalCursor<T, V>{x + (base + int64_t(row * W + tile.left + place) * C), C};
     else
       return SharedCursor<const T, V>{staged + here * a.staged_channel +
                                           (row - tile.first_row) * a.staged_pitch + tile.left + place -
@@ -212,30 +247,34 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   };
   const auto ds_cursor = [&](int col, int place) LSKA_INLINE {
     if constexpr (LAST)
-      return GlobalCursor<T, V>{ds, base + uint32_t(((tile.top + place) * W + col) * C), uint32_t(W * C),
-                                bytes};
+      return GlobalCursor<T, V>{ds + (base + int64_t((tile.top + place) * W + col) * C), W * C};
     else
       return SharedCursor<const T, V>{staged_ds + here * a.staged_ds_channel +
                                           (tile.top + place - ds_first) * a.staged_pitch + col - staged_first,
                                       a.staged_pitch};
   };
 
+  const int tap_column = min(here, channels - N);
+  const auto tap_of = [&](int stage, int tap) LSKA_INLINE {
+    return *reinterpret_cast<const V*>(taps + (sums_offset(stage, K0, K1) + tap) * a.channels + tap_column);
+  };
   LskaPairTaps<P, V> pair;
-  V h0_bias;
-  load_taps_of<T>(a.weights.h0, channel, pair.w0);
-  load_taps_of<T>(a.weights.h1, channel, pair.w1);
-  load_bias_of<T>(a.weights.h0_bias, channel, h0_bias);
+  const auto load_pair = [&](int stage) LSKA_INLINE {  // the stage's, and those of its dilated convolution
+#pragma unroll
+    for (int i = 0; i < K0; ++i) pair.w0[i] = tap_of(stage, i);
+#pragma unroll
+    for (int i = 0; i < K1; ++i) pair.w1[i] = tap_of(stage + 1, i);
+  };
+  load_pair(0);
+  V h0_bias = tap_of(0, K0);
 
   float not_finite = 0.f;
-  if (owned)
-    for (int row = tile.first_row + slot; row < tile.last_row; row += a.slots) {
-      walk_pair(pair, tile.cols, tile.left, right, h0_bias, x_cursor(row, -R0 - P::R1),
-                SharedCursor<float, V>{map_at(row, tile.left), NEXT}, not_finite);
-    }
-  V h1_bias, v0_bias;
-  load_bias_of<T>(a.weights.h1_bias, channel, h1_bias);
-  load_bias_of<T>(a.weights.v0_bias, channel, v0_bias);
-  for (int i = slot; owned && i < tile.cols; i += a.slots) {  // until the column's sum: its bias
+  for (int row = tile.first_row + slot; row < tile.last_row; row += a.slots) {
+    walk_pair(pair, tile.cols, tile.left, right, h0_bias, x_cursor(row, -R0 - P::R1),
+              SharedCursor<float, V>{map_at(row, tile.left), NEXT}, not_finite);
+  }
+  const V h1_bias = tap_of(1, K1), v0_bias = tap_of(2, K0);
+  for (int i = slot; i < tile.cols; i += a.slots) {  // until the column's sum: its bias
     V inside{};
 #pragma unroll
     for (int tap = 0; tap < K1; ++tap)
@@ -246,8 +285,7 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   if (t % kWarp == 0) of_warps[t / kWarp] = not_finite;
   barrier();
 
-  load_taps_of<T>(a.weights.v0, channel, pair.w0);
-  load_taps_of<T>(a.weights.v1, channel, pair.w1);
+  load_pair(2);
   not_finite = 0.f;
   for (int warp = 0; warp < thread_count() / kWarp; ++warp) not_finite += of_warps[warp];
   const bool exact = not_finite != 0.f;
@@ -275,7 +313,7 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   };
   if (exact) {
     V second[K1] = {};
-    for (int i = slot; owned && i < tile.cols; i += a.slots)
+    for (int i = slot; i < tile.cols; i += a.slots)
       sums_of_not_finite(
           pair, tile.rows, tile.top, below, *column_sum(i), second,
           [&](int place) LSKA_INLINE { return value_of(ds_cursor(tile.left + i, place).take(true)); },
@@ -285,17 +323,15 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
           });
     put_second(second);
   }
-  if (owned) {
-    for (int i = slot; i < tile.cols; i += a.slots) {
-      sums.between = V{};
-      column(tile.left + i, Constant<1>{}, *column_sum(i));
-      *column_sum(i) = sums.between;
-    }
-    const int before = tile.left - tile.first_col, halo = before + tile.last_col - tile.left - tile.cols;
-    int i = slot - tile.cols % a.slots;
-    for (i += i < 0 ? a.slots : 0; i < halo; i += a.slots)
-      column(i < before ? tile.first_col + i : tile.left + tile.cols + i - before, Constant<0>{}, V{});
+  for (int i = slot; i < tile.cols; i += a.slots) {
+    sums.between = V{};
+    column(tile.left + i, Constant<1>{}, *column_sum(i));
+    *column_sum(i) = sums.between;
   }
+  const int before = tile.left - tile.first_col, halo = before + tile.last_col - tile.left - tile.cols;
+  int i = slot - tile.cols % a.slots;
+  for (i += i < 0 ? a.slots : 0; i < halo; i += a.slots)
+    column(i < before ? tile.first_col + i : tile.left + tile.cols + i - before, Constant<0>{}, V{});
 
   const auto total = [&](int value, int of) LSKA_INLINE {
     const float* p = scratch + value * reduced + (LAST ? of : of * a.slots);
@@ -334,13 +370,12 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   }
   barrier();
 
-  load_taps_of<T>(a.weights.h0, channel, pair.w0);
-  load_taps_of<T>(a.weights.h1, channel, pair.w1);
-  load_bias_of<T>(a.weights.h0_bias, channel, h0_bias);
+  load_pair(0);
+  h0_bias = tap_of(0, K0);
   sums = {};
   if (exact) {
     V second[K1] = {};
-    for (int row = tile.top + slot; owned && row < tile.top + tile.rows; row += a.slots)
+    for (int row = tile.top + slot; row < tile.top + tile.rows; row += a.slots)
       sums_of_not_finite(
           pair, tile.cols, tile.left, right, h0_bias, second,
           [&](int place) LSKA_INLINE { return *reinterpret_cast<const V*>(map_at(row, tile.left + place)); },
@@ -350,23 +385,23 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
           });
     put_second(second);
   }
-  if (owned)
-    for (int row = tile.top + slot; row < tile.top + tile.rows; row += a.slots) {
-      walk_pair_back<true>(pair, tile.cols, tile.left, right, h0_bias, sums,
-                           SharedCursor<float, V>{map_at(row, tile.left - REACH), NEXT}, x_cursor(row, -R0),
-                           SharedCursor<float, V>{map_at(row, tile.left), NEXT});
-    }
+  for (int row = tile.top + slot; row < tile.top + tile.rows; row += a.slots) {
+    walk_pair_back<true>(pair, tile.cols, tile.left, right, h0_bias, sums,
+                         SharedCursor<float, V>{map_at(row, tile.left - REACH), NEXT}, x_cursor(row, -R0),
+                         SharedCursor<float, V>{map_at(row, tile.left), NEXT});
+  }
 #pragma unroll
   for (int i = 0; i < K0; ++i) put(i, sums.w0[i]);
   if (!exact) put_second(sums.w1);
   put(K0 + K1, sums.between);
   barrier();
   for (int i = t; i < channels * (VALUES + 1); i += thread_count()) {
-    const int value = i / channels, of = i - value * channels, c = first_channel + of;
+    const int value = i / channels, of = i - value * channels;
     if (value < VALUES) {
       float v = total(value, of);
       const int tap = value - K0;
-      if (tap >= 0 && tap < K1) v += load_bias<T>(a.weights.v0_bias, c) * met[tap * a.channels + of];
+      if (tap >= 0 && tap < K1)
+        v += taps[(sums_offset(2, K0, K1) + K0) * a.channels + of] * met[tap * a.channels + of];
       if (tap < 0 || tap == K1)
         write(of, 0, tap < 0 ? value : K0, v);
       else
@@ -374,8 +409,8 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
     } else {
       float v = 0.f;
       for (int tap = 0; tap < K1; ++tap)
-        v = multiply_add(load(static_cast<const T*>(a.weights.h1) + int64_t(c) * K1 + tap),
-                         met[tap * a.channels + of], v);
+        v = multiply_add(taps[(sums_offset(1, K0, K1) + tap) * a.channels + of], met[tap * a.channels + of],
+                         v);
       write(of, 2, K0, v);
     }
   }
@@ -385,35 +420,34 @@ lska_tile_bwd_kernel(const LskaTileBackwardArguments a) {
   T* const grad_x = static_cast<T*>(a.grad_x);
   const auto finish = [&](auto size) LSKA_INLINE {
     constexpr int V = decltype(size)::value, BATCH = 4;
-    T gradient[BATCH][V], gate[BATCH][V];
-    float bias[LAST ? V : BATCH];
+    Neighbour<T, V> gradients[BATCH], gates[BATCH];
     uint32_t at[BATCH];
-    const float* from[BATCH];
+    const float *from[BATCH], *bias[BATCH];
     const auto start = [&](int j, int of, int row, int col) LSKA_INLINE {
       row += tile.top, col += tile.left;
       const int c = first_channel + of;
       at[j] = uint32_t(image) + uint32_t(LAST ? (row * W + col) * C + c : (c * H + row) * W + col);
       from[j] = shared_floats() + (LAST ? of : of * a.channel_pitch) + (row - tile.first_row) * a.row_pitch +
                 (col - tile.first_col) * NEXT;
-      read_neighbours(element_of(grad_y, at[j], a.bytes), gradient[j]);
-      read_neighbours(element_of(product, at[j], a.bytes), gate[j]);
-      if (!LAST) bias[j] = load_bias<T>(a.bias, c);
+      gradients[j] = read_neighbours<V>(element_of(grad_y, at[j], a.bytes));
+      gates[j] = read_neighbours<V>(element_of(product, at[j], a.bytes));
+      bias[j] = taps + (sums_offset(3, K0, K1) + K1) * a.channels + of;
     };
     const auto end = [&](int j) LSKA_INLINE {
       float v[V];
-      T out[V];
+      T gradient[V], gate[V], out[V];
+      memcpy(gradient, &gradients[j], sizeof gradient);
+      memcpy(gate, &gates[j], sizeof gate);
       copy_words<LAST>(from[j], v);
 #pragma unroll
       for (int i = 0; i < V; ++i)
-        round_to(multiply_add(to_float(gradient[j][i]), to_float(gate[j][i]) + bias[LAST ? i : j], v[i]),
+        round_to(multiply_add(to_float(gradient[i]), to_float(gate[i]) + bias[j][LAST ? i : 0], v[i]),
                  out[i]);
       write_neighbours(element_of(grad_x, at[j], a.bytes), out);
     };
     if constexpr (LAST) {
       const int of = t % (kBackwardChannels / V) * V;  // of all that the thread starts
       if (of >= channels) return;
-#pragma unroll
-      for (int i = 0; i < V; ++i) bias[i] = load_bias<T>(a.bias, first_channel + of + i);
       for_each_element<V, BATCH>(
           tile.rows, tile.cols, kBackwardChannels,
           [&](int j, int row, int col, int) LSKA_INLINE { start(j, of, row, col); }, end);

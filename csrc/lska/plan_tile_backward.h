@@ -50,7 +50,7 @@ inline int tile_backward_together(int pair, bool channels_last) {
 
 // Of a thread at most, on every architecture; tests/test_cuda_build.py compares.
 inline int tile_backward_registers(int pair, bool channels_last) {
-  return channels_last || kPairs[pair].k1 > 5 ? 168 : 112;
+  return channels_last || kPairs[pair].k1 > 5 ? 168 : 120;
 }
 
 // The tile's shared memory and threads; false where they do not fit.
@@ -89,7 +89,7 @@ inline bool set_tile_backward(LskaTileBackwardPlan& p, const LskaSize& s, bool c
     floats = channels * p.channel_pitch + values * p.threads();
     staged = channels * element * (p.staged_channel + p.staged_ds_channel);
   }
-  floats += (cols + k.k1) * channels + kMaxThreads / kWarp;
+  floats += (cols + k.k1 + 2 * (k.k0 + k.k1 + 2)) * channels + kMaxThreads / kWarp;
   p.shared_bytes = 4 * floats + staged;
   p.grid_x = ceil_div(s.C, channels);
   p.grid_y = ceil_div(s.H, rows) * p.tiles_x;
@@ -97,40 +97,43 @@ inline bool set_tile_backward(LskaTileBackwardPlan& p, const LskaSize& s, bool c
   return p.shared_bytes <= device.shared_bytes && p.grid_y <= kMaxGridYZ && p.grid_z <= kMaxGridYZ;
 }
 
-// What the compiled kernels take, by least squares from what `make profile` counted of them: instructions of
-// a warp, and from these and from what it waits for, the clocks of one by itself.
+// What the compiled kernels take for each part of their work, by least squares from what `make profile`
+// counted of them: a step of a line for each multiply-add and, more, where it adds to sums; each place that
+// is read before a line begins; a line; an output and a staged value of each lane; a warp.
 struct TileBackwardCosts {
-  double tap, with_sums, early, line, output, staged, own;  // instructions
-  double instruction, waits_of_line, element, begin;        // clocks
+  double tap, with_sums, early, line, output, staged, own;
 };
-constexpr TileBackwardCosts kTileBackwardNhwc = {0.72, 29.2, 6.8, 163, 21.3, 0, 791, 1.37, 1130, 53, 1270};
-constexpr TileBackwardCosts kTileBackwardNchw = {1.07, 15.2, 15, 90, 1.3, 3.9, 1133, 0.49, 1820, 113, 860};
+constexpr TileBackwardCosts kNhwcInstructions = {1.14, 0, 13, 154, 31.8, 0, 708};
+constexpr TileBackwardCosts kNhwcClocks = {0, 25.6, 44.6, 709, 154, 0, 1250};
+constexpr TileBackwardCosts kNchwInstructions = {0.79, 13.1, 20, 9.2, 20.8, 8, 1155};
+constexpr TileBackwardCosts kNchwClocks = {0, 7.2, 64.3, 1144, 273, 0, 0};
 
-// Clocks of a tile's block: what its warps have a multiprocessor issue, and what one warp takes if nothing
-// holds it up.
-struct TileBackwardClocks {
-  double issue, alone;
+// Of a tile's block: instructions that its warps have a multiprocessor issue; clocks of the warp with most
+// lines, if nothing holds it up.
+struct TileBackwardWork {
+  double instructions, clocks;
 };
-inline TileBackwardClocks tile_backward_clocks(const LskaTileBackwardPlan& p, const LskaSize& s,
-                                               bool channels_last) {
+inline TileBackwardWork tile_backward_work(const LskaTileBackwardPlan& p, const LskaSize& s,
+                                           bool channels_last) {
   const PublishedPair& k = kPairs[p.pair];
-  const TileBackwardCosts& cost = channels_last ? kTileBackwardNhwc : kTileBackwardNchw;
+  const TileBackwardCosts& instructions = channels_last ? kNhwcInstructions : kNchwInstructions;
+  const TileBackwardCosts& clocks = channels_last ? kNhwcClocks : kNchwClocks;
   const int64_t r0 = k.k0 / 2, r1 = k.k1 / 2 * k.dilation, reach = r0 + r1;
   const int64_t rows = p.tile_rows, cols = p.tile_cols;
   const int64_t map_rows = around(rows, r0, s.H), map_cols = around(cols, reach, s.W);
   const int64_t lanes = p.channels / p.together, warps = p.threads() / kWarp;
-  double of_block = 0, of_thread = 0, turns = 0;
+  TileBackwardWork work = {};
   // `many` lines of a channel, each of `n` steps; a warp takes part in a turn if one of its lanes does.
   const auto lines = [&](int64_t many, int64_t n, bool sums) {
     const int64_t whole = many / p.slots, rest = many - whole * p.slots;
     const int64_t last =
         channels_last ? ceil_div(rest * lanes, kWarp) : std::min(warps, lanes * ceil_div(rest, kWarp));
-    const double fmas = p.together * (sums ? 2 * (k.k0 + k.k1) + k.k0 + 2 : k.k0 + k.k1);
-    const double instructions = double(n) * (cost.tap * fmas + (sums ? cost.with_sums : 0)) +
-                                cost.early * double(2 * r1 + 3 * r0) + cost.line;
-    of_block += double(whole * warps + last) * instructions;
-    of_thread += double(whole + (rest > 0)) * instructions;
-    turns += double(whole + (rest > 0));
+    const double steps = double(n), taps = p.together * (sums ? 2 * (k.k0 + k.k1) + k.k0 + 2 : k.k0 + k.k1);
+    const auto of = [&](const TileBackwardCosts& c) {
+      return steps * (c.tap * taps + (sums ? c.with_sums : 0)) + c.early * double(2 * r1 + 3 * r0) + c.line;
+    };
+    work.instructions += double(whole * warps + last) * of(instructions);
+    work.clocks += double(whole + (rest > 0)) * of(clocks);
   };
   lines(map_rows, around(cols, r1, s.W), false);
   lines(cols, rows + r0, true);
@@ -139,11 +142,12 @@ inline TileBackwardClocks tile_backward_clocks(const LskaTileBackwardPlan& p, co
   const double outputs = double(rows * cols * p.channels) / kWarp;
   const double staged =
       channels_last ? 0 : double((map_rows + around(rows, reach, s.H)) * map_cols * p.channels) / kWarp;
-  const double among_all = cost.output * outputs + cost.staged * staged;
-  of_block += among_all + cost.own * double(warps);
-  of_thread += among_all / double(warps) + cost.own;
-  return {of_block / 4, cost.instruction * of_thread + cost.waits_of_line * turns +
-                            cost.element * (outputs + staged) / double(warps) + cost.begin};
+  const auto of = [&](const TileBackwardCosts& c, double units) {
+    return (c.output * outputs + c.staged * staged) / units + c.own * double(warps) / units;
+  };
+  work.instructions += of(instructions, 1);
+  work.clocks += of(clocks, double(warps));
+  return work;
 }
 
 // Clocks of all blocks, on the multiprocessor that has most of them.
@@ -153,8 +157,9 @@ inline double tile_backward_clocks(const LskaTileBackwardPlan& p, const LskaSize
   const int64_t resident = std::min({(device.shared_bytes + 1024) / (p.shared_bytes + 1024),
                                      65536 / registers, int64_t(1024 / p.threads())});
   const int64_t most = ceil_div(p.grid_x * p.grid_y * p.grid_z, device.multiprocessors);
-  const TileBackwardClocks block = tile_backward_clocks(p, s, channels_last);
-  const double issue = block.issue * double(most), latency = block.alone * double(ceil_div(most, resident));
+  const TileBackwardWork block = tile_backward_work(p, s, channels_last);
+  const double issue = block.instructions / 4 * double(most);
+  const double latency = block.clocks * double(ceil_div(most, resident));
   return std::max(issue, latency) + 0.1 * std::min(issue, latency);
 }
 

@@ -68,20 +68,14 @@ LSKA_DEVICE ChannelPair value_of(const Neighbours<T>& v) {
 }
 LSKA_DEVICE ChannelPair value_of(const ChannelPair& v) { return v; }
 
-template <class T>
-LSKA_DEVICE void load_bias_of(const void* bias, int channel, float& v) {
-  v = load_bias<T>(bias, channel);
-}
-template <class T>
-LSKA_DEVICE void load_bias_of(const void* bias, int channel, ChannelPair& v) {
-  v = {load_bias<T>(bias, channel), load_bias<T>(bias, channel + 1)};
-}
-
 // A pair of convolutions along one line: K0 taps, then K1 taps D apart; of one channel or two.
 template <int K0_, int K1_, int D_>
 struct LskaPair {
   static constexpr int K0 = K0_, K1 = K1_, D = D_, R0 = K0 / 2, R1 = K1 / 2 * D;
-  static constexpr int BODY = (K1 > 13 ? 1 : K1 > 7 ? 2 : 4) * D;  // steps between two shifts of the windows
+  static constexpr int BODY = (K1 > 13             ? 1
+                               : K1 > 7 || K1 == 5 ? 2
+                                                   : 4) *
+                              D;  // steps between two shifts of the windows
   // In channels_last a thread walks along two channels together, where its windows leave room for both.
   static constexpr bool TOGETHER = K1 <= 5;
 };
@@ -89,21 +83,6 @@ template <class P, class V>
 struct LskaPairTaps {
   V w0[P::K0], w1[P::K1];
 };
-
-template <class T, int K>
-LSKA_DEVICE void load_taps_of(const void* weights, int channel, float (&taps)[K]) {
-#pragma unroll
-  for (int i = 0; i < K; ++i)
-    taps[i] = to_float(read_weight(static_cast<const T*>(weights) + int64_t(channel) * K + i));
-}
-template <class T, int K>
-LSKA_DEVICE void load_taps_of(const void* weights, int channel, ChannelPair (&taps)[K]) {
-#pragma unroll
-  for (int i = 0; i < K; ++i) {
-    const T* tap = static_cast<const T*>(weights) + int64_t(channel) * K + i;
-    taps[i] = {to_float(read_weight(tap)), to_float(read_weight(tap + K))};
-  }
-}
 
 // Sums of one thread's lines.
 template <class P, class V>
@@ -120,7 +99,7 @@ struct LskaPairSums {
 template <int BODY, class Cursor>
 struct Bodies {
   Cursor& from;
-  typename Cursor::Raw now[BODY], next[BODY];
+  typename Cursor::Raw next[BODY];
   // Of the next body, whose first place is `inside` places before the map ends.
   LSKA_DEVICE void ask(int inside) {
     if constexpr (Cursor::FAR) {
@@ -133,20 +112,41 @@ struct Bodies {
       }
     }
   }
-  // The next body begins.
-  LSKA_DEVICE void turn() {
+  // The next body begins: `window` gets its values.
+  template <class V>
+  LSKA_DEVICE void turn(V* window) {
     if constexpr (Cursor::FAR) {
 #pragma unroll
-      for (int s = 0; s < BODY; ++s) now[s] = next[s];
+      for (int s = 0; s < BODY; ++s) window[s] = value_of(next[s]);
     }
   }
-  LSKA_DEVICE auto value(int s, bool here) {
-    if constexpr (Cursor::FAR)
-      return value_of(now[s]);
-    else
-      return value_of(from.take(here));
+  // Its next step.
+  template <class V>
+  LSKA_DEVICE void step(V& v, bool here) {
+    if constexpr (!Cursor::FAR) v = value_of(from.take(here));
   }
 };
+
+// The values around a line's first place, BEFORE of them in front of it; the cursor stands at the first of
+// all.
+template <int BEFORE, int ALL, class Cursor, class V>
+LSKA_DEVICE void take_around(Cursor& from, int before, int inside, V (&values)[ALL]) {
+  if (before > 0) {
+#pragma unroll
+    for (int k = 0; k < BEFORE; ++k) values[k] = value_of(from.take(k - BEFORE >= -before));
+  } else {
+    from.skip(BEFORE);
+#pragma unroll
+    for (int k = 0; k < BEFORE; ++k) values[k] = V{};
+  }
+  if (inside >= ALL - BEFORE) {
+#pragma unroll
+    for (int k = BEFORE; k < ALL; ++k) values[k] = value_of(from.take(true));
+  } else {
+#pragma unroll
+    for (int k = BEFORE; k < ALL; ++k) values[k] = value_of(from.take(k - BEFORE < inside));
+  }
+}
 
 // out gets sum over taps of w1 middle[o + ...] for o in [0, n), where middle = w0 in + bias inside of the
 // map. `in` begins at -R0 - R1.
@@ -164,20 +164,10 @@ LSKA_DEVICE void walk_pair(const LskaPairTaps<P, V>& p, int n, int before, int a
     for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], from[i], m);
     return m;
   };
-  const auto take_early = [&](int k) LSKA_INLINE {  // place k - R1 - R0
-    early[k] = value_of(in.take(k - R1 - R0 >= -before && k - R1 - R0 < n + after));
-  };
-#pragma unroll
-  for (int k = 0; k < R1; ++k) early[k] = middle[k] = V{};
-  if (before > 0) {
-#pragma unroll
-    for (int k = 0; k < R1; ++k) take_early(k);
-  } else {
-    in.skip(R1);
-  }
-#pragma unroll
-  for (int k = R1; k < 2 * R1 + 2 * R0; ++k) take_early(k);
+  take_around<R0 + R1>(in, before, n + after, early);
   inputs.ask(n + after - R1 - R0);
+#pragma unroll
+  for (int k = 0; k < R1; ++k) middle[k] = V{};
   if (before > 0) {
 #pragma unroll
     for (int k = 0; k < R1; ++k) middle[k] = k - R1 >= -before ? first(early + k) : V{};
@@ -190,14 +180,14 @@ LSKA_DEVICE void walk_pair(const LskaPairTaps<P, V>& p, int n, int before, int a
 #pragma unroll 1
   for (int at = hidden(0); at < n; at += BODY) {
     const int rest = n - at, map = rest + after - R1;
-    inputs.turn();
+    inputs.turn(a + 2 * R0);
     if (rest > BODY) inputs.ask(map - R0 - BODY);
     const auto body = [&](auto sure) LSKA_INLINE {
       constexpr bool SURE = decltype(sure)::value != 0;
 #pragma unroll
       for (int s = 0; s < BODY; ++s) {
         if (!SURE && s >= rest) break;
-        a[2 * R0 + s] = inputs.value(s, SURE || s + R0 < map);
+        inputs.step(a[2 * R0 + s], SURE || s + R0 < map);
         const V m = first(a + s);
         middle[2 * R1 + s] = SURE || s < map ? m : V{};
         V v{};
@@ -243,6 +233,7 @@ template <bool SUMS, class P, class V, class Gradient, class In, class Out>
 LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, int after, V bias,
                                 LskaPairSums<P, V>& sums, Gradient gradient, In in, Out out) {
   constexpr int K0 = P::K0, K1 = P::K1, D = P::D, R0 = P::R0, R1 = P::R1, BODY = P::BODY;
+  constexpr bool TWICE = K1 <= 13 || Gradient::FAR || In::FAR;  // else registers do not last for both bodies
   Bodies<BODY, Gradient> gradients{gradient};
   Bodies<BODY, In> inputs{in};
   // Of a body that begins at place `at`: g[k] at + k - R1, a[k] at + k - R0, f[k] (between the two) at + k -
@@ -252,14 +243,18 @@ LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, 
   // kept for all lines, in bits.
   n = hidden(n), before = hidden(before);
   after = hidden(min(after, R0 + R1));
+  V around_first[R0 + 2 * R1];
+  take_around<R0 + R1>(gradient, before, n + after, around_first);
 #pragma unroll
-  for (int k = 0; k < R0; ++k) first[k] = value_of(gradient.take(k - R0 - R1 >= -before));
+  for (int k = 0; k < R0; ++k) first[k] = around_first[k];
 #pragma unroll
-  for (int k = 0; k < 2 * R1; ++k) g[k] = value_of(gradient.take(k - R1 >= -before && k - R1 < n + after));
+  for (int k = 0; k < 2 * R1; ++k) g[k] = around_first[R0 + k];
   gradients.ask(n + after - R1);
   if constexpr (SUMS) {
+    V around_in[2 * R0];
+    take_around<R0>(in, before, n + after, around_in);
 #pragma unroll
-    for (int k = 0; k < 2 * R0; ++k) a[k] = value_of(in.take(k - R0 >= -before && k - R0 < n + after));
+    for (int k = 0; k < 2 * R0; ++k) a[k] = around_in[k];
     inputs.ask(n + after - R0);
   }
 #pragma unroll
@@ -278,23 +273,23 @@ LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, 
 #pragma unroll 1
   for (int at = hidden(0); at < n + R0; at += BODY) {
     const int rest = n - at, map = rest + after;
-    gradients.turn();
+    gradients.turn(g + 2 * R1);
     if (rest + R0 > BODY) gradients.ask(map - R1 - BODY);
     if constexpr (SUMS) {
-      inputs.turn();
+      inputs.turn(a + 2 * R0);
       if (rest > BODY) inputs.ask(map - R0 - BODY);
     }
     const auto body = [&](auto sure) LSKA_INLINE {
       constexpr bool SURE = decltype(sure)::value != 0;
 #pragma unroll
       for (int s = 0; s < BODY; ++s) {
-        g[2 * R1 + s] = gradients.value(s, SURE || s + R1 < map);
+        gradients.step(g[2 * R1 + s], SURE || s + R1 < map);
         V v{};
 #pragma unroll
         for (int i = 0; i < K1; ++i) v = multiply_add(p.w1[i], g[s + 2 * R1 - i * D], v);
         if (SURE || s < rest) {
           if constexpr (SUMS) {
-            a[2 * R0 + s] = inputs.value(s, SURE || s + R0 < map);
+            inputs.step(a[2 * R0 + s], SURE || s + R0 < map);
             V m = bias;
 #pragma unroll
             for (int i = 0; i < K0; ++i) m = multiply_add(p.w0[i], a[s + i], m);
@@ -319,7 +314,7 @@ LSKA_DEVICE void walk_pair_back(const LskaPairTaps<P, V>& p, int n, int before, 
         if (s >= R0 || at > 0) out.put(o);
       }
     };
-    if (BODY <= rest && (Gradient::FAR ? 0 : BODY + R1) <= map && (SUMS ? BODY + R0 : 0) <= map)
+    if (TWICE && BODY <= rest && (Gradient::FAR ? 0 : BODY + R1) <= map && (SUMS ? BODY + R0 : 0) <= map)
       body(Constant<1>{});
     else
       body(Constant<0>{});
@@ -339,15 +334,15 @@ template <class T, class V>
 struct GlobalCursor {
   static constexpr bool FAR = true;
   using Raw = Stored<T, V>;
-  const T* map;
-  uint32_t offset, step, bytes;
+  const T* p;
+  int step;
   LSKA_DEVICE Raw take(bool here) {
     Raw v{};
-    if (here) v = read_stored(reinterpret_cast<const Raw*>(element_of(map, offset, bytes)));
-    offset += step;
+    if (here) v = read_stored(reinterpret_cast<const Raw*>(p));
+    p += step;
     return v;
   }
-  LSKA_DEVICE void skip(int places) { offset += uint32_t(places) * step; }
+  LSKA_DEVICE void skip(int places) { p += places * step; }
 };
 template <class T, class V>
 struct SharedCursor {

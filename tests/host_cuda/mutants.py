@@ -409,8 +409,8 @@ BACKWARD_TILES = [
     Mutant(
         "backward tiles: no barrier between columns and the last rows",
         BACK,
-        "  barrier();\n\n  load_taps_of<T>(a.weights.h0, channel, pair.w0);",
-        "  load_taps_of<T>(a.weights.h0, channel, pair.w0);",
+        "  barrier();\n\n  load_pair(0);",
+        "  load_pair(0);",
     ),
     Mutant(
         "backward tiles: columns beside the tile count as its own",
@@ -423,6 +423,36 @@ BACKWARD_TILES = [
         BACK,
         "const int from = max(0, -shift - tile.left)",
         "const int from = max(0, -shift)",
+    ),
+    Mutant(
+        "backward tiles: the next body's inputs asked for one body too far",
+        WALK_BACK,
+        "inputs.ask(map - R0 - BODY);\n    const auto",
+        "inputs.ask(map - R0);\n    const auto",
+    ),
+    Mutant(
+        "backward tiles: a body without tests goes beyond the map",
+        WALK_BACK,
+        "BODY + (In::FAR ? 0 : R0) <= map",
+        "0 <= map",
+    ),
+    Mutant(
+        "backward tiles: a line begins one place late",
+        WALK_BACK,
+        "from.take(k - BEFORE >= -before)",
+        "from.take(k - BEFORE > -before)",
+    ),
+    Mutant(
+        "backward tiles: the columns with the rows' taps",
+        BACK,
+        "  load_pair(2);",
+        "  load_pair(0);",
+    ),
+    Mutant(
+        "backward tiles: one bias for four channels",
+        BACK,
+        "bias[j][LAST ? i : 0]",
+        "bias[j][0]",
     ),
     Mutant(
         "backward tiles: slots of a channel lost",

@@ -348,7 +348,11 @@ def _predecessors(blocks):
 
 def _loops(blocks):
     """{first block: last one} of the code between a branch back and where it leads."""
-    return {head: max(back) for head, of in _predecessors(blocks).items() if (back := [n for n in of if n >= head])}
+    return {
+        head: max(back)
+        for head, of in _predecessors(blocks).items()
+        if (back := [n for n in of if n >= head])
+    }
 
 
 def _uses(i):
