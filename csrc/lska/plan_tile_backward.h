@@ -50,7 +50,7 @@ inline int tile_backward_together(int pair, bool channels_last) {
 
 // Of a thread at most, on every architecture; tests/test_cuda_build.py compares.
 inline int tile_backward_registers(int pair, bool channels_last) {
-  return channels_last || kPairs[pair].k1 > 5 ? 168 : 120;
+  return channels_last || kPairs[pair].k1 > 5 ? 168 : 128;
 }
 
 // The tile's shared memory and threads; false where they do not fit.
