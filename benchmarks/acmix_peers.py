@@ -23,6 +23,7 @@ def cached_position(problem):
     For inference the offsets p_i - p_j are kept as they are added; for training, where conv_p changes with
     every step, those of the coordinates, which conv_p maps to the same offsets.
     """
+    _no_autocast(problem)
     m, x = problem.module, problem.x
     H, W = x.shape[2:]
     window = (m.kernel_att, m.stride, m.dilation)
@@ -65,6 +66,7 @@ def flex_attention(problem):
     m, x = problem.module, problem.x
     H, W = x.shape[2:]
     reach = m.kernel_att // 2
+    _no_autocast(problem)
     _takes(problem, reach)
     from torch.nn.attention import flex_attention as flex
 
@@ -103,6 +105,11 @@ def flex_attention(problem):
     return problem, lambda x: attend(*project(x))
 
 
+def _no_autocast(problem):
+    if problem.row.train:
+        raise Declined("autocast would round its positions; see the acmix_fwd_bwd rows")
+
+
 def _takes(problem, reach):
     """Declined where FlexAttention, or what is written here with it, does not compute the row."""
     m, x = problem.module, problem.x
@@ -130,6 +137,7 @@ def natten(problem):
         from natten.functional import na2d
     except ImportError:
         raise Declined("natten is not installed; pip install natten") from None
+    _no_autocast(problem)
     m = problem.module
     if m.stride != 1:
         raise Declined("written for stride 1, which the benchmark runs")

@@ -20,7 +20,7 @@ from lska_ops.testing.problems import ratios, solve
 
 # How often plain PyTorch rounds a value to its dtype on the way to a result; ours, see
 # lska_ops.testing.lska.roundings. ACmix's bound follows the steps by itself.
-STAGES = {"lska_cascade_fwd": 4, "lska_fwd": 6, "lska_fwd_bwd": 6}
+STAGES = {"lska_cascade_fwd": 4, "lska_fwd": 6, "lska_fwd_bwd": 6, "lska_train": 6}
 
 
 MOST = 1 << 27  # values of all windows of one map: a gigabyte in float64
@@ -41,6 +41,8 @@ class Gate:
         self.images, self.batch = images_judged(problem, most), len(problem.x)
         if self.images < self.batch:
             problem = problem.last(self.images)
+        if problem.row.train:
+            problem = problem.like(dtype=problem.x.dtype)  # weights as autocast hands them over
         self.problem, self.row, self.names = problem, problem.row, problem.names()
         self.acmix = {}  # {ours: {name: (value, what may be lost)}}, once somebody asks
         if self.row.op == "lska":
@@ -83,6 +85,8 @@ class Gate:
         results = self._of_judged(results)
         if results is None:
             return "an image that is not judged", float("inf")
+        if self.row.train:  # gradients of float32 weights come from 16 bits
+            results = [*results[:2], *(t.to(self.problem.x.dtype) for t in results[2:])]
         judge = self._acmix if self.row.op == "acmix" else self._lska
         found = dict(zip(self.names, judge(results, ours), strict=True))
         if self.row.op == "acmix" and ours:

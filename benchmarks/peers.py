@@ -16,7 +16,9 @@ from lska_ops import _backends
 
 
 def eager(problem):
-    return problem, problem.plain
+    """NCHW, where training is measured too."""
+    own = problem.like(memory_format=torch.contiguous_format) if problem.row.train else problem
+    return own, own.plain
 
 
 def channels_last(problem):
@@ -25,7 +27,7 @@ def channels_last(problem):
 
 
 def compiled(problem):
-    """torch.compile of the reference, NCHW, static shapes, whole graph; compiled by its first call."""
+    """torch.compile of the reference, static shapes, whole graph; compiled by its first call."""
     import torch._inductor.config
 
     torch._dynamo.reset()
@@ -37,6 +39,8 @@ def compiled(problem):
 def compiled_max(problem):
     """The same with its kernels chosen by measurement; a CUDA graph's replay of it is graph_ms."""
     row = problem.row
+    if row.train:
+        raise Declined(f"measured in {row.op}_fwd_bwd alone, for its compile time")
     if row.op == "lska" and row.k != AUTOTUNED_K:
         raise Declined(f"measured at k = {AUTOTUNED_K} alone, for its compile time")
     if row.op == "acmix" and row.B != AUTOTUNED_B:
@@ -59,7 +63,7 @@ def ours(name):
             def function(x):
                 return lska_ops.lska(x, *pairs, dilation=dilation, backend=name)
 
-        _ask(name, function, problem.x)
+        _ask(name, function, problem)
         return problem, cascade_by(name, problem) if row.kind == "lska_cascade_fwd" else function
 
     return provider
@@ -76,11 +80,11 @@ def cascade_by(name, problem):
     return lambda x: op(x, *flat, problem.module.conv_spatial_h.dilation[1])
 
 
-def _ask(name, function, x):
+def _ask(name, function, problem):
     """Declined with the backend's own sentence, where it does not take this call."""
     try:
-        with torch.inference_mode():
-            function(x)
+        with torch.inference_mode(), problem.autocast():
+            function(problem.x)
     except RuntimeError as error:
         _, declined, reason = str(error).partition(f"backend {name!r} declined: ")
         if declined:

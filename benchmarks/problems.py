@@ -1,5 +1,6 @@
 """The rows of the benchmarks, and their inputs; peers.py has who computes them."""
 
+import contextlib
 import copy
 import itertools
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from lska_ops.testing import CASES, Case
 class Row(NamedTuple):
     """One line of work: what is computed (named like the registered ops), where, for how many images."""
 
-    kind: str  # lska_cascade_fwd, lska_fwd, lska_fwd_bwd, acmix_fwd or acmix_fwd_bwd
+    kind: str  # lska_cascade_fwd, lska_fwd, lska_fwd_bwd, lska_train, acmix_fwd, acmix_fwd_bwd or acmix_train
     case: Case
     B: int
     k: int  # LSKA's receptive field, ACmix's window
@@ -31,7 +32,12 @@ class Row(NamedTuple):
 
     @property
     def backward(self):
-        return self.kind.endswith("bwd")
+        return self.kind.endswith("bwd") or self.train
+
+    @property
+    def train(self):
+        """Forward and backward as in training: weights of float32 under autocast, maps in channels_last."""
+        return self.kind.endswith("_train")
 
 
 _BY_ID = {case.id: case for case in CASES}
@@ -55,6 +61,7 @@ ROWS = {
 }
 YOLO11X = tuple(_BY_ID[f"yolo11x_p{level}"] for level in (3, 4, 5))
 KINDS = {"lska": ("lska_cascade_fwd", "lska_fwd", "lska_fwd_bwd"), "acmix": ("acmix_fwd", "acmix_fwd_bwd")}
+TRAIN = {op: (f"{op}_train",) for op in KINDS}
 # Within a group the middle, then the ends.
 SIZES_ON_GPU = {"lska": (AUTOTUNED_K, 53, 7), "acmix": (7,)}
 
@@ -62,8 +69,10 @@ SIZES_ON_GPU = {"lska": (AUTOTUNED_K, 53, 7), "acmix": (7,)}
 def rows_on_gpu():
     """The rows on a GPU with their dtypes, the most wanted first: what a time budget cuts is the tail.
 
-    In each group the two ops take turns, so that neither's rows stand behind all of the other's.
+    Training comes before all else: float16, channels_last, under autocast. In each group the two ops take
+    turns, so that neither's rows stand behind all of the other's.
     """
+    training = [(TRAIN, cases, 16, "fp16") for cases in (YOLO11N, YOLO11X)]
     wanted = [  # cases, B, dtype
         (YOLO11N, 16, "fp16"), (YOLO11N, 1, "fp16"), (YOLO11X, 16, "fp16"), (YOLO11N, 16, "bf16"),
         (YOLO11N, 16, "fp32"), (YOLO11N, 64, "fp16"), (YOLO11X, 1, "fp16"), (YOLO11X, 64, "fp16"),
@@ -73,15 +82,15 @@ def rows_on_gpu():
     ]  # fmt: skip
     return tuple(
         (row, dtype)
-        for cases, B, dtype in wanted
-        for turn in itertools.zip_longest(*(_group(op, cases, B) for op in KINDS))
+        for kinds, cases, B, dtype in [*training, *((KINDS, *group) for group in wanted)]
+        for turn in itertools.zip_longest(*(_group(op, kinds[op], cases, B) for op in KINDS))
         for row in turn
         if row
     )
 
 
-def _group(op, cases, B):
-    return [Row(kind, case, B, k) for k in SIZES_ON_GPU[op] for kind in KINDS[op] for case in cases]
+def _group(op, kinds, cases, B):
+    return [Row(kind, case, B, k) for k in SIZES_ON_GPU[op] for kind in kinds for case in cases]
 
 
 # One of each kind, none of the large ones: that the benchmark runs, not how fast anything is.
@@ -109,6 +118,9 @@ class Problem:
         self.module = module.to(device, dtype)
         self.x = torch.randn(shape).to(device, dtype).requires_grad_(row.backward)
         self.grad_y = torch.randn(shape).to(device, dtype)
+        if row.train:
+            vars(self).update(vars(self.like(memory_format=torch.channels_last)))
+            self.module.float()  # numbers that autocast does not round: the truth is that of rounded inputs
 
     def like(self, **to):
         """The same values as another dtype or in another memory format."""
@@ -117,6 +129,12 @@ class Problem:
         other.x = self.x.detach().to(**to).requires_grad_(self.row.backward)
         other.grad_y = self.grad_y.to(**to)
         return other
+
+    def autocast(self):
+        """What its functions are called in."""
+        device, dtype = self.x.device.type, self.x.dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        return torch.autocast(device, dtype) if self.row.train and half else contextlib.nullcontext()
 
     def last(self, images):
         """Its last images alone, with the very same weights."""
@@ -139,6 +157,8 @@ class Problem:
     def plain(self, x):
         """The reference on PyTorch's own convolutions, as a model without this package computes it."""
         m = self.module
+        if self.row.op == "acmix" and self.row.train:  # as published, autocast would round the positions
+            return lska_ops.acmix(x, *self.pairs(), m.rate1, m.rate2, **self.options(), backend="reference")
         if self.row.op == "acmix":
             convs = (m.conv1, m.conv2, m.conv3, m._position, m.fc, m.dep_conv)
             # As published, which makes the position map anew in each call.
@@ -160,7 +180,8 @@ class Problem:
         inputs = (self.x, *self.module.parameters())
 
         def run():
-            y = function(self.x)
+            with self.autocast():
+                y = function(self.x)
             # Whose positions are coordinates' differences has no use for conv_p's bias: its gradient is zero.
             grads = torch.autograd.grad(y, inputs, self.grad_y, allow_unused=True, materialize_grads=True)
             return (y, *grads)

@@ -33,8 +33,10 @@ WORK = {
     "lska_cascade_fwd": "LSKA cascade, forward",
     "lska_fwd": "LSKA, forward",
     "lska_fwd_bwd": "LSKA, forward + backward",
+    "lska_train": "LSKA, forward + backward, autocast, channels_last",
     "acmix_fwd": "ACmix, forward",
     "acmix_fwd_bwd": "ACmix, forward + backward",
+    "acmix_train": "ACmix, forward + backward, autocast, channels_last",
 }
 
 

@@ -152,9 +152,10 @@ def measure(problem, rounds, seconds, turn):
         run, line = runs[name], lines[name]
         line["peak_bytes"] = peak_bytes(run, problem.x.device)
         if problem.row.backward:
-            line["saved_bytes"] = saved_bytes(
-                lambda own=own, function=function: function(own.x), own.module.parameters()
-            )
+            with own.autocast():
+                line["saved_bytes"] = saved_bytes(
+                    lambda own=own, function=function: function(own.x), own.module.parameters()
+                )
     gc.collect()
     return list(lines.values())
 

@@ -15,7 +15,7 @@ import torch
 from gate import Gate
 from goals import GOALS, METRICS, reached
 from peers import PYTORCH, Declined, eager, ours
-from problems import QUICK, ROWS, Problem, Row
+from problems import QUICK, ROWS, Problem, Row, rows_on_gpu
 from provenance import run_of
 
 from lska_ops import _backends
@@ -25,6 +25,7 @@ from lska_ops.testing import CASES, KERNEL_SIZES, Case
 CPU = torch.device("cpu")
 TINY = Case("tiny", 8, 9, 7)
 KINDS = ("lska_cascade_fwd", "lska_fwd", "lska_fwd_bwd", "acmix_fwd", "acmix_fwd_bwd")
+TRAINING = ("lska_train", "acmix_train")  # on a GPU alone
 
 
 def tiny(kind, dtype=torch.float32):
@@ -32,7 +33,7 @@ def tiny(kind, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *TRAINING])
 def test_benchmarks_gate_accepts_pytorch(kind, dtype):
     problem = tiny(kind, dtype)
     gate = Gate(problem)
@@ -40,6 +41,22 @@ def test_benchmarks_gate_accepts_pytorch(kind, dtype):
         own, function = PYTORCH[name](problem)
         worst, ratio = gate.worst(own.runner(function)())
         assert ratio <= 1, f"{name}: {worst}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", TRAINING)
+def test_benchmarks_training_by_ours_is_judged(kind, dtype):
+    """Under autocast: maps in 16 bits, weights and their gradients in float32."""
+    problem = tiny(kind, dtype)
+    try:
+        own, function = ours("cpu")(problem)
+    except Declined as reason:
+        pytest.skip(f"cpu: {reason}")
+    results = own.runner(function)()
+    assert [t.dtype for t in results] == [dtype] * 2 + [torch.float32] * (len(results) - 2)
+    worst, ratio = Gate(problem).worst(results, "cpu")
+    assert ratio <= 1, worst
+    assert not own.x.is_contiguous() and eager(problem)[0].x.is_contiguous()
 
 
 def forgets_dilation(problem):
@@ -81,7 +98,7 @@ def test_benchmarks_backend_of_ours(kind, monkeypatch):
         provider(problem)
 
 
-@pytest.mark.parametrize("kind", ["lska_fwd_bwd", "acmix_fwd_bwd"])
+@pytest.mark.parametrize("kind", ["lska_fwd_bwd", "acmix_fwd_bwd", *TRAINING])
 def test_benchmarks_gate_rejects_each_result(kind):
     problem = tiny(kind)
     gate, results = Gate(problem), problem.runner(problem.plain)()
@@ -235,7 +252,8 @@ def test_benchmarks_quick_is_a_part_with_valid_problems(op):
 def test_benchmarks_tables_agree():
     every = [row for rows in ROWS.values() for row in rows]
     assert len({row.id for row in every}) == len(every) and {row.id for row in every} >= set(QUICK)
-    assert {row.kind for row in every} == set(KINDS) == set(report.WORK)
+    assert {row.kind for row in every} == set(KINDS) == set(report.WORK) - set(TRAINING)
+    assert {row.kind for row, _ in rows_on_gpu()} == set(report.WORK)
     assert len({case.id for case in CASES}) == len(CASES) and {7, 23, 53} <= set(KERNEL_SIZES)
     for goal in GOALS:
         assert goal.metric in METRICS

@@ -274,7 +274,10 @@ def test_gpu_rows_one_that_fails_takes_no_other_along():
 def test_gpu_rows_are_those_promised_the_most_wanted_first():
     rows = rows_on_gpu()
     lska, acmix = 3 * 6 * 3 * 3 * 3, 2 * 6 * 3 * 3  # kinds, cases, B, dtypes, LSKA's sizes
-    assert len({gpu_rows.name_of(*item) for item in rows}) == len(rows) == lska + acmix
+    training = 6 * 3 + 6
+    assert len({gpu_rows.name_of(*item) for item in rows}) == len(rows) == training + lska + acmix
+    assert all(r.train == (n < training) for n, (r, _) in enumerate(rows))
+    rows = rows[training:]
     first = rows[: 27 + 6]
     assert {(r.B, d) for r, d in first} == {(16, "fp16")} and {r.case.id for r, _ in first} == set(goals.N)
     assert [r.op for r, _ in first[:12]] == ["lska", "acmix"] * 6  # neither waits for the other
@@ -285,6 +288,31 @@ def test_gpu_rows_are_those_promised_the_most_wanted_first():
                     r for r, d in rows if (r.kind, r.case.id, d) == (goal.kind, case, dtype) and r.B in goal.B
                 ]
                 assert len(found) == (3 if goal.kind.startswith("lska") else 1) * len(goal.B), goal.text
+
+
+def test_gpu_rows_training_comes_first():
+    """What a run that is cut off leaves: float16 in channels_last under autocast, forward and backward."""
+    rows = rows_on_gpu()
+    first = rows[: 9 + 3]
+    assert {(r.B, d) for r, d in first} == {(16, "fp16")} and {r.case.id for r, _ in first} == set(goals.N)
+    assert [r.op for r, _ in first[:6]] == ["lska", "acmix"] * 3
+    assert [r.k for r, _ in first if r.op == "lska"] == [23] * 3 + [53] * 3 + [7] * 3
+    for row, dtype in first:
+        small = row._replace(case=Case("tiny", 4, 5, 6), B=2)
+        problem = Problem(small, suite.DTYPES[dtype], torch.device("cpu"))
+        maps = (problem.x, problem.grad_y)
+        assert row.backward and all(t.is_contiguous(memory_format=torch.channels_last) for t in maps)
+        assert not any(t.is_contiguous() for t in maps)
+        assert {p.dtype for p in problem.module.parameters()} == {torch.float32}
+        seen = []
+
+        def function(x, problem=problem, seen=seen):
+            seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), x.dtype))
+            return problem.plain(x)
+
+        y, *grads = problem.runner(function)()
+        assert seen == [(True, torch.float16, torch.float16)] and y.dtype == torch.float16
+        assert len(grads) == len(problem.names()) - 1
 
 
 def test_gpu_rows_can_be_made(tmp_path):
@@ -464,7 +492,8 @@ def test_gpu_goals(capsys):
 
 
 def test_gpu_rows_in_the_readme_carry_their_date(tmp_path):
-    rows = [row for row, dtype in rows_on_gpu()[:9] if row.case.id == "yolo11n_p4"]
+    rows = [row for row, _ in rows_on_gpu() if not row.train][:9]
+    rows = [row for row in rows if row.case.id == "yolo11n_p4"]
     folder = tmp_path / report.slug(FACTS)
     assert folder.name == "made-up-gpu-sm-90"
     for row in rows:
