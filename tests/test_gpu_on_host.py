@@ -59,6 +59,12 @@ def test_gpu_on_host_acmix(on_host, dtype):
     test_gpu_acmix.test_gpu_acmix_answers_in_channels_last(dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "f16", "bf16"])
+def test_gpu_on_host_lska_takes_any_layout(on_host, dtype):
+    for layout in test_gpu_lska.LAYOUTS:
+        test_gpu_lska.test_gpu_takes_any_layout(layout, dtype)
+
+
 def test_gpu_on_host_acmix_whatever_the_dtype(on_host):
     test_gpu_acmix.test_gpu_acmix_writes_every_element_and_leaves_inputs_alone()
     test_gpu_acmix.test_gpu_acmix_passes_nan_on_like_pytorch()
