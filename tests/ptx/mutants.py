@@ -25,7 +25,8 @@ from seeded import ROOT, Mutant  # noqa: E402
 
 FORWARD_AND_BACKWARD = "tests/test_ptx_lska.py -k within_bound[t4-{}-channels_last]"
 F16, BF16 = (FORWARD_AND_BACKWARD.format(dtype) for dtype in ("f16", "bf16"))
-PORTABLE = "common/portable.cuh"
+BANDS = "tests/test_ptx_bands.py -k within_bound"
+PORTABLE, WARP = "common/portable.cuh", "common/warp.cuh"
 DEVICE = [
     Mutant(
         "device: shuffle of half a warp",
@@ -48,6 +49,42 @@ DEVICE = [
         "return __uint_as_float(uint32_t(v.bits) << 15);",
         BF16,
     ),
+    Mutant(
+        "device: mma: an f16 fragment's rows where columns are",
+        WARP,
+        "f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}",
+        "f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %6, %5, %7}",
+        BANDS,
+    ),
+    Mutant(
+        "device: mma: a bf16 fragment's rows where columns are",
+        WARP,
+        "f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}",
+        "f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %6, %5, %7}",
+        BANDS,
+    ),
+    Mutant(
+        "device: cp.async: no wait",
+        PORTABLE,
+        'asm volatile("cp.async.wait_all;" : : : "memory");',
+        "",
+        BANDS,
+    ),
+    Mutant(
+        "device: half2: lanes exchanged",
+        WARP,
+        "__floats2half2_rn(first, second)",
+        "__floats2half2_rn(second, first)",
+        BANDS,
+    ),
+    Mutant(
+        "device: bfloat162: lanes exchanged",
+        WARP,
+        "__floats2bfloat162_rn(first, second)",
+        "__floats2bfloat162_rn(second, first)",
+        BANDS,
+    ),
+    Mutant("device: movmatrix: not turned", WARP, "return turned;", "return pair;", BANDS),
 ]
 
 
