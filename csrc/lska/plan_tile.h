@@ -105,8 +105,8 @@ inline double walked(const LskaForwardShape& k, int64_t length, int64_t tile, in
 }
 
 // Fills in what it takes to run `p.tile` with kernel k; false if it does not fit. Cost: what a multiprocessor
-// executes for each output of its share, more where it has few warps, and `dearer` by what is read in vain.
-inline bool judge(LskaForwardPlan& p, const LskaForwardShape& k, const LskaSize& s, double dearer,
+// executes for each output of its share, more where it has few warps.
+inline bool judge(LskaForwardPlan& p, const LskaForwardShape& k, const LskaSize& s, bool channels_last,
                   int64_t row_items, int64_t column_items, const GpuLimits& device) {
   if (p.shared_bytes > device.shared_bytes || p.grid_x > kMaxGrid || p.grid_y > kMaxGridYZ ||
       p.grid_z > kMaxGridYZ)
@@ -120,10 +120,12 @@ inline bool judge(LskaForwardPlan& p, const LskaForwardShape& k, const LskaSize&
   const double down = (walked(k, s.H, p.tile.rows, k.down) + overhead) * cols_again;
   const int64_t blocks = p.grid_x * p.grid_y * p.grid_z;
   const double reads = rows_again * double(all_tiles(s.W, p.tile.cols, k.reach())) / double(s.W);
-  // Blocks are not divided: the multiprocessor with most of them takes longest. With none for some, the
-  // others have few warps, too.
+  // Blocks are not divided: the multiprocessor with most of them takes longest. In channels_last, where tiles
+  // of few channels read halves of sectors, multiprocessors without a block count alone.
   const double all = double(device.multiprocessors) / double(blocks);
-  const double idle = double(ceil_div(blocks, device.multiprocessors)) * all * std::max(1.0, all);
+  const double most = channels_last ? 1 : double(ceil_div(blocks, device.multiprocessors)) * all;
+  const double idle = std::max(most, 1.0) * std::max(1.0, all) * (channels_last ? std::max(1.0, all) : 1);
+  const double sectors = channels_last ? 1 + 0.15 * (3 - p.tile.pair_bits) : 1;  // not filled
   // Of a multiprocessor's shared memory and registers; a block's share of it is a kilobyte less.
   const int64_t by_shared = (device.shared_bytes + 1024) / (p.shared_bytes + 1024);
   for (int threads = 128; threads <= k.threads; threads += kWarp) {
@@ -137,7 +139,7 @@ inline bool judge(LskaForwardPlan& p, const LskaForwardShape& k, const LskaSize&
     };
     const double cost =
         (12 * reads + across * (0.8 + 0.2 * turns(row_items)) + down * (0.8 + 0.2 * turns(column_items))) *
-        idle * dearer * (1 + std::max(0.0, 16 - warps) / 24);
+        idle * sectors * (1 + std::max(0.0, 16 - warps) / 24);
     if (cost < p.cost) {
       p.cost = cost;
       p.threads = threads;
@@ -156,8 +158,8 @@ inline void tiles_of(LskaForwardPlan& p, const LskaSize& s, int64_t rows, int64_
 
 inline int64_t taps_and_biases(const LskaForwardShape& k) { return 2 * (k.k0 + k.k1 + 2); }
 
-inline void tile_of_channels(LskaForwardPlan& best, int shape, const LskaSize& s, int64_t element,
-                             int64_t rows, int pair_bits, const GpuLimits& device) {
+inline void tile_of_channels(LskaForwardPlan& best, int shape, const LskaSize& s, int64_t rows, int pair_bits,
+                             const GpuLimits& device) {
   const LskaForwardShape& k = kForwardNhwc[shape];
   LskaForwardPlan p;
   p.shape = shape;
@@ -167,9 +169,7 @@ inline void tile_of_channels(LskaForwardPlan& best, int shape, const LskaSize& s
   p.grid_z = s.B;
   const int64_t region = std::min(s.H, rows + 2 * k.reach()), pitch = odd(k.across) * k.channels;
   p.shared_bytes = 4 * ((taps_and_biases(k) + k.across) * (k.channels + 2) + region * pitch);
-  const double of_sector = double(2 << pair_bits) * double(element) / 32;
-  const double dearer = 1 + 0.5 * std::max(0., -std::log2(of_sector));
-  if (judge(p, k, s, dearer, region << pair_bits, (rows / k.down * k.step * k.across) << pair_bits, device) &&
+  if (judge(p, k, s, true, region << pair_bits, (rows / k.down * k.step * k.across) << pair_bits, device) &&
       p.cost < best.cost)
     best = p;
 }
@@ -197,7 +197,8 @@ inline void tile_of_planes(LskaForwardPlan& best, int shape, const LskaSize& s, 
   const int64_t map = round_up(lines * t.map_pitch, 2) * 8;
   const int64_t of_taps = round_up(planes * odd(taps_and_biases(k)), 4) * 4 + planes * cols * 4;
   p.shared_bytes = of_taps + map + lines * t.x_pitch * kForwardChunk * element;
-  if (judge(p, k, s, 1, lines * (cols / k.across), planes * parts * (cols / 2), device) && p.cost < best.cost)
+  if (judge(p, k, s, false, lines * (cols / k.across), planes * parts * (cols / 2), device) &&
+      p.cost < best.cost)
     best = p;
 }
 
@@ -217,7 +218,7 @@ inline LskaForwardPlan lska_plan_tiles(const LskaSize& s, bool channels_last, in
     for (int64_t rows = k.down; rows <= std::min<int64_t>(s.H, 160); rows += k.down) {
       if (channels_last) {
         for (int pair_bits = k.channels == 8 ? 2 : 3; pair_bits > 0; --pair_bits)
-          lska_plan::tile_of_channels(best, shape, s, element, rows, pair_bits, device);
+          lska_plan::tile_of_channels(best, shape, s, rows, pair_bits, device);
         continue;
       }
       for (int64_t cols = k.across; cols <= std::min<int64_t>(s.W, 160); cols += k.across)
