@@ -150,6 +150,13 @@ PYBIND11_MODULE(_plan, m) {
       py::arg("dilation"), py::arg("shared_bytes"), py::arg("multiprocessors"),
       py::arg("channels_last") = false);
   m.def(
+      "resident_blocks",
+      [](int64_t threads, int64_t registers, int64_t shared, int64_t shared_bytes, int64_t arch) {
+        return lska_ops::resident_blocks({shared_bytes, 1, 0, arch}, threads, registers, shared);
+      },
+      "Blocks that a multiprocessor holds at once; csrc/common/gpu.h.", py::arg("threads"),
+      py::arg("registers"), py::arg("shared"), py::arg("shared_bytes"), py::arg("arch"));
+  m.def(
       "lska_tiles",
       [](int64_t B, int64_t C, int64_t H, int64_t W, int64_t k0, int64_t k1, int64_t dilation,
          bool channels_last, int64_t element, int64_t shared_bytes, int64_t multiprocessors) {

@@ -111,6 +111,34 @@ def test_host_cuda_bands_scale_with_x(bands):
         assert torch.equal(bands(x * 2.0**exponent, parts, 3), s * 2.0**exponent)
 
 
+@pytest.mark.parametrize("dtype, ratios", [("f16", (1e6, 1e7, 1e8)), ("bf16", (1e4, 1e6, 1e7, 1e8, 1e12))])
+def test_host_cuda_bands_keep_what_is_small_beside_one_large_pixel(bands, dtype, ratios):
+    x = torch.randn(B, 1, 80, 80, generator=torch.Generator().manual_seed(1))
+    parts = [t if t is None else (t / t.numel()).to(DTYPES[dtype]) for t in depthwise(1, 5, 11, bias=False)]
+    for times in ratios:
+        y = (x * (6e4 / times)).to(DTYPES[dtype])
+        y[3, 0, 41, 29] = 6e4
+        assert ratio(bands(y, parts, 3), y, parts, 3) <= 1, times
+
+
+@pytest.mark.parametrize("of_x, of_taps", [(-60, -20), (-90, -10), (20, -45), (90, 10), (100, 15)])
+def test_host_cuda_bands_take_all_that_bfloat16_holds(bands, of_x, of_taps):
+    """Or find that nothing of it holds the result."""
+    x = torch.randn(B, 1, 50, 48, generator=torch.Generator().manual_seed(0)).bfloat16() * 2.0**of_x
+    parts = depthwise(1, 5, 11, torch.bfloat16, bias=False)
+    for n in (2, 6):  # the vertical taps
+        parts[n] = parts[n] * 2.0**of_taps
+    s, theirs = (
+        bands(x, parts, 3),
+        reference(x.double(), [None if t is None else t.double() for t in parts], 3),
+    )
+    largest = torch.finfo(torch.bfloat16).max
+    assert not s.isfinite()[theirs.abs() > 1.01 * largest].any()
+    if theirs.abs().max() < largest:
+        assert ratio(s, x, parts, 3) <= 1
+    assert (theirs.abs().max() < largest) == (of_x < 100)
+
+
 def test_host_cuda_bands_repeat_bit_by_bit_on_any_schedule(bands):
     for seed in range(430_000, 430_003):
         x, parts, dilation = problem(seed)

@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+from ptx.gpus import GPUS
 
 from lska_ops import _compiled
 from lska_ops.acmix.compiled import too_much
@@ -140,9 +141,11 @@ def test_plan_published_maps_stay_in_shared_memory(capability):
 def draw_tiles(choice):
     """Sizes that tiles may serve, and some that they must not."""
     k0, k1, d = choice.choice(PUBLISHED_SPLITS) if choice.random() < 0.9 else (5, 5, 2)
-    largest = choice.choice((20, 40, 90, 400, 3000))
+    largest = choice.choice((20, 40, 90, 400, 3000, 2**30 - 1))
     H, W = (choice.choice((20, 40, 80, choice.randint(1, largest))) for _ in range(2))
     B, C = choice.choice((1, 3, 16, 300, 70_000)), choice.choice((2, 3, 16, 24, 64, 256, 768))
+    if B * C * H * W >= 2**62:  # no map has as many bytes
+        B = H = 1
     return dict(B=B, C=C, H=H, W=W, k0=k0, k1=k1, dilation=d, channels_last=choice.random() < 0.5)
 
 
@@ -165,6 +168,24 @@ def check_tiles(size, plan, shared_bytes):
     # n / d without a division is exact only for n d < 2^32.
     lines = plan["planes"] * min(H, rows + 52)
     assert lines * (cols // plan["across"] + 1) * lines < 2**32 and plan["planes"] * cols * cols < 2**32
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_plan_holds_as_many_blocks_as_the_profile_says(gpu):
+    for warps, registers, shared in itertools.product(
+        range(4, 33), range(64, 256, 8), range(0, 40 << 10, 1000)
+    ):
+        if warps * registers > 65536 // 32:
+            continue
+        threads = 32 * warps
+        given = dict(shared_bytes=gpu.block_shared << 10, arch=gpu.arch)
+        found = _plan.resident_blocks(threads, registers, shared, **given)
+        exact = gpu.resident(threads, registers, shared)[0]
+        assert found == min(exact, 1024 // threads if gpu.arch == 75 else 1536 // threads), (
+            threads,
+            registers,
+            shared,
+        )
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -292,6 +313,17 @@ def test_plan_acmix_computes_both_halves_at_once_where_it_can(capability):
         assert plan["fits"] and plan["regular"], size
 
 
+def check_backward_tiles(size, plan, shared):
+    B, C, H, W = (size[name] for name in "BCHW")
+    groups, tiles, images = plan["grid"]
+    assert images == B and plan["parts"] == tiles * B
+    assert (groups - 1) * plan["channels"] < C <= groups * plan["channels"]
+    down = tiles // plan["tiles_x"]
+    assert (down - 1) * plan["rows"] < H <= down * plan["rows"]
+    assert (plan["tiles_x"] - 1) * plan["cols"] < W <= plan["tiles_x"] * plan["cols"]
+    assert plan["shared_bytes"] <= shared and 0 < plan["threads"] <= 384 and plan["threads"] % 32 == 0
+
+
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize(
     "shared, multiprocessors", [(227 << 10, 132), (163 << 10, 108), (99 << 10, 28), (64 << 10, 40)]
@@ -308,12 +340,38 @@ def test_plan_backward_tiles_cover_the_map_and_fit(shared, multiprocessors, chan
         plan = _plan.lska_tiles_backward(**size, **limits, element=element)
         said = f"_plan.lska_tiles_backward(**{size}, **{limits}, element={element}) = {plan}"
         assert plan, said
-        groups, tiles, images = plan["grid"]
-        assert images == B and plan["parts"] == tiles * B, said
-        assert (groups - 1) * plan["channels"] < C <= groups * plan["channels"], said
-        down = tiles // plan["tiles_x"]
-        assert (down - 1) * plan["rows"] < H <= down * plan["rows"], said
-        assert (plan["tiles_x"] - 1) * plan["cols"] < W <= plan["tiles_x"] * plan["cols"], said
-        assert plan["shared_bytes"] <= shared and 0 < plan["threads"] <= 384 and plan["threads"] % 32 == 0, (
-            said
+        try:
+            check_backward_tiles(size, plan, shared)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{said}") from None
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_plan_backward_tiles_of_any_map_fit(part):
+    """The largest maps, which no tile serves, too."""
+    choice, serving = random.Random(part), 0
+    for _ in range(100):
+        size, element = draw_tiles(choice), choice.choice((2, 4))
+        shared, multiprocessors = DEVICES[choice.choice(list(DEVICES))]
+        limits = dict(shared_bytes=shared, multiprocessors=multiprocessors)
+        plan = _plan.lska_tiles_backward(**size, **limits, element=element)
+        if plan is None:
+            continue
+        serving += 1
+        try:
+            check_backward_tiles(size, plan, shared)
+        except AssertionError as error:
+            raise AssertionError(
+                f"{error}\n_plan.lska_tiles_backward(**{size}, **{limits}, element={element}) = {plan}"
+            ) from None
+    assert serving > 20
+    for H, W, channels_last in (
+        (2000, 540_000, False),
+        (540_000, 2000, False),
+        (2**30 - 1, 2, False),
+        (1, 2**27, True),
+    ):
+        size = dict(B=1, C=2 if channels_last else 1, H=H, W=W, k0=5, k1=7, dilation=3)
+        _plan.lska_tiles_backward(
+            **size, channels_last=channels_last, shared_bytes=227 << 10, multiprocessors=132, element=2
         )

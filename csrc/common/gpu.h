@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include <algorithm>
+
 namespace lska_ops {
 
 constexpr int kMaxThreads = 1024;
@@ -18,5 +20,16 @@ struct GpuLimits {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Blocks that a multiprocessor holds at once: registers are handed out to four warps together, 256 at a time;
+// from 8.0 on a block takes a kilobyte of shared memory more than it asks for, and may have all but one.
+inline int64_t resident_blocks(const GpuLimits& device, int64_t threads, int64_t registers,
+                               int64_t shared_bytes) {
+  const int64_t warps = threads / kWarp, system = device.arch == 75 ? 0 : 1024;
+  const int64_t by_registers = 65536 / round_up(registers * kWarp, 256) / 4 * 4 / warps;
+  const int64_t by_shared =
+      (device.shared_bytes + system) / (round_up(shared_bytes, device.arch == 75 ? 256 : 128) + system);
+  return std::min({by_registers, by_shared, (device.arch == 75 ? 1024 : 1536) / threads});
+}
 
 }  // namespace lska_ops

@@ -20,11 +20,6 @@
 #endif
 // For kernels whose shared memory leaves room for few blocks: no register is saved for more.
 #define LSKA_KERNEL_FEW_BLOCKS(threads) __global__ void __launch_bounds__(threads, 1)
-#if defined(__CUDA_ARCH__)
-#define LSKA_ARCH __CUDA_ARCH__
-#else
-#define LSKA_ARCH 0
-#endif
 // For lambdas, which a call would send to the stack with what they hold.
 #define LSKA_INLINE __attribute__((always_inline))
 #else
@@ -37,7 +32,6 @@
 #define LSKA_BOTH inline
 #define LSKA_KERNEL(threads) inline void
 #define LSKA_KERNEL_FEW_BLOCKS(threads) inline void
-#define LSKA_ARCH 0
 #define LSKA_INLINE
 #endif
 
@@ -321,8 +315,10 @@ template <class Arguments>
 bool runs_on_tensor_cores(void (*kernel)(Arguments)) {
 #if defined(__CUDACC__)
   cudaFuncAttributes found{};
-  return cudaFuncGetAttributes(&found, reinterpret_cast<const void*>(kernel)) == cudaSuccess &&
-         found.ptxVersion == 80;
+  if (cudaFuncGetAttributes(&found, reinterpret_cast<const void*>(kernel)) == cudaSuccess)
+    return found.ptxVersion == 80;
+  cudaGetLastError();  // or the next launch would be told
+  return false;
 #else
   (void)kernel;
   return true;
@@ -342,7 +338,10 @@ const char* launch(void (*kernel)(Arguments), LaunchGrid grid, int threads, int6
   if (shared_bytes > 48 << 10) {  // more has to be asked for
     const cudaError_t error = cudaFuncSetAttribute(
         reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(most_shared));
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // or whoever asks next would be told again
+      return cudaGetErrorString(error);
+    }
   }
   kernel<<<dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)), threads, size_t(shared_bytes),
            static_cast<cudaStream_t>(stream)>>>(arguments);

@@ -39,7 +39,7 @@ struct TapSums {
 };
 
 // The gradients of taps Begin to K: sum over r in [from, to) of g[r] line(first + (r + t - K/2) d), where
-// that lies in the line. Nine at a time: more would not stay in registers.
+// that lies in the line. Seven at a time: more would not stay in registers.
 template <int K, int Begin = 0>
 LSKA_DEVICE void correlate_run(const Line& line, const float (&g)[kRun], int from, int to, int first, int d,
                                const TapSums& out) {

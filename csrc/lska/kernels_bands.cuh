@@ -128,6 +128,7 @@ LSKA_DEVICE void for_each_number(const F& f) {
 template <class T>
 struct BandsWarp {
   static constexpr int P = kParts<T>, KH = kBandsProducts, TILES = kBandsTiles, PAIRS = TILES / 2;
+  static constexpr float kSmall = 1.f / 128;  // 2^-25 of it is as good as float32's 2^-18
   uint32_t h[KH][P][4];
   float sums[PAIRS][2][4];                 // columns', of 8 rows each
   uint32_t high[PAIRS][4], low[PAIRS][4];  // the same, scaled, in two parts
@@ -177,24 +178,29 @@ struct BandsWarp {
     }
   }
 
-  // Splits them, scaled so that their largest magnitude is below 2^11; says by which power of two, or that
-  // there is something that is not finite.
-  LSKA_DEVICE bool split(int& exponent) {
+  // Splits them, scaled so that their largest magnitude is below 2^15; says by which power of two, at most
+  // `most_exponent`, and whether that holds them all: what is not finite it does not, nor what lies so far
+  // below the largest, as only bfloat16 can, that its second part is lost. A few numbers by themselves are so
+  // small where positive and negative ones meet; a column that is so has four in each of its lanes.
+  LSKA_DEVICE bool split(int most_exponent, int& exponent) {
     float most = 0.f;
 #pragma unroll
     for (int i = 0; i < PAIRS * 8; ++i) most = max_magnitude(most, sums[i / 8][i / 4 % 2][i % 4]);
     const uint32_t bits = warp_max(bits_of(most));
-    exponent = min(137 - int(bits >> 23), 100);
+    exponent = min(min(141 - int(bits >> 23), 100), most_exponent);
     const float scale = power_of_two(exponent);
+    int small = 0;
 #pragma unroll
     for (int i = 0; i < PAIRS * 4; ++i) {
       const float* pair = &sums[i / 4][i / 2 % 2][i % 2 * 2];
       const float first = pair[0] * scale, second = pair[1] * scale;
+      if constexpr (P == 3)
+        small += (first != 0.f && fabsf(first) < kSmall) + (second != 0.f && fabsf(second) < kSmall);
       const uint32_t rounded = pack<Half>(first, second);
       high[i / 4][i % 4] = rounded;
       low[i / 4][i % 4] = pack<Half>(first - first_of<Half>(rounded), second - second_of<Half>(rounded));
     }
-    return bits < 0x7f800000u;
+    return bits < 0x7f800000u && (P < 3 || warp_max(uint32_t(small)) < 4);
   }
 
   // sum = columns' V^T for eight rows, twice, whose matrices of V are at `words` for this lane.
@@ -269,19 +275,21 @@ lska_cascade_fwd_bands_kernel(const LskaBandsArguments a) {
       bands.columns(2 * (p.lane % 8 * a.pitch + 16 * p.warp + 8 * (p.lane / 8)), 16 * a.pitch,
                     a.x_bytes + 512 * p.warp * kBandsProducts * kParts<T> + 16 * p.lane);
     }
-    int exponent;
-    const bool all_finite = bands.split(exponent);
-    barrier();
+    // Of both scales of the weights; the product of all is a float's power of two, or all is exact.
     const Bits16Bytes numbers = read_weight(reinterpret_cast<const Bits16Bytes*>(table));
-    const bool finite = all_finite && numbers.words[2] != 0;
-    const float scale = power_of_two(max(-exponent - int(numbers.words[0] + numbers.words[1]), -126));
+    const int of_weights = int(numbers.words[0] + numbers.words[1]);
+    int exponent;
+    const bool held = bands.split(126 - of_weights, exponent);
+    barrier();
+    const bool by_products = held && numbers.words[2] != 0 && -exponent - of_weights <= 127;
+    const float scale = power_of_two(-exponent - of_weights);
     const BandsLane now;
     const int column = 16 * now.warp + 2 * now.t, out = 2 * (now.g * a.pitch + BEFORE + column);
     const int row_bias = a.x_bytes + 4 * (at.row_bias - at.h) + 16 * now.t;
     const int words = a.x_bytes + 4 * (at.v - at.h) + 16 * now.lane;
     const uint32_t* column_bias = table + at.column_bias + 16 * now.warp + now.g;
     const float across[2] = {float_of(read_weight(column_bias)), float_of(read_weight(column_bias + 8))};
-    if (!finite) {
+    if (!by_products) {
       put_exact_outputs<T>(a, static_cast<const T*>(a.x) + plane(image), BEFORE);
     } else {
       for_each_number<TILES / 2>([&](auto constant) LSKA_INLINE {

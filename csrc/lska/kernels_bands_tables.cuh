@@ -36,7 +36,7 @@ constexpr int kBandsProductsBefore = bands_products_before(TILE, K);
 template <class T>
 LSKA_BOTH LskaBandTables lska_band_tables(int W) {
   LskaBandTables t{};
-  t.column_bias = 4;  // behind the exponents of both scales, and whether all weights are finite
+  t.column_bias = 4;  // behind the exponents of both scales, and whether the tables hold all weights
   t.h = t.column_bias + (W + 15) / 16 * 16;
   t.row_bias = t.h + (W + 15) / 16 * kBandsProducts * kParts<T> * 128;
   t.v = t.row_bias + 16 * kBandsTiles;
@@ -58,6 +58,7 @@ struct BandTaps {
   float *w0, *w1, *spread, *composed, *magnitudes;
   int used0, used1, d, near, far, length;
 
+  LSKA_DEVICE int composed_taps() const { return 2 * (near + far) + 1; }
   LSKA_DEVICE void prepare() {
     for (int i = thread_index(); i <= 2 * (near + far); i += thread_count()) {
       float sum = 0.f, magnitude = 0.f;
@@ -114,13 +115,21 @@ struct BandTaps {
 };
 
 #if LSKA_ON_TENSOR_CORES
+// The largest magnitude of `count` floats, or a NaN.
+LSKA_DEVICE float largest(const float* from, int count) {
+  float most = 0.f;
+  for (int i = thread_index() % 32; i < count; i += 32) most = max_magnitude(most, from[i]);
+  return float_of(warp_max(bits_of(most)));
+}
 // The power of two that brings a band's largest entry, wherever it is cut off, below 2^14.
 LSKA_DEVICE int band_exponent(const BandTaps& taps) {
-  float most = 0.f;
-  for (int i = thread_index() % 32; i <= 2 * (taps.near + taps.far); i += 32)
-    most = max_magnitude(most, taps.magnitudes[i]);
-  const int exponent = int(warp_max(bits_of(most)) >> 23);
-  return exponent == 0 ? 0 : min(13 - (exponent - 127), 60);
+  const int exponent = int(bits_of(largest(taps.magnitudes, taps.composed_taps())) >> 23);
+  return exponent == 0 ? 0 : min(13 - (exponent - 127), 100);
+}
+// Whether composed taps are too small for that, though taps are not.
+LSKA_DEVICE bool vanishes(const BandTaps& taps) {
+  return largest(taps.magnitudes, taps.composed_taps()) < 6e-27f && largest(taps.w0, taps.used0) > 0.f &&
+         largest(taps.w1, taps.used1) > 0.f;  // 2^-87
 }
 #endif
 
@@ -167,16 +176,17 @@ lska_band_tables_kernel(const LskaBandTableArguments a) {
   const auto bias = [&](const void* p) { return p ? load(static_cast<const T*>(p) + c) : 0.f; };
   const float h0 = bias(a.weights.h0_bias), h1 = bias(a.weights.h1_bias), v0 = bias(a.weights.v0_bias),
               v1 = bias(a.weights.v1_bias);
-  // An entry is NaN or infinite if a tap is; and so is a sum of biases, made of magnitudes.
+  // An entry is NaN or infinite if a tap is; and so is a sum of biases, made of magnitudes. Then, and where
+  // taps vanish, the channel is computed by the definition.
   if (first < 32) {
     float most = fabsf(h0) + fabsf(h1) + fabsf(v0) + fabsf(v1);
-    for (int i = first; i <= 2 * (h.near + h.far); i += 32) most = max_magnitude(most, h.magnitudes[i]);
-    for (int i = first; i <= 2 * (v.near + v.far); i += 32) most = max_magnitude(most, v.magnitudes[i]);
-    const bool finite = warp_max(bits_of(most)) < 0x7f800000u;
+    most = max_magnitude(most, largest(h.magnitudes, h.composed_taps()));
+    most = max_magnitude(most, largest(v.magnitudes, v.composed_taps()));
+    const bool held = bits_of(most) < 0x7f800000u && !vanishes(h) && !vanishes(v);
     if (first < 4)
       write_global(table + first, first == 0   ? uint32_t(h_exponent)
                                   : first == 1 ? uint32_t(v_exponent)
-                                               : uint32_t(finite));
+                                               : uint32_t(held));
   }
 
   for (int i = first; i < 8 * kBandsTiles; i += step) {

@@ -173,17 +173,25 @@ lska_gate_bwd_kernel(const LskaGateArguments a) {
 }
 
 struct LskaSum {
-  void* out;      // [rows, k] of T; null: not wanted
+  void* out;      // [rows, k] of T
   int offset, k;  // its place in a row of sums
 };
 
-struct LskaSumsArguments {
+// Sums over `count` parts, by the launch's blocks from first_block on.
+struct LskaSums {
   const void* parts;  // [count, rows, width] of float, or of T
-  int64_t rows;
+  int64_t rows, first_block;
   int count, width;
   int split;  // threads that share an element's parts
   bool parts_float;
-  LskaSum sums[8];
+  int outs_count;
+  LskaSum outs[8];
+};
+
+constexpr int kMostSums = 3;  // of the taps and their biases, of conv1's bias, of conv1's weight
+struct LskaSumsArguments {
+  int count;
+  LskaSums of[kMostSums];
 };
 
 // `split` threads own one element of the gradients. Each adds every split-th of its parts, in their order;
@@ -191,28 +199,32 @@ struct LskaSumsArguments {
 template <class T>
 LSKA_KERNEL(256)
 lska_sums_kernel(const LskaSumsArguments a) {
-  const int mine = thread_count() / a.split, nth = thread_index() / mine,
+  int which = 0;
+#pragma unroll
+  for (int i = 1; i < kMostSums; ++i)
+    if (i < a.count && block_x() >= a.of[i].first_block) which = i;
+  const LskaSums& sums = a.of[which];
+  const int mine = thread_count() / sums.split, nth = thread_index() / mine,
             at_here = thread_index() - nth * mine;
-  const int64_t n = a.rows * a.width, i = block_x() * mine + at_here;
+  const int64_t n = sums.rows * sums.width, i = (block_x() - sums.first_block) * mine + at_here;
   float sum = 0.f;
   if (i < n) {
-#pragma unroll 4
-    for (int part = nth; part < a.count; part += a.split)
-      sum += load_either<T>(a.parts, part * n + i, a.parts_float);
+#pragma unroll 8
+    for (int part = nth; part < sums.count; part += sums.split)
+      sum += load_either<T>(sums.parts, part * n + i, sums.parts_float);
   }
-  if (a.split > 1) {
+  if (sums.split > 1) {
     float* const shared = shared_floats();
     shared[thread_index()] = sum;
     barrier();
-    for (int w = 1; nth == 0 && w < a.split; ++w) sum += shared[w * mine + at_here];
+    for (int w = 1; nth == 0 && w < sums.split; ++w) sum += shared[w * mine + at_here];
   }
   if (nth > 0 || i >= n) return;
-  const int64_t row = divided(i, a.width);
-  const int at = int(i - row * a.width);
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const LskaSum s = a.sums[j];
-    if (!s.out || at < s.offset || at >= s.offset + s.k) continue;
+  const int64_t row = divided(i, sums.width);
+  const int at = int(i - row * sums.width);
+  for (int j = 0; j < sums.outs_count; ++j) {
+    const LskaSum& s = sums.outs[j];
+    if (at < s.offset || at >= s.offset + s.k) continue;
     store(static_cast<T*>(s.out) + row * s.k + at - s.offset, sum);
   }
 }

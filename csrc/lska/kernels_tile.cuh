@@ -50,7 +50,7 @@ LSKA_DEVICE void stage_taps(const LskaWeightPointers& w, int first, int count, i
   using Taps = TileTaps<K0, K1>;
   const int warp = thread_index() / kWarp, which = warp % 4;
   const int t = warp / 4 * kWarp + thread_index() % kWarp, threads = thread_count() / (4 * kWarp) * kWarp;
-  if (threads == 0 || t >= threads) return;
+  if (t >= threads) return;
   if (which < 2)
     stage_taps<T, K0>(which ? w.v0 : w.h0, which ? w.v0_bias : w.h0_bias, first, count, C, t, threads,
                       [&](int i, int n, float v) { put(i, (which ? Taps::V0 : Taps::H0) + n, v); });

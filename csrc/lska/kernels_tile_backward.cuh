@@ -130,9 +130,8 @@ LSKA_DEVICE void stage_rows(const T* from, int64_t plane, int W, int channels, i
         [&](int j) LSKA_INLINE { keep_neighbours(read[j], kept[j]); });
   };
   constexpr int MOST = kVector<T>;
-  const uint32_t together = uint32_t(W) | uint32_t(cols) | uint32_t(plane) |
-                            uint32_t(reinterpret_cast<uintptr_t>(from) / sizeof(T)) |
-                            uint32_t(channels > 1 ? plane : 0);
+  const uint32_t together =
+      uint32_t(W) | uint32_t(cols) | uint32_t(reinterpret_cast<uintptr_t>(from) / sizeof(T));
   if (together % MOST == 0) return copy(Constant<MOST>{});
   if (together % (MOST / 2) == 0) return copy(Constant<MOST / 2>{});
   if (MOST > 4 && together % (MOST / 4) == 0) return copy(Constant<(MOST > 4 ? MOST / 4 : 1)>{});

@@ -113,24 +113,16 @@ LSKA_DEVICE void columns_of_pairs(const LskaTileForwardArguments& a, const TileP
   }
 }
 
-// As if for this many threads: 128 registers are enough for short walks of k 53 where ptxas does not spill,
-// and let a multiprocessor hold two blocks of 256 threads.
-template <int K1, int DOWN, bool WHOLE, int THREADS>
-constexpr int kBound =
-    K1 > 13 && WHOLE&& DOWN < 80 && LSKA_ARCH >= 800 && LSKA_ARCH / 100 != 10 && LSKA_ARCH / 100 != 11
-        ? 512
-        : THREADS;
-
 // A block owns tile.rows x ACROSS pixels of 2^(pair_bits + 1) channels of one image, CHANNELS at most;
 // columns are walked in parts of DOWN rows, or WHOLE, by residue of the dilation if STEP is D. Reads x with
 // the halo its taps reach, keeps a float for each pixel of the tile and of the rows above and below, writes
 // s. It is reference.cascade.
 template <class T, int K0, int K1, int D, int CHANNELS, int ACROSS, int DOWN, int STEP, bool WHOLE,
           int THREADS>
-LSKA_KERNEL_FEW_BLOCKS((kBound<K1, DOWN, WHOLE, THREADS>))
+LSKA_KERNEL_FEW_BLOCKS(THREADS)
 lska_tile_fwd_nhwc_kernel(const LskaTileForwardArguments a) {
   using Taps = TileTaps<K0, K1>;
-  constexpr int AHEAD = kBound<K1, DOWN, WHOLE, THREADS> > THREADS ? sizeof(T) / 4 : K1 > 3 ? 2 : 8;
+  constexpr int AHEAD = K1 > 3 ? 2 : 8;
   const TilePlace p = place_of(a, K0 / 2 + K1 / 2 * D);
   float* taps = shared_floats();
   float* constants = taps + Taps::COUNT * kTapPitch<CHANNELS>;  // [ACROSS, kTapPitch]

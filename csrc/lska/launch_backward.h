@@ -91,24 +91,40 @@ struct CascadeBackward {
   }
 };
 
-// outs = the sum of parts [count, rows, width], of float or of x's dtype, rounded once; in their order.
-inline void add_up(const Call& call, const Tensor& parts, int64_t count, int64_t rows, int64_t width,
-                   const std::vector<LskaSum>& outs) {
-  const int64_t n = rows * width;
-  const int split = lska_split_sums(n, count, call.device.limits);
-  LskaSumsArguments a{parts.const_data_ptr(),
-                      rows,
-                      int(count),
-                      int(width),
-                      split,
-                      parts.scalar_type() == ScalarType::Float,
-                      {}};
-  std::copy(outs.begin(), outs.end(), a.sums);
-  with_dtype(call.type, [&](auto t) {
-    call.start(lska_sums_kernel<typename decltype(t)::type>, {ceil_div(n * split, 256), 1, 1}, 256,
-               split > 1 ? 256 * 4 : 0, a);
-  });
-}
+// The last sums of a call, which one launch takes.
+class LastSums {
+ public:
+  explicit LastSums(const Call& call) : call(call) {}
+
+  // outs = the sum of parts [count, rows, width], of float or of x's dtype, rounded once; in their order.
+  void add(const Tensor& parts, int64_t count, int64_t rows, int64_t width,
+           const std::vector<LskaSum>& outs) {
+    const int64_t n = rows * width;
+    LskaSums& s = arguments.of[arguments.count++];
+    s.parts = parts.const_data_ptr();
+    s.rows = rows;
+    s.first_block = blocks;
+    s.count = int(count);
+    s.width = int(width);
+    s.split = lska_split_sums(n, count, call.device.limits);
+    s.parts_float = parts.scalar_type() == ScalarType::Float;
+    s.outs_count = int(outs.size());
+    std::copy(outs.begin(), outs.end(), s.outs);
+    blocks += ceil_div(n * s.split, 256);
+    if (s.split > 1) shared_bytes = 256 * 4;
+  }
+
+  void start() const {
+    with_dtype(call.type, [&](auto t) {
+      call.start(lska_sums_kernel<typename decltype(t)::type>, {blocks, 1, 1}, 256, shared_bytes, arguments);
+    });
+  }
+
+ private:
+  const Call& call;
+  LskaSumsArguments arguments{};
+  int64_t blocks = 0, shared_bytes = 0;
+};
 
 // conv1's gradient, from part `first` on: in NCHW a part of each image; in channels_last one of all pixels.
 inline void conv1_gradient(const Call& call, const Tensor& grad_product, const Tensor& s, int64_t count,
@@ -219,10 +235,12 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
     tap_at += p.parts * C * backward.width;
     conv1_gradient(call, grad_product, s, count, conv1_parts, call.channels_last ? first / at_once : first);
   }
-  add_up(call, tap_parts, parts, C, backward.width, tap_sums);
-  add_up(call, bias_parts, bias_count, C, 1, {{grad_conv1_bias.mutable_data_ptr(), 0, 1}});
+  LastSums sums(call);
+  sums.add(tap_parts, parts, C, backward.width, tap_sums);
+  sums.add(bias_parts, bias_count, C, 1, {{grad_conv1_bias.mutable_data_ptr(), 0, 1}});
   if (conv1_count > 1)
-    add_up(call, conv1_parts, conv1_count, C, C, {{grad_conv1.mutable_data_ptr(), 0, int(C)}});
+    sums.add(conv1_parts, conv1_count, C, C, {{grad_conv1.mutable_data_ptr(), 0, int(C)}});
+  sums.start();
   return all();
 }
 

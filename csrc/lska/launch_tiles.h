@@ -2,18 +2,48 @@
 #pragma once
 
 #include "csrc/common/gpu_launch.h"
+#include "csrc/common/remembered.h"
 #include "csrc/lska/tiles.h"
 
 namespace lska_ops::lska_cuda {
 
-// s of `count` images from x, if a tile kernel serves. Call has the call's sizes, layout, weights and device.
+// Call has the call's sizes, layout, weights and device.
+template <class Call>
+LskaForwardPlan plan_tiles(const Call& call, int64_t count) {
+  const LskaSize size = call.of_images(count);
+  const int64_t element = int64_t(call.x.element_size());
+  return remembered(lska_plan_key(size, element, call.device.limits), [&] {
+    return lska_plan_tiles(size, call.channels_last, element, call.device.limits);
+  });
+}
+
+// How many images at a time: `most`, or in up to twice as many goes fewer, where blocks are then shared out
+// more evenly.
+template <class Call>
+int64_t images_by_tiles(const Call& call, int64_t most) {
+  const int64_t B = call.size.B, goes = ceil_div(B, most);
+  if (!call.channels_last || goes == 1) return most;
+  const auto cost = [&](int64_t at_once) {
+    const int64_t rest = B % at_once, whole = B - rest;
+    return plan_tiles(call, at_once).cost * double(whole) +
+           (rest ? plan_tiles(call, rest).cost * double(rest) : 0);
+  };
+  int64_t best = most;
+  double least = 0.9 * cost(most);
+  for (int64_t n = goes + 1; n <= 2 * goes; ++n) {
+    const int64_t at_once = ceil_div(B, n);
+    if (const double c = cost(at_once); c < least) best = at_once, least = c;
+  }
+  return best;
+}
+
+// s of `count` images from x, if a tile kernel serves.
 template <class Call>
 bool cascade_by_tiles(const Call& call, const void* x, int64_t count, void* s) {
   const int64_t element = int64_t(call.x.element_size());
   const uintptr_t unit = uintptr_t(element) * (call.channels_last ? 2 : kForwardChunk);
   if ((reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(s)) % unit) return false;
-  const LskaForwardPlan p =
-      lska_plan_tiles(call.of_images(count), call.channels_last, element, call.device.limits);
+  const LskaForwardPlan p = plan_tiles(call, count);
   if (p.shape < 0) return false;
   const LskaTileForwardArguments a{x, s, call.weights, call.map(count), p.tile};
   gpu::with_dtype(call.type, [&](auto t) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "csrc/common/gpu_launch.h"
+#include "csrc/common/remembered.h"
 #include "csrc/lska/tiles_backward.h"
 
 namespace lska_ops::lska_cuda {
@@ -9,10 +10,13 @@ namespace lska_ops::lska_cuda {
 // The plan for `count` images; serves() says whether a tile kernel does.
 template <class Call>
 LskaTileBackwardPlan plan_tiles_backward(const Call& call, int64_t count) {
-  const uintptr_t pair = 2 * uintptr_t(call.x.element_size());  // of channels, read together
-  if (call.channels_last && reinterpret_cast<uintptr_t>(call.x.const_data_ptr()) % pair) return {};
-  return lska_plan_tile_backward(call.of_images(count), call.channels_last, int64_t(call.x.element_size()),
-                                 call.device.limits);
+  const LskaSize size = call.of_images(count);
+  const int64_t element = int64_t(call.x.element_size());
+  const LskaTileBackwardPlan p = remembered(lska_plan_key(size, element, call.device.limits), [&] {
+    return lska_plan_tile_backward(size, call.channels_last, element, call.device.limits);
+  });
+  const uintptr_t unit = uintptr_t(p.together * element);
+  return reinterpret_cast<uintptr_t>(call.x.const_data_ptr()) % unit ? LskaTileBackwardPlan{} : p;
 }
 
 template <class Call>

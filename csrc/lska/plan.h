@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include <algorithm>
+#include <array>
 
 #include "csrc/common/gpu.h"
 
@@ -26,6 +27,11 @@ struct LskaSize {
   bool channels_last = false;            // how its maps lie in memory
   int64_t planes() const { return B * C; }
 };
+// All that a plan depends on; for remembered().
+inline std::array<int64_t, 13> lska_plan_key(const LskaSize& s, int64_t element, const GpuLimits& device) {
+  return {s.B, s.C, s.H, s.W, s.k0, s.k1, s.dilation, s.channels_last, element,
+          device.shared_bytes, device.multiprocessors, device.cache_bytes, device.arch};
+}
 
 // One of the four convolutions along its axis, without the taps that reach no pixel however they are placed.
 struct LskaStage {
@@ -53,7 +59,6 @@ struct LskaPlan {
   int pitch = 0;              // floats between rows: odd, so that a column of rows falls into different banks
   int threads_per_plane = 0;  // backward: whole warps, which reduce one plane's sums
   int step = 0;               // stream: rows that enter at a time
-  int64_t blocks() const { return grid_x * grid_y * grid_z; }
 };
 
 namespace lska_plan {
@@ -300,28 +305,42 @@ inline LskaGatePlan lska_plan_gate(const LskaSize& s, const GpuLimits& device, i
   return p;
 }
 
+namespace lska_plan {
+
+// Rounds of a block in channels_last, of which `columns` groups of channels have `rounds` each. What a block
+// does besides is worth four rounds' instructions; it waits as long as sixteen before its first round, and for
+// four in each.
+inline int64_t gate_rounds(int64_t columns, int64_t rounds, const GpuLimits& device) {
+  int64_t best = 1, least = 0;
+  for (int64_t of_one = 1; of_one <= std::min<int64_t>(rounds, 16); ++of_one) {
+    const int64_t busiest = ceil_div(columns * ceil_div(rounds, of_one), device.multiprocessors);
+    const int64_t cost = std::max(busiest * (4 + of_one), ceil_div(busiest, 6) * (16 + 4 * of_one));
+    if (least && cost >= least) continue;
+    best = of_one;
+    least = cost;
+  }
+  return best;
+}
+
+}  // namespace lska_plan
+
 inline LskaGatePlan lska_plan_gate_backward(const LskaSize& s, const GpuLimits& device, int64_t element,
                                             bool aligned) {
   LskaGatePlan p;
   const int64_t n = 16 / element, pixels = s.H * s.W;
   p.vectors = aligned && (!s.channels_last || s.C % n == 0);
-  int64_t at_once,
-      rounds;    // pixels of one round of a block or warp; rounds of all, if they had one part each
-  int64_t most;  // blocks or warps that run at once
+  int64_t at_once, of_one;  // pixels of one round of a block or warp; its rounds
   if (s.channels_last) {
     const int64_t all = p.vectors ? s.C / n : s.C;
     p.groups = int(ceil_div(all, kWarp));
     p.across = int(ceil_div(all, p.groups));
     p.rows = kGateThreads / p.across;
     at_once = p.rows;
-    most = 4 * device.multiprocessors;
-    rounds = s.B * p.groups * ceil_div(pixels, at_once);
+    of_one = lska_plan::gate_rounds(s.B * p.groups, ceil_div(pixels, at_once), device);
   } else {
     at_once = kWarp * n;
-    most = 32 * device.multiprocessors;
-    rounds = s.planes() * ceil_div(pixels, at_once);
+    of_one = std::clamp<int64_t>(s.planes() * ceil_div(pixels, at_once) / (32 * device.multiprocessors), 1, 16);
   }
-  const int64_t of_one = std::clamp<int64_t>(rounds / most, 1, 16);  // rounds
   const int64_t limit = s.channels_last ? kMaxGridYZ : std::max<int64_t>(1, kMaxGrid / s.planes());
   p.parts = std::min(ceil_div(ceil_div(pixels, at_once), of_one), limit);
   p.pixels = round_up(ceil_div(pixels, p.parts), at_once);

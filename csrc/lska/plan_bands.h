@@ -57,8 +57,7 @@ inline LskaBandsPlan lska_plan_bands(const LskaSize& s, bool bfloat16, int64_t a
   const int parts = bfloat16 ? 3 : 2;
   p.shared_bytes = p.x_bytes + 64 * kBandsTiles +
                    int64_t(512) * (p.warps * kBandsProducts * parts + bands_products_before(kBandsTiles));
-  const int64_t by_memory = device.shared_bytes / (p.shared_bytes + 1024), by_registers = 12 / p.warps;
-  const int64_t resident = std::min(by_memory, by_registers);
+  const int64_t resident = resident_blocks(device, kWarp * p.warps, 168, p.shared_bytes);
   if (resident * p.warps < 8) return p;
   // A block reads the matrices once for its images: as many as it takes for all blocks to be there at once.
   p.images = 1;

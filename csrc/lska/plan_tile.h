@@ -40,7 +40,7 @@ struct LskaForwardShape {
   int registers() const {  // about
     if (k1 <= (channels ? 5 : 7)) return channels ? 88 : 80;
     if (channels == 0 && k1 <= 13) return 96;
-    return threads > 384 || (k1 > 13 && whole && down < 80) ? 128 : 168;
+    return threads > 384 ? 128 : 168;
   }
   int64_t reach0() const { return k0 / 2; }
   int64_t reach1() const { return k1 / 2 * dilation; }
@@ -120,18 +120,16 @@ inline bool judge(LskaForwardPlan& p, const LskaForwardShape& k, const LskaSize&
   const double down = (walked(k, s.H, p.tile.rows, k.down) + overhead) * cols_again;
   const int64_t blocks = p.grid_x * p.grid_y * p.grid_z;
   const double reads = rows_again * double(all_tiles(s.W, p.tile.cols, k.reach())) / double(s.W);
-  // Blocks are not divided: the multiprocessor with most of them takes longest. In channels_last, where tiles
-  // of few channels read halves of sectors, multiprocessors without a block count alone.
+  // Blocks are not divided: the multiprocessor with most of them takes longest. Of a single image, which
+  // somebody waits for, every one shall have some.
   const double all = double(device.multiprocessors) / double(blocks);
-  const double most = channels_last ? 1 : double(ceil_div(blocks, device.multiprocessors)) * all;
-  const double idle = std::max(most, 1.0) * std::max(1.0, all) * (channels_last ? std::max(1.0, all) : 1);
-  const double sectors = channels_last ? 1 + 0.15 * (3 - p.tile.pair_bits) : 1;  // not filled
-  // Of a multiprocessor's shared memory and registers; a block's share of it is a kilobyte less.
-  const int64_t by_shared = (device.shared_bytes + 1024) / (p.shared_bytes + 1024);
+  const double most = double(ceil_div(blocks, device.multiprocessors)) * all;
+  const double idle = s.B == 1 ? most * std::max(1.0, all * all) : most;
+  // Channels that do not fill a sector cost more than their instructions.
+  const double sectors = channels_last ? 1 + 0.4 * (3 - p.tile.pair_bits) : 1;
   for (int threads = 128; threads <= k.threads; threads += kWarp) {
-    const int64_t by_registers = 65536 / (int64_t(k.registers()) * threads);
-    const int64_t resident = std::min(
-        {by_shared, by_registers, int64_t(1024 / threads), ceil_div(blocks, device.multiprocessors)});
+    const int64_t resident = std::min(resident_blocks(device, threads, k.registers(), p.shared_bytes),
+                                      ceil_div(blocks, device.multiprocessors));
     if (resident == 0) continue;
     const double warps = double(resident * threads / kWarp);
     const auto turns = [&](int64_t items) {

@@ -44,8 +44,10 @@ inline int64_t around(int64_t tile, int64_t reach, int64_t length) {
 }
 
 constexpr int kBackwardThreads = 384;  // of a block at most
+// In channels_last a thread walks along two channels together, where its windows leave room for both.
+constexpr bool walked_together(int k1) { return k1 <= 5; }
 inline int tile_backward_together(int pair, bool channels_last) {
-  return channels_last && kPairs[pair].k1 <= 5 ? 2 : 1;
+  return channels_last && walked_together(kPairs[pair].k1) ? 2 : 1;
 }
 
 // Of a thread at most, on every architecture; tests/test_cuda_build.py compares.
@@ -60,6 +62,8 @@ inline bool set_tile_backward(LskaTileBackwardPlan& p, const LskaSize& s, bool c
   const PublishedPair& k = kPairs[p.pair];
   const int64_t r0 = k.k0 / 2, reach = r0 + k.k1 / 2 * k.dilation, values = k.k0 + k.k1 + 1;
   const int64_t map_rows = rows + 2 * r0, map_cols = std::min(s.W, cols + 2 * reach);
+  // What passes is small enough for every int here.
+  if (map_rows * map_cols > device.shared_bytes / (4 * channels)) return false;
   p.channels = int(channels), p.slots = int(slots),
   p.together = tile_backward_together(p.pair, channels_last);
   if (p.threads() > kBackwardThreads) return false;
@@ -153,9 +157,8 @@ inline TileBackwardWork tile_backward_work(const LskaTileBackwardPlan& p, const 
 // Clocks of all blocks, on the multiprocessor that has most of them.
 inline double tile_backward_clocks(const LskaTileBackwardPlan& p, const LskaSize& s, bool channels_last,
                                    const GpuLimits& device) {
-  const int64_t registers = p.threads() * tile_backward_registers(p.pair, channels_last);
-  const int64_t resident = std::min({(device.shared_bytes + 1024) / (p.shared_bytes + 1024),
-                                     65536 / registers, int64_t(1024 / p.threads())});
+  const int64_t resident = resident_blocks(
+      device, p.threads(), tile_backward_registers(p.pair, channels_last), p.shared_bytes);
   const int64_t most = ceil_div(p.grid_x * p.grid_y * p.grid_z, device.multiprocessors);
   const TileBackwardWork block = tile_backward_work(p, s, channels_last);
   const double issue = block.instructions / 4 * double(most);

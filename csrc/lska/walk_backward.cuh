@@ -19,14 +19,11 @@ struct alignas(8) ChannelPair {
 LSKA_DEVICE ChannelPair multiply_add(const ChannelPair& a, const ChannelPair& b, const ChannelPair& c) {
   return {multiply_add(a.first, b.first, c.first), multiply_add(a.second, b.second, c.second)};
 }
-LSKA_DEVICE ChannelPair operator+(const ChannelPair& a, const ChannelPair& b) {
-  return {a.first + b.first, a.second + b.second};
-}
-// `with` becomes NaN where v is not finite.
 LSKA_DEVICE float from_lane(float v, int mask) { return shuffle_xor(v, mask); }
 LSKA_DEVICE ChannelPair from_lane(const ChannelPair& v, int mask) {
   return {shuffle_xor(v.first, mask), shuffle_xor(v.second, mask)};
 }
+// `with` becomes NaN where v is not finite.
 LSKA_DEVICE void poison(float v, float& with) { with = multiply_add(v, 0.f, with); }
 LSKA_DEVICE void poison(const ChannelPair& v, float& with) { poison(v.first, with), poison(v.second, with); }
 
@@ -77,7 +74,7 @@ struct LskaPair {
                                                    : 4) *
                               D;  // steps between two shifts of the windows
   // In channels_last a thread walks along two channels together, where its windows leave room for both.
-  static constexpr bool TOGETHER = K1 <= 5;
+  static constexpr bool TOGETHER = lska_plan::walked_together(K1);
 };
 template <class P, class V>
 struct LskaPairTaps {
@@ -342,7 +339,7 @@ struct GlobalCursor {
     p += step;
     return v;
   }
-  LSKA_DEVICE void skip(int places) { p += places * step; }
+  LSKA_DEVICE void skip(int places) { p += int64_t(places) * step; }
 };
 template <class T, class V>
 struct SharedCursor {

@@ -23,10 +23,6 @@ class Traffic:
     def __add__(self, other):
         return Traffic(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    @property
-    def ratio(self):
-        return self.units / self.ideal if self.ideal else 1.0
-
 
 class Counters(Observer):
     """Of one launch; `touched` and `traffic` when it has run."""
@@ -34,7 +30,7 @@ class Counters(Observer):
     def __init__(self):
         self.warps = self.lanes = None  # by basic block
         self.traffic = defaultdict(Traffic)  # by (place of the instruction in PTX, space, whether a load)
-        self.blocks = self.barriers = self.never_written = 0
+        self.blocks = self.barriers = 0
         self.sectors_of_blocks = {
             True: 0,
             False: 0,
@@ -57,9 +53,6 @@ class Counters(Observer):
 
     def barrier(self, instruction, warps):
         self.barriers += len(warps)
-
-    def unwritten(self, instruction, lanes):
-        self.never_written += lanes
 
     def access(self, instruction, space, is_load, addresses, width, active, warps):
         used = active.any(1)
@@ -116,7 +109,6 @@ class Counters(Observer):
             ),
             blocks=self.blocks,
             barriers=self.barriers,
-            never_written=self.never_written,
             loaded=self.touched(True),
             stored=self.touched(False),
             loaded_by_blocks=self.sectors_of_blocks[True],
@@ -134,7 +126,6 @@ class Counted:
     active: int  # lanes in them
     blocks: int
     barriers: int
-    never_written: int
     loaded: int  # distinct sectors
     stored: int
     loaded_by_blocks: int  # each block's distinct sectors, added up

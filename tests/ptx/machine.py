@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from .copies import Copies
-from .memory import UNITS, Memory, Shared, resolved
+from .memory import Memory, Shared, resolved
 from .parse import Unsupported
 from .translate import stored_dtype, translated
 
@@ -322,8 +322,6 @@ class Flight:
 
     def _unwritten(self, i, lanes):
         self.launch.unwritten += lanes
-        if self.observer:
-            self.observer.unwritten(i, lanes)
         if not self.launch.allow_unwritten:
             raise RuntimeError(
                 f"{self.launch.kernel.name}: {lanes} lanes read shared memory that nobody has written: {i}"
@@ -351,4 +349,3 @@ class Flight:
 
 
 _LANE = np.arange(WARP)
-assert set(UNITS) == {1, 2, 4, 8, 16}

@@ -189,7 +189,7 @@ def _perfect(name, dram, gpu, problem):
 
 def part_of(kernel, op):
     """What a kernel of LSKA's is a part of, among MAPS; None where it moves little, or is not LSKA's."""
-    if not op.startswith("lska") or re.match("lska_(sums|cast|weight)", kernel):
+    if not op.startswith("lska") or re.match("lska_(sums|band_tables)", kernel):
         return None
     backward = "bwd" in kernel or (op == "lska_bwd" and "fwd" not in kernel)
     return ("gate" if "gate" in kernel else "cascade") + ("_bwd" if backward else "_fwd")
@@ -224,5 +224,4 @@ def _facts(m, times, resident, limit):
         blocks_run=m.counted.blocks,
         lanes=m.counted.active / max(1, m.counted.issued),
         barriers=m.counted.barriers / max(1, m.counted.blocks * m.threads // WARP),
-        unwritten=m.counted.never_written,
     )

@@ -42,6 +42,3 @@ class Observer:
 
     def barrier(self, instruction, warps):
         """These warps came to a barrier of their block."""
-
-    def unwritten(self, instruction, lanes):
-        """So many lanes read shared memory that nobody has written."""

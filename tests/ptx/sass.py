@@ -20,7 +20,7 @@ import numpy as np
 CLASSES = {  # of what pipe they are, or what they are for
     "fma": "FFMA FFMA2 FFMA32I",
     "fp32": "FADD FMUL FADD32I FMUL32I FADD2 FMUL2",
-    "half": "HFMA2 HADD2 HMUL2 HADD2_32 HFMA2_MMA HSETP2 HMNMX2 HSET2",
+    "half": "HFMA2 HADD2 HMUL2 HADD2_32 HSETP2 HMNMX2 HSET2",
     "imad": "IMAD IMAD32I IMUL IDP",
     "special": "MUFU F2F I2F F2I FRND I2I POPC FLO BREV I2IP I2FP",
     "tensor": "HMMA IMMA BMMA HGMMA DMMA",
@@ -32,6 +32,8 @@ CLASSES = {  # of what pipe they are, or what they are for
     "branch": "BRA BSSY BSYNC EXIT RET CALL BRX WARPSYNC BREAK JMP YIELD BMOV JMX NANOSLEEP",
     "constant": "LDC ULDC LDCU",
     "address": "S2R CS2R S2UR R2UR",
+    "alu": "BMSK F2FP FCHK FMNMX FMNMX3 FSEL FSET FSETP IABS IADD IADD3 IMNMX ISETP LEA LOP3 MOV MOVM NOP P2R PLOP3 "
+    "PRMT R2P SEL SGXT SHF SHL SHR VABSDIFF VIADD VIADDMNMX VIMNMX VIMNMX3",
 }
 CLASS_OF = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcodes.split()}
 MADE_FROM = {  # PTX of which each is one machine instruction, and no other instruction is that
@@ -60,19 +62,22 @@ LATENCY = {
 }
 LATENCY |= {"address": 20, "half": 5}
 ARITHMETIC, AT_BARRIER = 4, 20
+PRODUCTS = {"16816": 2048, "1688": 1024, "884": 256}  # multiply-adds of one instruction of the tensor cores
 
 
 @dataclass(eq=False)
 class Instruction:
     opcode: str
-    guarded: bool
+    guard: str  # its predicate, or nothing
     operands: str
     ptx_line: int
     kind: str = field(init=False)
 
     def __post_init__(self):
         self.base = self.opcode.split(".")[0]
-        self.kind = CLASS_OF.get(self.base) or ("uniform" if self.base.startswith("U") else "alu")
+        self.kind = CLASS_OF.get(self.base) or ("uniform" if self.base.startswith("U") else None)
+        if self.kind is None:
+            raise ValueError(f"profile: {self.opcode} is of no class of sass.CLASSES")
         if self.kind == "half" and "-RZ, RZ" in self.operands:
             self.kind = "alu"  # moves a constant
 
@@ -178,14 +183,14 @@ def _blocks(text):
             found = re.search(r'"[^"]*ptx[^"]*", line (\d+)', row)
             line = int(found[1]) if found else 0
         elif found := ROW.match(row):
-            i = Instruction(found[2], bool(found[1]), found[3], line)
+            i = Instruction(found[2], found[1] or "", found[3], line)
             if i.base == "NOP":
                 continue
             block = blocks[-1]
             block.instructions.append(i)
             if i.base in ENDS:
                 block.targets += re.findall(r"`\(([^)]*)\)", i.operands)
-                block.goes_on = i.guarded or i.base == "CALL"
+                block.goes_on = bool(i.guard) or i.base == "CALL"
                 blocks.append(Block(""))
     return [b for b in blocks if b.instructions or b.label]
 
@@ -233,7 +238,7 @@ def made_from(opcode):
 
 
 def _unguarded(instructions):
-    return [i for i in instructions if not i.guarded]
+    return [i for i in instructions if not i.guard]
 
 
 def _inherit(blocks, counts):
@@ -262,10 +267,7 @@ def tensor_products(blocks, counts):
     for block, n in zip(blocks, counts, strict=True):
         for i in block.instructions:
             if i.kind == "tensor":
-                shape = re.search(r"\.(\d{4,5})\b", i.opcode)
-                total += n * {"16816": 2048, "1688": 1024, "884": 256, "8816": 1024}.get(
-                    shape[1] if shape else "", 2048
-                )
+                total += n * PRODUCTS[re.search(r"\.(\d{3,5})\b", i.opcode)[1]]
     return total
 
 
@@ -322,12 +324,16 @@ def alone(blocks, counts, warps):
 
 
 def _waited(block, ready, clock):
-    """The clock after a block; in `ready`, when each register's value is there."""
+    """The clock after a block; in `ready`, when each register's value is there, and what was copied to shared memory."""
     for i in block.instructions:
         reads, writes, latency = _uses(i)
         clock = max([clock + 1, *(ready[r] for r in reads)])
         if i.base == "BAR":
             clock += AT_BARRIER
+        elif i.base == "LDGSTS":
+            ready["copies"] = clock + LATENCY["global"]
+        elif i.base == "DEPBAR":
+            clock = max(clock, ready["copies"])
         for r in writes:
             ready[r] = clock + latency
     return clock
@@ -379,6 +385,7 @@ def _uses(i):
         ):
             writes += [r for r in names[1] if "P" in r]
         reads = [r for group in (names if stores else names[1:]) for r in group]
+        reads += [kind + number for _, kind, number, _ in REGISTER.findall(i.guard)]
         i._used = reads, writes, 4 if stores else LATENCY.get(i.kind, ARITHMETIC)
     return i._used
 
@@ -392,6 +399,6 @@ def _width(i, kind, place, more):
     data = 0 if i.base.startswith(("LD", "UL", "MUFU")) or ".WIDE" in i.opcode else 1
     if (i.kind in ("shared", "global", "local", "constant") or ".WIDE" in i.opcode) and place == data:
         return 4 if ".128" in i.opcode else 2 if ".64" in i.opcode or ".WIDE" in i.opcode else 1
-    if i.kind == "tensor":
-        return 4 if place == 0 else 2
+    if i.kind == "tensor":  # sums of 4; of 16 x 16 products 4 and 2 registers, else half of that
+        return {0: 4, 3: 4, 1: 4 if ".16816" in i.opcode else 2, 2: 2 if ".16816" in i.opcode else 1}[place]
     return 1
