@@ -145,7 +145,7 @@ def test_profile_occupancy(gpu, threads, registers, shared, blocks, limit):
 def launch_of(gpu, **change):
     """A launch that keeps every multiprocessor busy and nothing very much."""
     traffic = {(s, load): Traffic() for s in ("global", "shared") for load in (True, False)}
-    one = dict(issued=1, active=32, blocks=gpu.sms, barriers=0, never_written=0, loaded=1, stored=1)
+    one = dict(issued=1, active=32, blocks=gpu.sms, barriers=0, loaded=1, stored=1)
     one |= dict(loaded_by_blocks=1, stored_by_blocks=1, traffic=traffic, warps=np.ones(1))
     made, products, alone = {"alu": 10.0}, 0.0, 1.0
     if (part := change.get("part")) == "dram":

@@ -27,8 +27,9 @@ inline int64_t resident_blocks(const GpuLimits& device, int64_t threads, int64_t
                                int64_t shared_bytes) {
   const int64_t warps = threads / kWarp, system = device.arch == 75 ? 0 : 1024;
   const int64_t by_registers = 65536 / round_up(registers * kWarp, 256) / 4 * 4 / warps;
-  const int64_t by_shared =
-      (device.shared_bytes + system) / (round_up(shared_bytes, device.arch == 75 ? 256 : 128) + system);
+  const int64_t unit = device.arch == 75 ? 256 : 128;
+  const int64_t of_block = std::min(round_up(shared_bytes, unit), device.shared_bytes) + system;
+  const int64_t by_shared = (device.shared_bytes + system) / std::max<int64_t>(1, of_block);
   return std::min({by_registers, by_shared, (device.arch == 75 ? 1024 : 1536) / threads});
 }
 

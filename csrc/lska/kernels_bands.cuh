@@ -128,7 +128,7 @@ LSKA_DEVICE void for_each_number(const F& f) {
 template <class T>
 struct BandsWarp {
   static constexpr int P = kParts<T>, KH = kBandsProducts, TILES = kBandsTiles, PAIRS = TILES / 2;
-  static constexpr float kSmall = 1.f / 128;  // 2^-25 of it is as good as float32's 2^-18
+  static constexpr uint32_t kSmall = 120u << 23;  // the bits of 2^-7, of which 2^-25 is 2^-18
   uint32_t h[KH][P][4];
   float sums[PAIRS][2][4];                 // columns', of 8 rows each
   uint32_t high[PAIRS][4], low[PAIRS][4];  // the same, scaled, in two parts
@@ -180,8 +180,8 @@ struct BandsWarp {
 
   // Splits them, scaled so that their largest magnitude is below 2^15; says by which power of two, at most
   // `most_exponent`, and whether that holds them all: what is not finite it does not, nor what lies so far
-  // below the largest, as only bfloat16 can, that its second part is lost. A few numbers by themselves are so
-  // small where positive and negative ones meet; a column that is so has four in each of its lanes.
+  // below the largest that its second part is lost. A few numbers by themselves are so small where positive
+  // and negative ones meet; a column that is so has four in each of its lanes.
   LSKA_DEVICE bool split(int most_exponent, int& exponent) {
     float most = 0.f;
 #pragma unroll
@@ -194,13 +194,12 @@ struct BandsWarp {
     for (int i = 0; i < PAIRS * 4; ++i) {
       const float* pair = &sums[i / 4][i / 2 % 2][i % 2 * 2];
       const float first = pair[0] * scale, second = pair[1] * scale;
-      if constexpr (P == 3)
-        small += (first != 0.f && fabsf(first) < kSmall) + (second != 0.f && fabsf(second) < kSmall);
+      small += (bits_of(fabsf(first)) - 1 < kSmall) + (bits_of(fabsf(second)) - 1 < kSmall);  // but no zeros
       const uint32_t rounded = pack<Half>(first, second);
       high[i / 4][i % 4] = rounded;
       low[i / 4][i % 4] = pack<Half>(first - first_of<Half>(rounded), second - second_of<Half>(rounded));
     }
-    return bits < 0x7f800000u && (P < 3 || warp_max(uint32_t(small)) < 4);
+    return bits < 0x7f800000u && warp_max(uint32_t(small)) < 4;
   }
 
   // sum = columns' V^T for eight rows, twice, whose matrices of V are at `words` for this lane.
