@@ -238,8 +238,7 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   LastSums sums(call);
   sums.add(tap_parts, parts, C, backward.width, tap_sums);
   sums.add(bias_parts, bias_count, C, 1, {{grad_conv1_bias.mutable_data_ptr(), 0, 1}});
-  if (conv1_count > 1)
-    sums.add(conv1_parts, conv1_count, C, C, {{grad_conv1.mutable_data_ptr(), 0, int(C)}});
+  if (conv1_count > 1) sums.add(conv1_parts, conv1_count, C, C, {{grad_conv1.mutable_data_ptr(), 0, int(C)}});
   sums.start();
   return all();
 }

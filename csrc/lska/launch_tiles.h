@@ -12,9 +12,8 @@ template <class Call>
 LskaForwardPlan plan_tiles(const Call& call, int64_t count) {
   const LskaSize size = call.of_images(count);
   const int64_t element = int64_t(call.x.element_size());
-  return remembered(lska_plan_key(size, element, call.device.limits), [&] {
-    return lska_plan_tiles(size, call.channels_last, element, call.device.limits);
-  });
+  return remembered(lska_plan_key(size, element, call.device.limits),
+                    [&] { return lska_plan_tiles(size, call.channels_last, element, call.device.limits); });
 }
 
 // How many images at a time: `most`, or in up to twice as many goes fewer, where blocks are then shared out

@@ -29,8 +29,19 @@ struct LskaSize {
 };
 // All that a plan depends on; for remembered().
 inline std::array<int64_t, 13> lska_plan_key(const LskaSize& s, int64_t element, const GpuLimits& device) {
-  return {s.B, s.C, s.H, s.W, s.k0, s.k1, s.dilation, s.channels_last, element,
-          device.shared_bytes, device.multiprocessors, device.cache_bytes, device.arch};
+  return {s.B,
+          s.C,
+          s.H,
+          s.W,
+          s.k0,
+          s.k1,
+          s.dilation,
+          s.channels_last,
+          element,
+          device.shared_bytes,
+          device.multiprocessors,
+          device.cache_bytes,
+          device.arch};
 }
 
 // One of the four convolutions along its axis, without the taps that reach no pixel however they are placed.
@@ -308,8 +319,8 @@ inline LskaGatePlan lska_plan_gate(const LskaSize& s, const GpuLimits& device, i
 namespace lska_plan {
 
 // Rounds of a block in channels_last, of which `columns` groups of channels have `rounds` each. What a block
-// does besides is worth four rounds' instructions; it waits as long as sixteen before its first round, and for
-// four in each.
+// does besides is worth four rounds' instructions; it waits as long as sixteen before its first round, and
+// for four in each.
 inline int64_t gate_rounds(int64_t columns, int64_t rounds, const GpuLimits& device) {
   int64_t best = 1, least = 0;
   for (int64_t of_one = 1; of_one <= std::min<int64_t>(rounds, 16); ++of_one) {
@@ -339,7 +350,8 @@ inline LskaGatePlan lska_plan_gate_backward(const LskaSize& s, const GpuLimits& 
     of_one = lska_plan::gate_rounds(s.B * p.groups, ceil_div(pixels, at_once), device);
   } else {
     at_once = kWarp * n;
-    of_one = std::clamp<int64_t>(s.planes() * ceil_div(pixels, at_once) / (32 * device.multiprocessors), 1, 16);
+    of_one =
+        std::clamp<int64_t>(s.planes() * ceil_div(pixels, at_once) / (32 * device.multiprocessors), 1, 16);
   }
   const int64_t limit = s.channels_last ? kMaxGridYZ : std::max<int64_t>(1, kMaxGrid / s.planes());
   p.parts = std::min(ceil_div(ceil_div(pixels, at_once), of_one), limit);

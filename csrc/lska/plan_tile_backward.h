@@ -157,8 +157,8 @@ inline TileBackwardWork tile_backward_work(const LskaTileBackwardPlan& p, const 
 // Clocks of all blocks, on the multiprocessor that has most of them.
 inline double tile_backward_clocks(const LskaTileBackwardPlan& p, const LskaSize& s, bool channels_last,
                                    const GpuLimits& device) {
-  const int64_t resident = resident_blocks(
-      device, p.threads(), tile_backward_registers(p.pair, channels_last), p.shared_bytes);
+  const int64_t resident =
+      resident_blocks(device, p.threads(), tile_backward_registers(p.pair, channels_last), p.shared_bytes);
   const int64_t most = ceil_div(p.grid_x * p.grid_y * p.grid_z, device.multiprocessors);
   const TileBackwardWork block = tile_backward_work(p, s, channels_last);
   const double issue = block.instructions / 4 * double(most);

@@ -196,8 +196,8 @@ LSKA = [
     Mutant(
         "parts of the first image only",
         "lska/kernels_gate.cuh",
-        "part < a.count; part += a.split",
-        "part < min(a.count, 1); part += a.split",
+        "part < sums.count; part += sums.split",
+        "part < min(sums.count, 1); part += sums.split",
         GRADIENTS,
     ),
     Mutant(
@@ -306,8 +306,15 @@ LSKA = [
     Mutant(
         "parts of other threads lost",
         "lska/kernels_gate.cuh",
-        "nth == 0 && w < a.split; ++w)",
+        "nth == 0 && w < sums.split; ++w)",
         "nth == 0 && w < 1; ++w)",
+        GRADIENTS,
+    ),
+    Mutant(
+        "sums of conv1's bias begin with the taps' blocks",
+        "lska/kernels_gate.cuh",
+        "i = (block_x() - sums.first_block) * mine",
+        "i = block_x() * mine",
         GRADIENTS,
     ),
 ]
