@@ -111,7 +111,7 @@ start: setup  ## what our start is worth beside stock ultralytics': 13 trainings
 gpu:  ## all that needs a GPU, under 9 minutes: build, tests, sanitizers, benchmarks; PYTHON= with torch, OUT=folder; DRY=1 without a GPU
 	$(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry-run) $(ARGS)
 
-profile: setup  ## predicts what GPUs need, without one; writes results/profile; ARGS="lska_fwd 96x56x56 B8 k35 fp16 channels_last" for any size
+profile: .venv/packages  ## predicts what GPUs need, without one; writes results/profile; ARGS="lska_fwd 96x56x56 B8 k35 fp16 channels_last --gpu T4" for any size
 	cd tests && ../$(PY) -m ptx.profile $(ARGS)
 
 table: setup  ## README's results and the plots, from benchmarks/results

@@ -16,7 +16,7 @@ def block(results):
     names = [lines[0]["gpu"] for lines in found.values()]
     calls = [line for line in next(iter(found.values())) if _shown(line)]
     table = [
-        f"| predicted, µs (× a perfect kernel, × faster than eager) | {' | '.join(names)} |",
+        f"| predicted, µs (× its bytes, × faster than eager) | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
     ]
     for call in calls:
@@ -27,11 +27,14 @@ def block(results):
     return [
         "**GPUs, predicted, not measured** (batch 16, float16; LSKA in channels_last, ACmix in NCHW): "
         "the compiled kernels run and counted without a GPU, then bounded by vendors' peak rates. Eager is "
-        "PyTorch's way in NCHW as its sources are described, by the same judge.",
+        "PyTorch's way in NCHW as its sources are described, by the same judge. *Its bytes*: what our kernels "
+        "and the 1×1 product between them read and write, each byte once, at the rate of the GPU's memory. At "
+        "boost clocks, without what a launch costs.",
         "\n".join(table),
         f"Every row and kernel: [benchmarks/results/{FOLDER}](benchmarks/results/{FOLDER}); the rates: "
         "[tests/ptx/gpus.py](tests/ptx/gpus.py); any other size: "
-        '`make profile ARGS="lska_fwd 96x56x56 B8 k35 fp16 channels_last"`.',
+        '`make profile ARGS="lska_fwd 96x56x56 B8 k35 fp16 channels_last --gpu T4"` (needs nvcc; minutes the '
+        "first time).",
     ]
 
 
@@ -54,6 +57,8 @@ def _same(lines, call, **other):
 def _cell(lines, line):
     if line is None:
         return "—"
-    eager = _same(lines, line, op=line["op"].replace("lska", "eager"), layout="NCHW")
+    peer = {"lska_fwd": "eager_fwd", "lska_bwd": "eager_bwd"}.get(line["op"])
+    eager = _same(lines, line, op=peer, layout="NCHW")
     faster = f", × {float(eager['predicted_us']) / float(line['predicted_us']):.1f}" if eager else ""
-    return f"{float(line['predicted_us']):.3g} (× {float(line['ratio']):.2f}{faster})"
+    us = float(line["predicted_us"])
+    return f"{us:{'.0f' if us >= 100 else '.3g'}} (× {float(line['ratio']):.2f}{faster})"

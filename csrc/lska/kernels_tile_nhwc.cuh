@@ -7,12 +7,12 @@
 namespace lska_ops {
 
 // A row of x in global memory, and of the floats behind both horizontal convolutions in shared memory.
-template <class T, class S, int CHANNELS, int ACROSS>
+template <class T, class S, int CHANNELS, int ACROSS, bool WHOLE>
 struct RowOfPairs {
   const T* x;
   float* to;
   int step;  // elements from one column to the next
-  Around<ACROSS, 1, false> around;
+  Around<ACROSS, 1, WHOLE> around;
   Two<T> raw[S::INPUTS];
 
   LSKA_DEVICE void fetch(int m) {
@@ -64,7 +64,7 @@ struct TapsOfPair {
 };
 
 // map[row][column][channel] = H1(H0 x + b0) of the rows p.first_row ...; taps as TileTaps has them.
-template <class T, int K0, int K1, int D, int CHANNELS, int ACROSS, int AHEAD>
+template <class T, int K0, int K1, int D, int CHANNELS, int ACROSS, bool WHOLE, int AHEAD>
 LSKA_DEVICE void rows_of_pairs(const LskaTileForwardArguments& a, const TilePlace& p, const float* taps,
                                int pair, int c, float* map) {
   using S = Steps<K0, K1, D, 1, ACROSS>;
@@ -77,7 +77,7 @@ LSKA_DEVICE void rows_of_pairs(const LskaTileForwardArguments& a, const TilePlac
 #pragma unroll 1
   for (int row = thread_index() >> a.tile.pair_bits; row < p.rows;
        row += thread_count() >> a.tile.pair_bits) {
-    RowOfPairs<T, S, CHANNELS, ACROSS> line;
+    RowOfPairs<T, S, CHANNELS, ACROSS, WHOLE> line;
     line.x = x + (int64_t(p.first_row + row) * a.map.W + p.left - S::REACH) * a.map.C;
     line.to = map + row * PITCH + 2 * pair;
     line.step = a.map.C;
@@ -114,7 +114,8 @@ LSKA_DEVICE void columns_of_pairs(const LskaTileForwardArguments& a, const TileP
 }
 
 // A block owns tile.rows x ACROSS pixels of 2^(pair_bits + 1) channels of one image, CHANNELS at most;
-// columns are walked in parts of DOWN rows, or WHOLE, by residue of the dilation if STEP is D. Reads x with
+// columns are walked in parts of DOWN rows, or WHOLE, by residue of the dilation if STEP is D; where DOWN is
+// ACROSS, rows are WHOLE as well. Reads x with
 // the halo its taps reach, keeps a float for each pixel of the tile and of the rows above and below, writes
 // s. It is reference.cascade.
 template <class T, int K0, int K1, int D, int CHANNELS, int ACROSS, int DOWN, int STEP, bool WHOLE,
@@ -133,7 +134,9 @@ lska_tile_fwd_nhwc_kernel(const LskaTileForwardArguments a) {
   stage_taps<T, K0, K1>(a.weights, first, min(2 * pairs, a.map.C - first), a.map.C,
                         [&](int i, int n, float v) { taps[n * kTapPitch<CHANNELS> + i] = v; });
   barrier();
-  if (c < a.map.C) rows_of_pairs<T, K0, K1, D, CHANNELS, ACROSS, AHEAD>(a, p, taps, pair, c, map);
+  constexpr bool ROWS_WHOLE = WHOLE && DOWN == ACROSS;
+  if (c < a.map.C)
+    rows_of_pairs<T, K0, K1, D, CHANNELS, ACROSS, ROWS_WHOLE, AHEAD>(a, p, taps, pair, c, map);
   // By the last threads, which may have no row.
   const int last = thread_count() - 1 - thread_index(), mine = last & (pairs - 1);
   for (int column = last >> a.tile.pair_bits; column < ACROSS; column += thread_count() >> a.tile.pair_bits) {

@@ -31,8 +31,8 @@ struct LskaForwardTile {
 };
 
 // A kernel: the convolutions it unrolls, the channels of a block (channels_last), the columns and rows that a
-// thread walks, residues of the dilation that share a column; whether walks down, in NCHW walks across too,
-// must have the whole map; threads at most.
+// thread walks, residues of the dilation that share a column; whether walks down, in NCHW and in square maps
+// walks across too, must have the whole map; threads at most.
 struct LskaForwardShape {
   int k0, k1, dilation, channels, across, down, step;
   bool whole;
@@ -42,6 +42,7 @@ struct LskaForwardShape {
     if (channels == 0 && k1 <= 13) return 96;
     return threads > 384 ? 128 : 168;
   }
+  bool rows_whole() const { return whole && (channels == 0 || down == across); }
   int64_t reach0() const { return k0 / 2; }
   int64_t reach1() const { return k1 / 2 * dilation; }
   int64_t reach() const { return reach0() + reach1(); }
@@ -57,7 +58,8 @@ struct LskaForwardPlan {
 };
 
 // The kernels of each layout; cuda_tiles_*.cu compile them. Each published pair of convolutions has one for
-// maps from 20 x 20 on. Where residues share columns there are longer walks, and for yolo11's maps walks that
+// maps from 20 x 20 on; in channels_last k 35 and more one of 8 channels too, for GPUs with little shared
+// memory. Where residues share columns there are longer walks, and for yolo11's maps walks that
 // have all of a line: they test little.
 constexpr LskaForwardShape kForwardNhwc[] = {
     {3, 3, 2, 16, 20, 20, 1, false, 384},  {3, 5, 2, 16, 20, 20, 1, false, 384},
@@ -68,7 +70,8 @@ constexpr LskaForwardShape kForwardNhwc[] = {
     {5, 13, 3, 16, 20, 40, 3, false, 384}, {5, 17, 3, 16, 20, 20, 3, false, 384},
     {5, 17, 3, 16, 20, 40, 3, false, 384}, {5, 17, 3, 16, 20, 20, 3, true, 384},
     {5, 17, 3, 16, 20, 40, 3, true, 384},  {5, 17, 3, 16, 20, 80, 3, true, 384},
-    {5, 17, 3, 8, 20, 80, 3, true, 384},
+    {5, 17, 3, 8, 20, 80, 3, true, 384},   {5, 11, 3, 8, 20, 20, 3, false, 384},
+    {5, 13, 3, 8, 20, 20, 3, false, 384},  {5, 17, 3, 8, 20, 20, 3, false, 384},
 };
 constexpr LskaForwardShape kForwardNchw[] = {
     {3, 3, 2, 0, 20, 20, 1, false, 384},  {3, 5, 2, 0, 20, 20, 1, false, 384},
@@ -212,7 +215,7 @@ inline LskaForwardPlan lska_plan_tiles(const LskaSize& s, bool channels_last, in
   for (int shape = 0; shape < (channels_last ? kForwardNhwcShapes : kForwardNchwShapes); ++shape) {
     const LskaForwardShape& k = channels_last ? kForwardNhwc[shape] : kForwardNchw[shape];
     if (k.k0 != s.k0 || k.k1 != s.k1 || k.dilation != s.dilation || s.H < k.down || s.W < k.across) continue;
-    if (k.whole && (s.H != k.down || (!channels_last && s.W != k.across))) continue;
+    if (k.whole && (s.H != k.down || (k.rows_whole() && s.W != k.across))) continue;
     for (int64_t rows = k.down; rows <= std::min<int64_t>(s.H, 160); rows += k.down) {
       if (channels_last) {
         for (int pair_bits = k.channels == 8 ? 2 : 3; pair_bits > 0; --pair_bits)

@@ -182,10 +182,10 @@ inline LskaTileBackwardPlan lska_plan_tile_backward(const LskaSize& s, bool chan
   double least = 1e300;
   for (int64_t down = 1; down <= 16; ++down) {
     const int64_t rows = ceil_div(s.H, down);
-    if (down > 1 && rows < 10) break;
+    if (down > 1 && rows < 8) break;
     for (int64_t across = 1; across <= 16; ++across) {
       const int64_t cols = ceil_div(s.W, across);
-      if (across > 1 && cols < 10) break;
+      if (across > 1 && cols < 8) break;
       for (const int64_t lines : {around(rows, r0, s.H), rows, around(cols, reach, s.W), cols})
         for (int64_t turns = 1; turns <= 6; ++turns) {
           const int64_t slots = round_up(ceil_div(lines, turns), even);

@@ -59,21 +59,28 @@ def parse(text):
     """A Problem of words in any order, as in `lska_fwd 96x56x56 B8 k35 fp16 channels_last`."""
     found = {}
     for word in text.split():
-        if shape := re.fullmatch(r"(\d+)x(\d+)x(\d+)", word):
-            found |= dict(zip("CHW", map(int, shape.groups()), strict=True))
-        elif number := re.fullmatch(r"([Bk])(\d+)", word):
-            found[number[1]] = int(number[2])
+        if shape := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", word):
+            told = dict(zip("CHW", map(int, shape.groups()), strict=True))
+        elif number := re.fullmatch(r"([Bk])([1-9]\d*)", word):
+            told = {number[1]: int(number[2])}
         elif word in DTYPES:
-            found["dtype"] = word
+            told = {"dtype": word}
         elif word in LAYOUTS:
-            found["layout"] = word
+            told = {"layout": word}
         elif word in OPS:
-            found["op"] = word
+            told = {"op": word}
         else:
             raise ValueError(
                 f"profile: {word!r} is not understood; expected one of {', '.join(OPS)}, CxHxW, B16, "
                 f"k{', k'.join(map(str, SPLITS))}, {', '.join(DTYPES)}, {' or '.join(LAYOUTS)}"
             )
+        if told.keys() & found.keys():
+            raise ValueError(f"profile: {word!r} comes second; {text!r} has said that before")
+        found |= told
+    if not {"op", "C"} <= found.keys():
+        raise ValueError(
+            f"profile: {text!r} has no {'size' if 'op' in found else 'op'}; expected as in lska_fwd 64x80x80"
+        )
     if found.get("k", 7) not in SPLITS:
         raise ValueError(f"profile: k is {found['k']}; expected one of {', '.join(map(str, SPLITS))}")
     return Problem(**found)
@@ -88,6 +95,7 @@ def table():
             out += [replace(base, k=k) for k in (7, 23, 53)]
             out += [replace(base, dtype=dtype) for dtype in ("fp32", "bf16")]
             out += [replace(base, op="lska_bwd", k=k) for k in (7, 23)]
+        out += [Problem(k=35, layout=layout), Problem(H=96, W=96, k=53, layout=layout)]
         for C, side in ((384, 80), (768, 40)):
             out += [Problem(C=C, H=side, W=side, k=k, layout=layout) for k in (7, 23)]
         out += [Problem(B=1, k=k, layout=layout) for k in (7, 23)]

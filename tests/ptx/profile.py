@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from . import calls, model, sass
-from .gpus import BY_NAME, GPUS, WARP
+from . import calls, model, sass, triton_calls
+from .gpus import GPUS, WARP
 from .machine_code import ROOT, prepare
 from .profiler import Profiler, host_library, op_of
 
@@ -88,11 +88,16 @@ def print_lines(lines):
 
 
 def print_sources(profiler, problem, most):
+    """Of all launches of a kernel together, so that a kernel's lines add up to its instructions per output."""
+    kernels = {}
     for m, (blocks, kernel, warps) in profiler.sources:
-        found = sass.by_source(blocks, sass.issued(blocks, kernel, warps), kernel)
-        print(f"{model.short_name(m.kernel)}, instructions per output by line:")
-        for (file, line), n in Counter(found).most_common(most):
-            print(f"  {WARP * n * m.scale / problem.outputs:8.2f}  {file}:{line}")
+        lines = kernels.setdefault(model.short_name(m.kernel), Counter())
+        for line, n in sass.by_source(blocks, sass.issued(blocks, kernel, warps), kernel).items():
+            lines[line] += WARP * n * m.scale / problem.outputs
+    for name, lines in kernels.items():
+        print(f"{name}, predicted instructions per output by line:")
+        for (file, line), n in lines.most_common(most):
+            print(f"  {n:8.2f}  {file}:{line}")
 
 
 _profiler = None  # of this process
@@ -155,10 +160,17 @@ def call_of(line):
     return tuple(str(line[name]) for name in KEY)
 
 
+def gpu_of(word):
+    for gpu in GPUS:
+        if word.lower() in (gpu.name.lower(), gpu.file):
+            return gpu
+    raise argparse.ArgumentTypeError(f"{word!r}; expected one of {', '.join(gpu.file for gpu in GPUS)}")
+
+
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("problem", nargs="*", help="as in: lska_fwd 96x56x56 B8 k35 fp16 channels_last")
-    parser.add_argument("--gpu", default="", help="one of " + ", ".join(BY_NAME))
+    parser.add_argument("--gpu", type=gpu_of, help="one of " + ", ".join(gpu.file for gpu in GPUS))
     parser.add_argument(
         "--only", default="", help="of the table the calls with a match of this, as in: lska_bwd.* k7"
     )
@@ -168,12 +180,23 @@ def main(words=None):
     given = parser.parse_args(words)
     try:
         if not given.problem:
+            if given.gpu or given.lines or given.root != ROOT:
+                parser.error(
+                    "--gpu, --lines and --root are for one problem, as in: lska_fwd 64x80x80 --gpu t4"
+                )
             chosen = [problem for problem in calls.table() if re.search(given.only, str(problem))]
+            if not chosen:
+                parser.error(f"--only {given.only!r} matches no call of the table")
             write(list(whole_table(given.jobs, chosen)))
             return 0
         problem = calls.parse(" ".join(given.problem))
-        gpus = [BY_NAME[given.gpu]] if given.gpu else GPUS
+        gpus = [given.gpu] if given.gpu else GPUS
         root = given.root.resolve()
+        if not (root / "csrc").is_dir():
+            parser.error(f"--root {given.root} has no csrc")
+        if problem.op.startswith("triton") and not any(gpu.arch == triton_calls.ARCH for gpu in gpus):
+            parser.error("Triton's kernels are run as it compiles them for the A100 alone")
+        print(f"{problem}: compiling what is not compiled yet; minutes, the first time", flush=True)
         _begin(root)
         prepare({op_of(problem)} - {"triton"}, [gpu.arch for gpu in gpus], given.jobs, root)
         for gpu, rows in _profiler.rows(problem, gpus):
@@ -181,7 +204,7 @@ def main(words=None):
             print_lines(lines_of(problem, gpu, rows))
             if given.lines:
                 print_sources(_profiler, problem, given.lines)
-    except (ValueError, KeyError, sass.Missing) as error:
+    except (ValueError, re.error, sass.Missing) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
