@@ -27,9 +27,9 @@ def block(results):
     return [
         "**GPUs, predicted, not measured** (batch 16, float16; LSKA in channels_last, ACmix in NCHW): "
         "the compiled kernels run and counted without a GPU, then bounded by vendors' peak rates. Eager is "
-        "PyTorch's way in NCHW as its sources are described, by the same judge. *Its bytes*: what our kernels "
-        "and the 1×1 product between them read and write, each byte once, at the rate of the GPU's memory. At "
-        "boost clocks, without what a launch costs.",
+        "PyTorch's way in NCHW as its sources are described, by the same judge. *Its bytes*: what our "
+        "kernels and the 1×1 product between them read and write, each byte once, at the rate of the GPU's "
+        "memory. At boost clocks, without what a launch costs.",
         "\n".join(table),
         f"Every row and kernel: [benchmarks/results/{FOLDER}](benchmarks/results/{FOLDER}); the rates: "
         "[tests/ptx/gpus.py](tests/ptx/gpus.py); any other size: "
