@@ -135,8 +135,7 @@ lska_tile_fwd_nhwc_kernel(const LskaTileForwardArguments a) {
                         [&](int i, int n, float v) { taps[n * kTapPitch<CHANNELS> + i] = v; });
   barrier();
   constexpr bool ROWS_WHOLE = WHOLE && DOWN == ACROSS;
-  if (c < a.map.C)
-    rows_of_pairs<T, K0, K1, D, CHANNELS, ACROSS, ROWS_WHOLE, AHEAD>(a, p, taps, pair, c, map);
+  if (c < a.map.C) rows_of_pairs<T, K0, K1, D, CHANNELS, ACROSS, ROWS_WHOLE, AHEAD>(a, p, taps, pair, c, map);
   // By the last threads, which may have no row.
   const int last = thread_count() - 1 - thread_index(), mine = last & (pairs - 1);
   for (int column = last >> a.tile.pair_bits; column < ACROSS; column += thread_count() >> a.tile.pair_bits) {

@@ -58,8 +58,8 @@ struct LskaForwardPlan {
 };
 
 // The kernels of each layout; cuda_tiles_*.cu compile them. Each published pair of convolutions has one for
-// maps from 20 x 20 on; in channels_last k 35 and more one of 8 channels too, for GPUs with little shared
-// memory. Where residues share columns there are longer walks, and for yolo11's maps walks that
+// maps from 20 x 20 on; in channels_last k 35 and more one of 8 channels too, for GPUs whose shared memory
+// holds no other. Where residues share columns there are longer walks, and for yolo11's maps walks that
 // have all of a line: they test little.
 constexpr LskaForwardShape kForwardNhwc[] = {
     {3, 3, 2, 16, 20, 20, 1, false, 384},  {3, 5, 2, 16, 20, 20, 1, false, 384},
@@ -214,6 +214,7 @@ inline LskaForwardPlan lska_plan_tiles(const LskaSize& s, bool channels_last, in
     return best;
   for (int shape = 0; shape < (channels_last ? kForwardNhwcShapes : kForwardNchwShapes); ++shape) {
     const LskaForwardShape& k = channels_last ? kForwardNhwc[shape] : kForwardNchw[shape];
+    if (best.shape >= 0 && k.channels == 8 && !k.whole) continue;
     if (k.k0 != s.k0 || k.k1 != s.k1 || k.dilation != s.dilation || s.H < k.down || s.W < k.across) continue;
     if (k.whole && (s.H != k.down || (k.rows_whole() && s.W != k.across))) continue;
     for (int64_t rows = k.down; rows <= std::min<int64_t>(s.H, 160); rows += k.down) {
