@@ -54,13 +54,6 @@ BANDS = [
         "small_beside",
     ),
     Mutant(
-        "bands: halves are not used to their largest",
-        KERNEL,
-        "min(141 - int(bits >> 23), 100)",
-        "min(127 - int(bits >> 23), 100)",
-        "small_beside",
-    ),
-    Mutant(
         "bands: a power of two that is none",
         KERNEL,
         " && -exponent - of_weights <= 127;",
