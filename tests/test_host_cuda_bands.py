@@ -125,7 +125,9 @@ def test_host_cuda_bands_keep_what_is_small_beside_one_large_pixel(bands, dtype,
         assert ratio(bands(y, parts, d), y, parts, d) <= 1, times
 
 
-@pytest.mark.parametrize("of_x, of_taps", [(-60, -20), (-90, -10), (20, -45), (90, 10), (100, 15)])
+@pytest.mark.parametrize(
+    "of_x, of_taps", [(-60, -20), (-90, -10), (20, -45), (90, -60), (90, 10), (100, 15), (118, 22)]
+)
 def test_host_cuda_bands_take_all_that_bfloat16_holds(bands, of_x, of_taps):
     """Or find that nothing of it holds the result."""
     x = torch.randn(B, 1, 50, 48, generator=torch.Generator().manual_seed(0)).bfloat16() * 2.0**of_x
