@@ -384,6 +384,6 @@ def test_plan_backward_tiles_of_any_map_fit(part):
         (1, 2**27, True),
     ):
         size = dict(B=1, C=2 if channels_last else 1, H=H, W=W, k0=5, k1=7, dilation=3)
-        _plan.lska_tiles_backward(
-            **size, channels_last=channels_last, shared_bytes=227 << 10, multiprocessors=132, element=2
-        )
+        size["channels_last"], limits = channels_last, dict(shared_bytes=227 << 10, multiprocessors=132)
+        if plan := _plan.lska_tiles_backward(**size, **limits, element=2):
+            check_backward_tiles(size, plan, 227 << 10)

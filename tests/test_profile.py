@@ -1,7 +1,6 @@
 """The profiler for machines without a GPU: its counters, its occupancy, its model, and the committed profile."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,61 +207,6 @@ def test_profile_row_all_sums_a_call():
     assert rows[0].perfect == 3 * problem.map_bytes / gpu.dram / 1e3
     assert rows[2].predicted == pytest.approx(1e6 * 4.8e9 / (gpu.dram * 1e9))
     assert [row.launches for row in rows] == [1, 2, 1, 4]
-
-
-def test_profile_reads_a_problem_and_says_what_it_does_not_read():
-    text = "lska_fwd 96x56x56 B8 k35 fp16 channels_last"
-    assert str(calls.parse(text)) == text
-    with pytest.raises(ValueError, match="'fp8' is not understood; expected one of lska_fwd"):
-        calls.parse("lska_fwd fp8")
-    with pytest.raises(ValueError, match="k is 9; expected one of 7"):
-        calls.parse("lska_fwd 8x8x8 k9")
-    for text, said in (
-        ("lska_fwd k7", "has no size"),
-        ("64x80x80", "has no op"),
-        ("lska_fwd 8x8x8 k7 k7", "'k7' comes second"),
-        ("lska_fwd 8x0x8", "'8x0x8' is not understood"),
-        ("lska_fwd 8x8x8 B0", "'B0' is not understood"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            calls.parse(text)
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["lska_fwd", "8x8x8", "--gpu", "V100"], "'V100'; expected one of h200"),
-        (["--gpu", "T4"], "are for one problem"),
-        (["--lines", "3"], "are for one problem"),
-        (["--only", "no such call"], "matches no call"),
-        (["--only", "["], "unterminated character set"),
-        (["lska_fwd", "8x8x8", "--root", "nowhere"], "has no csrc"),
-        (["triton_lska_fwd", "8x8x8", "--gpu", "rtx-4090"], "for the A100 alone"),
-        (["lska_fwd"], "has no size"),
-    ],
-)
-def test_profile_says_what_is_wrong_with_its_command_line(words, said, capsys):
-    from ptx import profile
-
-    try:
-        status = profile.main(words)
-    except SystemExit as ended:
-        status = ended.code
-    assert status == 2 and said in capsys.readouterr().err
-
-
-def test_profile_readme_compares_with_eager_alone():
-    import predicted
-
-    text = "\n".join(predicted.block(Path(predicted.__file__).parent / "results"))
-    rows = [line for line in text.split("\n") if line.startswith("| ") and "×" in line][1:]
-    for row in rows:
-        cells, judged = (
-            row.split(" | ")[1:],
-            row.split(" | ")[0].endswith(("k 7", "k 23", "k 53")) and "(P" in row,
-        )
-        assert len(cells) == 6 and all(cell.count("×") == (2 if judged else 1) for cell in cells), row
-        assert "e+" not in row
 
 
 def test_profile_keeps_other_calls_of_its_csv(tmp_path):

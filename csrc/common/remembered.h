@@ -9,8 +9,8 @@
 
 namespace lska_ops {
 
-// make() of the numbers in `key`, which it must depend on alone; each thread keeps what it made of the last
-// some hundred. One memory for each type of `make`.
+// make() of the numbers in `key`, on which alone it must depend. Each thread has a memory of up to 256
+// answers for each type of `make`, and begins anew when it is full.
 template <size_t N, class Make>
 auto remembered(const std::array<int64_t, N>& key, const Make& make) {
   static thread_local std::map<std::array<int64_t, N>, decltype(make())> known;

@@ -114,6 +114,8 @@ struct BandTaps {
   }
 };
 
+LSKA_DEVICE float power_of_two(int exponent) { return float_of(uint32_t(127 + exponent) << 23); }
+
 #if LSKA_ON_TENSOR_CORES
 // The largest magnitude of `count` floats, or a NaN.
 LSKA_DEVICE float largest(const float* from, int count) {
@@ -126,10 +128,10 @@ LSKA_DEVICE int band_exponent(const BandTaps& taps) {
   const int exponent = int(bits_of(largest(taps.magnitudes, taps.composed_taps())) >> 23);
   return exponent == 0 ? 0 : min(13 - (exponent - 127), 100);
 }
-// Whether composed taps are too small for that, though taps are not.
+// Whether composed taps are too small for that, below 2^-87, though taps are not all zero.
 LSKA_DEVICE bool vanishes(const BandTaps& taps) {
-  return largest(taps.magnitudes, taps.composed_taps()) < 6e-27f && largest(taps.w0, taps.used0) > 0.f &&
-         largest(taps.w1, taps.used1) > 0.f;  // 2^-87
+  return largest(taps.magnitudes, taps.composed_taps()) < power_of_two(-87) &&
+         largest(taps.w0, taps.used0) > 0.f && largest(taps.w1, taps.used1) > 0.f;
 }
 #endif
 
@@ -141,8 +143,6 @@ LSKA_DEVICE uint32_t take_part(float& one, float& two) {
   two -= second_of<T>(word);
   return word;
 }
-
-LSKA_DEVICE float power_of_two(int exponent) { return float_of(uint32_t(127 + exponent) << 23); }
 
 // Blocks share the words of a channel's table.
 template <class T>

@@ -115,9 +115,8 @@ LSKA_DEVICE void columns_of_pairs(const LskaTileForwardArguments& a, const TileP
 
 // A block owns tile.rows x ACROSS pixels of 2^(pair_bits + 1) channels of one image, CHANNELS at most;
 // columns are walked in parts of DOWN rows, or WHOLE, by residue of the dilation if STEP is D; where DOWN is
-// ACROSS, rows are WHOLE as well. Reads x with
-// the halo its taps reach, keeps a float for each pixel of the tile and of the rows above and below, writes
-// s. It is reference.cascade.
+// ACROSS, rows are WHOLE as well. Reads x with the halo its taps reach, keeps a float for each pixel of the
+// tile and of the rows above and below, writes s. It is reference.cascade.
 template <class T, int K0, int K1, int D, int CHANNELS, int ACROSS, int DOWN, int STEP, bool WHOLE,
           int THREADS>
 LSKA_KERNEL_FEW_BLOCKS(THREADS)

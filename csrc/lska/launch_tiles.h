@@ -16,24 +16,27 @@ LskaForwardPlan plan_tiles(const Call& call, int64_t count) {
                     [&] { return lska_plan_tiles(size, call.channels_last, element, call.device.limits); });
 }
 
-// How many images at a time: `most`, or in up to twice as many goes fewer, where blocks are then shared out
-// more evenly.
+// How many images at a time: `most`, or down to half of it, where blocks are then shared out more evenly. Of
+// more than kFewImages every multiprocessor has many.
+constexpr int64_t kFewImages = 64;
 template <class Call>
 int64_t images_by_tiles(const Call& call, int64_t most) {
-  const int64_t B = call.size.B, goes = ceil_div(B, most);
-  if (!call.channels_last || goes == 1) return most;
-  const auto cost = [&](int64_t at_once) {
-    const int64_t rest = B % at_once, whole = B - rest;
-    return plan_tiles(call, at_once).cost * double(whole) +
-           (rest ? plan_tiles(call, rest).cost * double(rest) : 0);
-  };
-  int64_t best = most;
-  double least = 0.9 * cost(most);
-  for (int64_t n = goes + 1; n <= 2 * goes; ++n) {
-    const int64_t at_once = ceil_div(B, n);
-    if (const double c = cost(at_once); c < least) best = at_once, least = c;
-  }
-  return best;
+  const int64_t B = call.size.B;
+  if (!call.channels_last || most == B || most > kFewImages) return most;
+  return remembered(lska_plan_key(call.size, int64_t(call.x.element_size()), call.device.limits), [&] {
+    const auto cost = [&](int64_t at_once) {
+      const int64_t rest = B % at_once, whole = B - rest;
+      return plan_tiles(call, at_once).cost * double(whole) +
+             (rest ? plan_tiles(call, rest).cost * double(rest) : 0);
+    };
+    int64_t best = most;
+    double least = 0.9 * cost(most);
+    for (int64_t fewer = most - 1; 2 * fewer >= most; --fewer) {
+      const int64_t at_once = ceil_div(B, ceil_div(B, fewer));  // as many at one time as at another
+      if (const double c = cost(at_once); c < least) best = at_once, least = c;
+    }
+    return best;
+  });
 }
 
 // s of `count` images from x, if a tile kernel serves.

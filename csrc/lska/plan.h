@@ -320,7 +320,7 @@ namespace lska_plan {
 
 // Rounds of a block in channels_last, of which `columns` groups of channels have `rounds` each. What a block
 // does besides is worth four rounds' instructions; it waits as long as sixteen before its first round, and
-// for four in each.
+// for four in each. Six blocks are on a multiprocessor at once.
 inline int64_t gate_rounds(int64_t columns, int64_t rounds, const GpuLimits& device) {
   int64_t best = 1, least = 0;
   for (int64_t of_one = 1; of_one <= std::min<int64_t>(rounds, 16); ++of_one) {
