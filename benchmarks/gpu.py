@@ -53,25 +53,27 @@ class Gpu:
         return {}
 
     def build(self, seconds):
-        arch = DRY_ARCH if self.dry else "".join(map(str, self.facts["capability"]))
+        archs = [DRY_ARCH] if self.dry else ["".join(map(str, self.facts["capability"]))]
+        if self.dry and self.args.build:  # where the tree's own build may be, then nothing is compiled again
+            archs = re.findall(r"\w+", os.environ.get("LSKA_OPS_CUDA_ARCHS", "")) or archs
         out = Path(self.args.build or self.folder / "build").resolve()
         if self.args.library:
             library, result = Path(self.args.library), {"library": "given, not built"}
         else:
             command = [sys.executable, "-m", "build_backend", out, "--cuda"]
             command += [] if self.facts["plan"] else ["--without-plan"]
-            env = {**os.environ, "LSKA_OPS_CUDA_ARCHS": arch}
+            env = {**os.environ, "LSKA_OPS_CUDA_ARCHS": ";".join(archs)}
             code, said = self.call(command, seconds, env, ROOT)
             if code != 0:
                 raise Failed(_ended(code, seconds, said), output=tail(said))
-            library, result = out / "_C.so", {"archs": [arch]}
+            library, result = out / "_C.so", {"archs": archs}
         plan = any(library.parent.glob("_plan*.so"))
         parts = ["cpu", "cuda", *(["plan"] if plan else [])]
         reasons = {} if plan else {"plan": "pybind11 or Python.h was not found"}
         info = {
             "parts": parts,
             "reasons": reasons,
-            "cuda_archs": [arch],
+            "cuda_archs": archs,
             "source_hash": self.facts["source_hash"],
         }
         self.env = package(self.folder / "package", library, info)
@@ -241,7 +243,11 @@ def go_on(stages, gpu, limits):
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", metavar="FOLDER", help="default: benchmarks/results")
-    parser.add_argument("--dry-run", action="store_true", help="as far as it goes without a GPU; for sm_90")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="as far as it goes without a GPU; for sm_90, with --build for LSKA_OPS_CUDA_ARCHS",
+    )
     parser.add_argument(
         "--build", metavar="FOLDER", help="where to compile, and what to keep; default: temporary"
     )

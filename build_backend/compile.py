@@ -17,6 +17,7 @@ PLAN = "_plan" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")  # a Python e
 FLAGS = "-O3 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -I."
 NVCC_FLAGS = "-O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden -I."
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the library may use what torch 2.10 has
+OF_ONE = ("cuda_bands.cu",)  # kernels that are empty but on one architecture
 # With -z defs a symbol that torch lacks fails here, not at the user's first import. The library has to name
 # torch_cpu: torch's symbols are not visible to libraries that do not.
 LINK_FLAGS = "-shared -Wl,-z,defs"
@@ -88,11 +89,14 @@ def ninja_file(plan: Plan, facts: Facts, out: Path, extra: str) -> str:
         targets["cpu"] = objects
         if "cuda" in plan.parts:
             jobs = str(max(1, min(plan.jobs, len(plan.archs))))  # one for each architecture
-            flags = [*_gencode(plan), "-t", jobs, "-ccbin", shlex.split(facts.compiler)[-1], *torch]
+            flags = ["-t", jobs, "-ccbin", shlex.split(facts.compiler)[-1], *torch]
             if facts.nvcc_version >= (13, 0):  # unrolled code compresses to a sixth
                 flags.append("--compress-mode=size")
             kernels = _sources("*/cuda*.cu")
-            targets["cuda"] = [file.object(s, NVCC_FLAGS, *flags, rule="nvcc") for s in kernels]
+            targets["cuda"] = [
+                file.object(s, NVCC_FLAGS, *_gencode(plan, s.name in OF_ONE), *flags, rule="nvcc")
+                for s in kernels
+            ]
             link += [*_cudart_folders(facts.nvcc), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         library = file.build("link", out / LIBRARY, sum(targets.values(), [info]), LINK_FLAGS, *link)
         targets["cuda" if "cuda" in plan.parts else "cpu"].append(library)
@@ -131,9 +135,15 @@ def _sources(*patterns: str) -> list[Path]:
     return [file for pattern in patterns for file in sorted((ROOT / "csrc").glob(pattern))]
 
 
-def _gencode(plan: Plan) -> list[str]:
-    """Machine code for each, and PTX of the oldest for what has none."""
-    codes = [f"arch=compute_{a},code=sm_{a}" for a in plan.archs]
+def _gencode(plan: Plan, of_one: bool = False) -> list[str]:
+    """Machine code for each, and PTX of the oldest for what has none.
+
+    From 8.0 on all come from the PTX of the oldest one: no source asks for more, and to make PTX takes nvcc
+    three times as long as to make machine code of it. Only kernels that are empty but on one do ask.
+    """
+    modern = [a for a in plan.archs if a.isdigit() and int(a) >= 80 and not of_one]
+    oldest = min(modern, key=int, default=None)
+    codes = [f"arch=compute_{oldest if a in modern else a},code=sm_{a}" for a in plan.archs]
     if plan.ptx:
         codes.append(f"arch=compute_{plan.ptx},code=compute_{plan.ptx}")
     return [word for code in codes for word in ("-gencode", code)]

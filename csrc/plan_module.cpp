@@ -6,6 +6,7 @@
 
 #include "csrc/acmix/cpu_paths.h"
 #include "csrc/acmix/plan.h"
+#include "csrc/acmix/plan_products_backward.h"
 #include "csrc/common/build_info.h"
 #include "csrc/lska/cpu_paths.h"
 #include "csrc/lska/plan.h"
@@ -80,6 +81,45 @@ py::dict acmix_plan(const std::string& pass, bool attention, bool shift, bool sh
                   "dims"_a = l.dims, "heads"_a = l.heads, "taps"_a = l.taps, "regular"_a = l.regular,
                   "images"_a = l.images, "cost"_a = l.cost, "window_rows"_a = l.window.rows,
                   "window_pitch"_a = l.window.pitch);
+}
+
+lska_ops::MapReads reads_of(const std::string& word) {
+  using lska_ops::MapReads;
+  return word == "vectors" ? MapReads::vectors
+         : word == "quads" ? MapReads::quads
+         : word == "numbers"
+             ? MapReads::numbers
+             : throw std::invalid_argument("reads is \"" + word + "\"; expected vectors, quads or numbers");
+}
+
+// None where the kernels of acmix_plan serve.
+py::object acmix_products(bool attention, bool shift, bool bfloat16, const lska_ops::AcmixSize& size,
+                          const std::string& reads, const lska_ops::GpuLimits& device) {
+  const lska_ops::AcmixProductsPlan p =
+      lska_ops::acmix_plan_products(size, attention, shift, bfloat16, reads_of(reads), device);
+  if (!p.serves) return py::none();
+  using py::literals::operator""_a;
+  return py::dict("grid"_a = py::make_tuple(p.grid_x, p.grid_y, p.grid_z), "threads"_a = p.threads,
+                  "shared_bytes"_a = p.shared_bytes, "rows"_a = p.layout.rows, "cols"_a = p.layout.cols,
+                  "heads"_a = p.layout.heads, "dims"_a = p.layout.dims,
+                  "side"_a = lska_ops::kProductsSides[p.side], "shift_dims"_a = p.layout.shift_dims,
+                  "shift_at_once"_a = p.layout.shift_at_once, "walks"_a = p.layout.walks,
+                  "shift_row_pitch"_a = p.layout.shift_row_pitch, "key_pitch"_a = p.layout.key_pitch,
+                  "key_row_pitch"_a = p.layout.key_row_pitch, "cost"_a = p.cost);
+}
+
+// None where the kernels of acmix_plan serve.
+py::object acmix_products_backward(bool of_keys, bool shift, bool bfloat16, const lska_ops::AcmixSize& size,
+                                   const std::string& reads, const lska_ops::GpuLimits& device) {
+  const lska_ops::AcmixProductsBackwardPlan p =
+      lska_ops::acmix_plan_products_backward(size, of_keys, shift, bfloat16, reads_of(reads), device);
+  if (!p.serves) return py::none();
+  using py::literals::operator""_a;
+  return py::dict("grid"_a = py::make_tuple(p.grid_x, p.grid_y, p.grid_z), "threads"_a = p.threads,
+                  "shared_bytes"_a = p.shared_bytes, "rows"_a = p.layout.rows, "cols"_a = p.layout.cols,
+                  "heads"_a = p.layout.heads, "dims"_a = p.layout.dims,
+                  "side"_a = lska_ops::kProductsSides[p.side], "back_dims"_a = p.back.dims,
+                  "cost"_a = p.cost);
 }
 
 py::dict acmix_shift_grad_plan(const lska_ops::AcmixSize& size, int64_t shared_bytes,
@@ -194,6 +234,38 @@ PYBIND11_MODULE(_plan, m) {
       py::arg("W"), py::arg("head"), py::arg("kernel_att"), py::arg("kernel_conv"), py::arg("stride"),
       py::arg("dilation"), py::arg("element"), py::arg("shared_bytes"), py::arg("multiprocessors"),
       py::arg("shift_grad") = false);
+  m.def(
+      "acmix_products",
+      [](bool attention, bool shift, int64_t B, int64_t C, int64_t H, int64_t W, int64_t head,
+         int64_t kernel_att, int64_t kernel_conv, int64_t stride, int64_t dilation, int64_t element,
+         int64_t shared_bytes, int64_t multiprocessors, int64_t arch, bool bfloat16, const std::string& reads,
+         int64_t rank) {
+        return acmix_products(attention, shift, bfloat16,
+                              {B, C, H, W, head, kernel_att, kernel_conv, stride, dilation, element}, reads,
+                              {shared_bytes, multiprocessors, 0, arch, rank});
+      },
+      "How ACmix's forward is spread over a GPU by products on tensor cores, or None; "
+      "csrc/acmix/plan_products.h.",
+      py::arg("attention"), py::arg("shift"), py::arg("B"), py::arg("C"), py::arg("H"), py::arg("W"),
+      py::arg("head"), py::arg("kernel_att"), py::arg("kernel_conv"), py::arg("stride"), py::arg("dilation"),
+      py::arg("element"), py::arg("shared_bytes"), py::arg("multiprocessors"), py::arg("arch"),
+      py::arg("bfloat16") = false, py::arg("reads") = "vectors", py::arg("rank") = 0);
+  m.def(
+      "acmix_products_backward",
+      [](bool of_keys, bool shift, int64_t B, int64_t C, int64_t H, int64_t W, int64_t head,
+         int64_t kernel_att, int64_t kernel_conv, int64_t stride, int64_t dilation, int64_t element,
+         int64_t shared_bytes, int64_t multiprocessors, int64_t arch, bool bfloat16, const std::string& reads,
+         int64_t rank) {
+        return acmix_products_backward(of_keys, shift, bfloat16,
+                                       {B, C, H, W, head, kernel_att, kernel_conv, stride, dilation, element},
+                                       reads, {shared_bytes, multiprocessors, 0, arch, rank});
+      },
+      "The same for the attention's backward, of queries or of keys, with the shift's part of it or without; "
+      "csrc/acmix/plan_products_backward.h.",
+      py::arg("of_keys"), py::arg("shift"), py::arg("B"), py::arg("C"), py::arg("H"), py::arg("W"),
+      py::arg("head"), py::arg("kernel_att"), py::arg("kernel_conv"), py::arg("stride"), py::arg("dilation"),
+      py::arg("element"), py::arg("shared_bytes"), py::arg("multiprocessors"), py::arg("arch"),
+      py::arg("bfloat16") = false, py::arg("reads") = "vectors", py::arg("rank") = 0);
   m.def(
       "acmix_shift_grad",
       [](int64_t B, int64_t C, int64_t H, int64_t W, int64_t head, int64_t kernel_att, int64_t kernel_conv,

@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def check_map(op, x, name="x"):

@@ -13,7 +13,7 @@ import torch
 from . import _flops
 
 OLDEST_TORCH = (2, 6)
-OLDEST_GPU = (7, 5)
+OLDEST_GPU = (8, 0)  # that Triton compiles for
 # Triton reads it when a kernel is defined; its kernels then run on tensors of the CPU, for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -46,7 +46,10 @@ def _ask_device(op, index):
         capability = torch.cuda.get_device_capability(index)
         if capability < OLDEST_GPU:
             name = torch.cuda.get_device_name(index)
-            return f"{name} has compute capability {capability[0]}.{capability[1]}; use a GPU of 7.5 or newer"
+            return (
+                f"{name} has compute capability {capability[0]}.{capability[1]} and Triton needs 8.0; "
+                "compile the CUDA kernels, which take 7.5, or use a newer GPU"
+            )
     with _registering:
         _register_once(op)
     return None

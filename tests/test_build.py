@@ -182,9 +182,24 @@ def test_build_ninja_file_compiles_kernels_once_per_instruction_set(tmp_path, mo
         )[2]
         assert f"{flags} -DLSKA_OPS_ISA={isa}" in rest.partition("\nbuild")[0]
     assert text.count("cxx csrc/lska/cpu.cpp") == 1
-    assert "-gencode arch=compute_120,code=sm_120 -gencode arch=compute_75,code=compute_75 " in text
+    assert "-gencode arch=compute_80,code=sm_120 -gencode arch=compute_75,code=compute_75 " in text
     assert "-t 8 -ccbin c++" in text  # architectures side by side
     assert "nvcc csrc/lska/cuda.cu" in text and "lska.cuda.o" in text.partition("_C.so: link")[2]
+
+
+@pytest.mark.parametrize(
+    "archs, codes",
+    [
+        ("75;80;86;90", "75,75 80,80 80,86 80,90 75,compute_75"),
+        ("86;89", "86,86 86,89 86,compute_86"),
+        ("90", "90,90 90,compute_90"),
+        ("80;90a", "80,80 90a,90a 80,compute_80"),
+    ],
+)
+def test_build_machine_code_of_modern_architectures_comes_from_one_ptx(archs, codes):
+    words = build_compile._gencode(decide(replace(GPU_BUILDER, archs=archs)))
+    found = [w.replace("arch=compute_", "").replace("code=", "").replace("sm_", "") for w in words[1::2]]
+    assert " ".join(found) == codes and set(words[::2]) == {"-gencode"}
 
 
 @pytest.mark.parametrize(

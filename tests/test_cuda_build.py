@@ -65,6 +65,12 @@ def source_file(kernel):
         return "backward", *tile.groups()
     if re.search(r"_bands?_", kernel):
         return "bands"
+    if re.search(r"acmix_(products_fwd|shift_table)_kernel", kernel):
+        return "products"
+    if "acmix_products_bwd_kernel" in kernel:
+        return "backward products"
+    if re.search(r"acmix_shift_(weights|maps|back_table)_kernel", kernel):
+        return "shift's products"
     return re.search(r"\d(lska|acmix)_(?!ops)\w+_kernel", kernel)[1]
 
 
@@ -82,6 +88,13 @@ def test_cuda_build_spills_nothing(cuobjdump):
         assert (stack, local) == ("0", "0"), f"{name} for sm_{arch}: {stack} bytes of stack, {local} local"
         if re.search(r"acmix_(fwd|query_bwd|key_bwd)_kernel", name):
             limit = 255  # of 256 threads, a multiprocessor's only ones
+        elif side := re.search(r"acmix_products_fwd_kernel.*ELi(\d+)E", name):
+            limit = (
+                255 if int(side[1]) > 10 else 168 if arch == "75" else 128
+            )  # products_threads in plan_products.h
+        elif side := re.search(r"acmix_products_bwd_kernel.*ELi(\d+)E", name):
+            # products_backward_threads in plan_products_backward.h
+            limit = 255 if arch == "75" and int(side[1]) == 10 else 168
         elif re.search(r"lska_tile_bwd_kernel.*LskaPairILi3E.*ELb0E", name):
             limit = 128  # as plan_tile_backward.h has it for k 7 and 11 in NCHW
         elif re.search(r"lska_tile_|_bands_kernel", name):
@@ -93,5 +106,5 @@ def test_cuda_build_spills_nothing(cuobjdump):
     assert set(kernels) == set(_compiled.build_info()["cuda_archs"])
     for names in kernels.values():
         of_file = collections.Counter(map(source_file, names))
-        assert len(of_file) == 2 + 1 + 6 + 6, of_file  # both ops, bands, tiles forward and backward
+        assert len(of_file) == 2 + 1 + 3 + 6 + 6, of_file  # both ops, bands, products, tiles of both ways
         assert max(of_file.values()) <= MOST_KERNELS, of_file

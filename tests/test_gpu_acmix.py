@@ -99,6 +99,8 @@ def test_gpu_acmix_small_set_within_bound(dtype):
     for problem in problems(dtype, 3, 580_000):
         check(problem)
     judge(Row("acmix_fwd_bwd", Case("tiles", 16, 24, 40), 1, 7), dtype)
+    for memory_format in (torch.contiguous_format, torch.channels_last):  # both halves by products, in halves
+        judge(Row("acmix_fwd_bwd", Case("products", 64, 8, 12), 1, 7), dtype, memory_format=memory_format)
 
 
 def judge(row, dtype, acmix=lska_ops.acmix, memory_format=torch.contiguous_format, backend="cuda"):
@@ -142,7 +144,12 @@ def test_gpu_acmix_uses_more_than_48_kib_of_shared_memory(dtype):
         shared = torch.cuda.get_device_properties(0).shared_memory_per_block_optin
         size = dict(B=1, C=case.C, H=case.H, W=case.W, head=4, kernel_att=7, kernel_conv=3)
         size |= dict(stride=1, dilation=1, element=torch.empty(0, dtype=dtype).element_size())
-        plan = _plan.acmix("forward", True, True, **size, shared_bytes=shared, multiprocessors=132)
+        arch = int("{}{}".format(*torch.cuda.get_device_capability(0)))
+        if dtype != torch.float32:
+            device = dict(shared_bytes=shared, multiprocessors=132, arch=arch)
+            plan = _plan.acmix_products(True, True, **size, **device, bfloat16=dtype == torch.bfloat16)
+        if dtype == torch.float32 or plan is None:
+            plan = _plan.acmix("forward", True, True, **size, shared_bytes=shared, multiprocessors=132)
         assert plan["shared_bytes"] > 48 << 10
     judge(Row("acmix_fwd_bwd", case, 1, 7), dtype)
 
@@ -310,8 +317,9 @@ def test_gpu_acmix_opcheck(dtype):
         torch.library.opcheck(func, arguments)
 
 
-def test_gpu_acmix_passes_nan_on_like_pytorch():
-    for problem in problems(torch.float32, 12, 640_000):
+@every_dtype
+def test_gpu_acmix_passes_nan_on_like_pytorch(dtype):
+    for problem in problems(dtype, 12, 640_000):
         if problem.layout == "expanded":
             continue
         qkv, n = problem.tensors["qkv"], problem.seed

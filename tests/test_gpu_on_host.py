@@ -32,7 +32,7 @@ def on_host(library, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
         test_gpu_acmix, "core_ops", lambda: (library.acmix_core_fwd_cuda, library.acmix_core_bwd_cuda)
     )
-    library.configure(0, 227 << 10, 132, CACHE)
+    library.configure(0, 227 << 10, 132, CACHE, 90)  # whose halves are products
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "f16", "bf16"])
@@ -67,7 +67,8 @@ def test_gpu_on_host_lska_takes_any_layout(on_host, dtype):
 
 def test_gpu_on_host_acmix_whatever_the_dtype(on_host):
     test_gpu_acmix.test_gpu_acmix_writes_every_element_and_leaves_inputs_alone()
-    test_gpu_acmix.test_gpu_acmix_passes_nan_on_like_pytorch()
+    for dtype in DTYPES:
+        test_gpu_acmix.test_gpu_acmix_passes_nan_on_like_pytorch(dtype)
 
 
 def test_gpu_on_host_tells_a_wrong_kernel(on_host, library, monkeypatch):  # noqa: F811

@@ -79,6 +79,25 @@ def test_gpu_script_dry_run_fails_where_a_step_fails(tmp_path):
     assert "the next step" not in done.stdout and list(data["stages"]) == ["environment", "build"]
 
 
+@pytest.mark.parametrize(
+    "words, archs",
+    [((), "90"), (("--dry-run",), "90"), (("--dry-run", "--build", "there"), "75;80")],
+)
+def test_gpu_script_builds_for_one_architecture_but_where_the_tree_is_built(
+    tmp_path, monkeypatch, words, archs
+):
+    """CI's dry run goes by the commands that have compiled build/compiled, and compiles nothing again."""
+    monkeypatch.setenv("LSKA_OPS_CUDA_ARCHS", "75;80")
+    made, asked = gpu.Gpu(gpu.parse(words), tmp_path), []
+    made.facts = {"capability": (9, 0), "plan": True, "source_hash": "0"}
+    made.call = lambda command, seconds, env, cwd: asked.append((command, env)) or (1, "no")
+    with pytest.raises(stages.Failed):
+        made.build(1)
+    ((command, env),) = asked
+    assert env["LSKA_OPS_CUDA_ARCHS"] == archs and command[-1] == "--cuda"
+    assert command[-2] == (Path("there").resolve() if "there" in words else tmp_path / "build")
+
+
 def test_gpu_script_says_in_one_line_what_is_missing(monkeypatch):
     there = Facts(compiler="g++", nvcc="nvcc", ninja="ninja")
     new = SimpleNamespace(__version__="2.11.0+cu130")

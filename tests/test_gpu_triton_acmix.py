@@ -48,13 +48,18 @@ def test_gpu_triton_acmix_real_maps_within_bound(case, dtype):
 
 @every_dtype
 def test_gpu_triton_acmix_layouts_and_repeats(dtype):
-    problem = on_gpu(next(problems("acmix", dtype, 1, 870_000)))
-    problem.tensors["qkv"] = LAYOUTS["expanded"](problem.tensors["qkv"]).contiguous()
-    expected = solve(problem, "triton")
-    for laid_out in LAYOUTS.values():
+    given = next(problems("acmix", dtype, 1, 870_000))
+    given.tensors["qkv"] = LAYOUTS["expanded"](given.tensors["qkv"]).contiguous()
+    problem, expected = on_gpu(given), solve(on_gpu(given), "triton")
+    for layout, laid_out in LAYOUTS.items():
         problem.tensors["qkv"] = laid_out(problem.tensors["qkv"].detach())
         answers = solve(problem, "triton")
-        assert same(answers.values(), expected.values())
+        if layout == "channels_last":  # other kernels, which add in another order
+            given.tensors["qkv"] = laid_out(given.tensors["qkv"])
+            check(given)
+            assert same(answers.values(), solve(problem, "triton").values())
+        else:
+            assert same(answers.values(), expected.values())
 
 
 def test_gpu_triton_acmix_compiles_without_graph_break():

@@ -254,6 +254,40 @@ def test_host_cuda_acmix_takes_any_layout(host, layout):
     assert all(torch.equal(expected[n], answers[n]) for n in expected)
 
 
+# B, G, D, window, taps of the shift, H, W, stride, dilation: channels that fill 16 bytes and that do not, tiles of
+# several rows and columns, windows by runs and one by one.
+IN_PLACE = (
+    (2, 4, 16, 7, 3, 21, 26, 1, 1),
+    (1, 2, 24, 5, 3, 17, 30, 2, 1),
+    (1, 4, 8, 3, 3, 19, 18, 1, 2),
+    (2, 3, 7, 5, 5, 13, 10, 1, 1),
+    (1, 8, 2, 9, 1, 33, 9, 1, 1),
+    (2, 2, 3, 7, 3, 1, 7, 1, 1),
+)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_host_cuda_acmix_reads_and_writes_channels_last_in_place(host, device):
+    """Both halves and each alone, bit by bit as in NCHW, without a copy of a map."""
+    for n, (B, G, D, K, Kc, H, W, stride, dilation) in enumerate(IN_PLACE):
+        problem = resized(575_000 + n, B, G, D, K, Kc, H, W, stride, dilation)
+        dtype = (torch.float32, torch.float32, torch.float16)[(n + list(DEVICES).index(device)) % 3]
+        on(host, device, n)
+        tensors = {name: None if t is None else t.to(dtype) for name, t in problem.tensors.items()}
+        names = ("conv_p", "fc", "dep_conv", "rate1", "rate2")
+        qkv = tensors["qkv"].contiguous()
+        for given in (names, names[::3], names[1:3] + names[4:]):
+            call = [tensors[name] if name in given else None for name in names], G, K, stride, dilation
+            y, lse = host.acmix_core_fwd_cuda(qkv, *call[0], *call[1:])
+            last = qkv.contiguous(memory_format=torch.channels_last)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+                y_last, lse_last = host.acmix_core_fwd_cuda(last, *call[0], *call[1:])
+            assert torch.equal(y, y_last) and torch.equal(lse, lse_last), (n, given)
+            assert y_last.is_contiguous(memory_format=torch.channels_last)
+            copies = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::to")
+            assert not [e.name for e in seen.events() if e.name in copies]
+
+
 def weights(C, G, dtype=torch.float32, Kc=3):
     shapes = ((C // G, 2, 1, 1), (Kc * Kc, 3 * G, 1, 1), (C, Kc * Kc, Kc, Kc), (1,), (1,))
     generator = torch.Generator().manual_seed(C + G)

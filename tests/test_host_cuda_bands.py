@@ -33,12 +33,10 @@ def bands(library):
     """The op, on a device whose tensor cores sum in float32 at full rate; None where the plan declines."""
 
     def call(x, parts, dilation, schedule=0, multiprocessors=1, shared=SHARED, arch=80):
-        library.configure(schedule, shared, multiprocessors, CACHE)
-        library.configure_arch(arch)
+        library.configure(schedule, shared, multiprocessors, CACHE, arch)
         try:
             s = library.cascade_bands(x, *parts, dilation)
         finally:
-            library.configure_arch(0)
             library.configure(0, SHARED, MULTIPROCESSORS, CACHE)
         return s if s.shape == x.shape else None
 

@@ -210,13 +210,14 @@ def test_profile_row_all_sums_a_call():
 
 
 def test_profile_keeps_other_calls_of_its_csv(tmp_path):
-    from ptx.profile import COLUMNS, call_of, write
+    from ptx.profile import COLUMNS, KEY, call_of, told, write
 
     first, second, *_ = calls.table()
     row = dict.fromkeys(COLUMNS, "1") | {"gpu": "T4"}
 
     def lines(problem, *kernels):
-        return [{**row, **vars(problem), "kernel": kernel} for kernel in kernels]
+        call = {name: told(problem, name) for name in KEY}
+        return [{**row, **call, "kernel": kernel} for kernel in kernels]
 
     write(lines(second, "a", "all"), tmp_path)
     write([*lines(first, "a", "all"), *lines(calls.Problem(B=3), "a", "all")], tmp_path)
@@ -224,7 +225,8 @@ def test_profile_keeps_other_calls_of_its_csv(tmp_path):
     with open(tmp_path / "t4.csv", newline="") as file:
         found = [(call_of(line), line["kernel"]) for line in csv.DictReader(file)]
     calls_there = [
-        tuple(str(getattr(p, n)) for n in ("op", *"BCHWk", "dtype", "layout")) for p in (first, second)
+        ("lska_fwd", "16", str(p.C), "80", "80", str(p.k), "", "", "", p.dtype, p.layout)
+        for p in (first, second)
     ]
     assert found == [
         (c, k) for c, ks in zip(calls_there, (("a", "all"), ("b", "all")), strict=True) for k in ks
@@ -359,6 +361,7 @@ QUICK = [
     *(f"lska_fwd 64x80x80 B16 k{k} fp16 {layout}" for k in (7, 23) for layout in calls.LAYOUTS),
     *(f"lska_fwd 256x20x20 B16 k53 fp16 {layout}" for layout in calls.LAYOUTS),
     *(f"lska_bwd 256x20x20 B16 k7 fp16 {layout}" for layout in calls.LAYOUTS),
+    *(f"acmix_{way} 256x20x20 B16 fp16 {layout}" for way in ("fwd", "bwd") for layout in calls.LAYOUTS),
 ]
 JUDGED, WITHIN = (
     (
@@ -382,8 +385,10 @@ def profiler():
     from ptx import machine_code
     from ptx.profiler import Profiler
 
-    machine_code.prepare(["lska"], [BY_NAME[JUDGE].arch], 2)
-    return Profiler()
+    machine_code.prepare(["lska", "acmix"], [BY_NAME[JUDGE].arch], 2)
+    made = Profiler()
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("text", QUICK)

@@ -9,6 +9,11 @@ from ptx import calls
 def test_profile_reads_a_problem_and_says_what_it_does_not_read():
     text = "lska_fwd 96x56x56 B8 k35 fp16 channels_last"
     assert str(calls.parse(text)) == text
+    text = "acmix_bwd 128x40x41 B8 k5 head8 stride2 bf16 NCHW"
+    problem = calls.parse(text)
+    assert str(problem) == text and problem.sides == (20, 21) and problem.outputs == 8 * 128 * 20 * 21
+    # q, k, v, grad_y and three gradients; grad_y is of fewer pixels.
+    assert problem.least_bytes(7) == 2 * 8 * 128 * (6 * 40 * 41 + 20 * 21)
     with pytest.raises(ValueError, match="'fp8' is not understood; expected one of lska_fwd"):
         calls.parse("lska_fwd fp8")
     with pytest.raises(ValueError, match="k is 9; expected one of 7"):
@@ -19,6 +24,9 @@ def test_profile_reads_a_problem_and_says_what_it_does_not_read():
         ("lska_fwd 8x8x8 k7 k7", "'k7' comes second"),
         ("lska_fwd 8x0x8", "'8x0x8' is not understood"),
         ("lska_fwd 8x8x8 B0", "'B0' is not understood"),
+        ("lska_fwd 8x8x8 head2", "lska_fwd has no head; ACmix has"),
+        ("acmix_fwd 8x8x8 k4", "k is 4; expected an odd number"),
+        ("acmix_fwd 6x8x8", "C is 6; expected a multiple of head, 4"),
     ):
         with pytest.raises(ValueError, match=said):
             calls.parse(text)

@@ -1,11 +1,12 @@
 """What nvcc makes of ACmix's kernels, run on the CPU as tests/test_ptx_lska.py runs LSKA's."""
 
+import itertools
 from functools import cache
 
 import pytest
 import torch
 from ptx import build
-from test_host_cuda_acmix import CACHE, DEVICES
+from test_host_cuda_acmix import CACHE, DEVICES, half, resized
 
 from lska_ops.acmix import compiled
 from lska_ops.acmix import op as acmix_op
@@ -73,8 +74,125 @@ def test_ptx_acmix_within_bound(gpu, device, dtype):
     assert not solved(gpu, device, dtype)
 
 
+@pytest.mark.parametrize("dims", [8, 2, 3])
+def test_ptx_acmix_channels_last_in_place_as_nchw(gpu, dims):
+    """Channels 16 bytes, 8 bytes and one at a time; both halves, and attention alone."""
+    gpu.ops.configure(0, *DEVICES["h100"], CACHE)
+    tensors = resized(FIRST, 1, 2, dims, 3, 3, 5, 9).tensors
+    tensors = {name: None if t is None else t.float() for name, t in tensors.items()}
+    for given in (("conv_p", "fc", "dep_conv", "rate1", "rate2"), ("conv_p", None, None, "rate1", None)):
+        rest = [name and tensors[name] for name in given]
+        with gpu.launching(may_read_unwritten="acmix"):
+            y, last = (
+                gpu.ops.acmix_core_fwd_cuda(LAYOUTS[layout](tensors["qkv"]), *rest, 2, 3, 1, 1)[0]
+                for layout in ("contiguous", "channels_last")
+            )
+        assert torch.equal(y, last) and last.is_contiguous(memory_format=torch.channels_last)
+
+
+# G, D, window, H, W, stride: every side of windows, and both tables of the shift.
+PRODUCTS = [
+    (4, 16, 3, 5, 8, 1),
+    (8, 8, 5, 4, 9, 1),
+    (4, 16, 7, 9, 4, 1),
+    (4, 8, 9, 4, 6, 1),
+    (8, 8, 7, 7, 6, 2),
+]
+
+
+@cache
+def products(gpu, dtype, arch, backward=True):
+    """What exceeds the bound of what tensor cores do, backward where they do it; both layouts, by turns."""
+    gpu.ops.configure(0, 227 << 10 if arch >= 80 else 64 << 10, 4, CACHE, arch)
+    said = []
+    for n, (G, D, K, H, W, stride) in enumerate(PRODUCTS):
+        problem = resized(FIRST + n, 1, G, D, K, 3, H, W, stride)
+        problem.dtype = DTYPES[dtype]
+        problem.tensors = {
+            name: None if t is None else t.to(problem.dtype) for name, t in problem.tensors.items()
+        }
+        layout = LAYOUTS[("contiguous", "channels_last")[n % 2]]
+        problem.tensors["qkv"] = layout(problem.tensors["qkv"])
+        problem.grad_y = layout(problem.grad_y.to(problem.dtype))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(acmix_op, "_op", lambda name, backend: getattr(gpu.ops, f"acmix_core_{name}_cuda"))
+            with gpu.launching(may_read_unwritten="acmix"):
+                answers = solve(problem, "cpu", backward and stride == 1 and K < 9)
+        said += [(PRODUCTS[n], r) for r in ratios(problem, answers, "cuda").values() if not r <= 1]
+    return said
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_ptx_acmix_products_within_bound(gpu, dtype):
+    assert not products(gpu, dtype, 90)
+
+
+@pytest.mark.parametrize("arch", [75, 90])
+def test_ptx_acmix_products_of_other_architectures_within_bound(arch):
+    """On 7.5 a product has 8 columns of its left operand; 9.0 is what is compiled for one such GPU alone.
+
+    In the 64 KiB of the former one problem's shift goes to kernels of another file.
+    """
+    other = Gpu.of("acmix", arch=arch, files="cuda*.cu" if arch == 75 else "cuda_products.cu")
+    dtypes = ("f16", "bf16") if arch >= 80 else ("f16",)
+    try:
+        for dtype in dtypes:
+            assert not products(other, dtype, arch, backward=arch == 75)
+        assert sum("products_fwd" in name for name in other.ran) == len(PRODUCTS) * len(dtypes)
+    finally:
+        other.close()
+
+
+# G, D, H, W of the shift alone, backward.
+SHIFTS = [(4, 16, 5, 8), (4, 8, 6, 9), (8, 8, 3, 12)]
+
+
+@cache
+def shifts(gpu, dtype, arch):
+    """What exceeds the bound of the shift's gradients by products; all pairs of layouts of qkv and grad_y, by turns."""
+    gpu.ops.configure(0, 227 << 10 if arch >= 80 else 64 << 10, 4, CACHE, arch)
+    said, pairs = [], itertools.cycle(itertools.product(("contiguous", "channels_last"), repeat=2))
+    for n, (G, D, H, W) in enumerate(SHIFTS * 2):
+        problem, layouts = resized(FIRST + n, 2, G, D, 3, 3, H, W), next(pairs)
+        problem.dtype = DTYPES[dtype]
+        problem.tensors = {
+            name: None if t is None else t.to(problem.dtype) for name, t in problem.tensors.items()
+        }
+        problem.tensors["rate1"].zero_()
+        problem.tensors["qkv"] = LAYOUTS[layouts[0]](problem.tensors["qkv"])
+        problem.grad_y = LAYOUTS[layouts[1]](problem.grad_y.to(problem.dtype))
+        given, options = half(problem, attention=False)
+        with gpu.launching(may_read_unwritten="acmix"):
+            y, lse = gpu.ops.acmix_core_fwd_cuda(problem.tensors["qkv"], *given, *options)
+            grads = gpu.ops.acmix_core_bwd_cuda(problem.grad_y, problem.tensors["qkv"], lse, *given, *options)
+        answers = {"y": y} | {
+            name: grads[i]
+            for i, name in ((0, "grad_qkv"), (2, "grad_fc"), (3, "grad_dep_conv"), (5, "grad_rate2"))
+        }
+        said += [(SHIFTS[n % 3], layouts, r) for r in ratios(problem, answers, "cuda").values() if not r <= 1]
+    return said
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_ptx_acmix_shift_backward_by_products_within_bound(gpu, dtype):
+    assert not shifts(gpu, dtype, 90)
+
+
+def test_ptx_acmix_shift_backward_by_products_of_the_oldest_within_bound():
+    old = Gpu.of("acmix", arch=75)
+    try:
+        assert not shifts(old, "f16", 75)
+        for kernel in ("shift_weights", "shift_maps", "shift_back_table"):
+            assert sum(kernel in name for name in old.ran) == 2  # of four heads and of eight
+    finally:
+        old.close()
+
+
 def test_ptx_acmix_problems_run_every_kernel(gpu):
     for device in DEVICES:
         for dtype in DTYPES:
             solved(gpu, device, dtype)
+    for dtype in ("f16", "bf16"):
+        products(gpu, dtype, 90)
+        shifts(gpu, dtype, 90)
     assert gpu.ran == set(gpu.kernels)

@@ -20,20 +20,16 @@ from ptx.parse import Module  # noqa: E402
 @pytest.fixture(scope="module")
 def gpu():
     root = Path(os.environ.get("LSKA_OPS_PTX_SOURCES", build.ROOT))
-    code = build._ptx("lska", root / "csrc" / "lska" / "cuda_bands.cu", 80, root)
+    code = build.ptx_of("lska", root / "csrc" / "lska" / "cuda_bands.cu", 80, root)
     made = Gpu(build.build(build.ROOT / "build" / "host_cuda"), [Module(code.read_text())])
     yield made
     made.close()
 
 
 def run(gpu, x, parts, dilation):
-    gpu.ops.configure(0, SHARED, 1, CACHE)
-    gpu.ops.configure_arch(80)
-    try:
-        with gpu.launching() as launches:
-            s = gpu.ops.cascade_bands(x, *parts, dilation)
-    finally:
-        gpu.ops.configure_arch(0)
+    gpu.ops.configure(0, SHARED, 1, CACHE, 80)
+    with gpu.launching() as launches:
+        s = gpu.ops.cascade_bands(x, *parts, dilation)
     assert len(launches) == 2  # the table and the products
     return s
 

@@ -1,13 +1,17 @@
 """Which seeded bugs are asked for, and what a wrong word is told."""
 
+import importlib.util
 import subprocess
 import sys
 import time
+from itertools import product
 
 import pytest
 import seeded
 from seeded import FIFTHS, Mutant
 
+TESTS = seeded.ROOT / "tests"
+PARTS, OPS = ("csrc", "lska_ops"), ("common", "lska", "acmix")
 MUTANTS = [Mutant(f"bug {n}", "file", "right", "wrong") for n in range(13)]
 
 
@@ -60,6 +64,31 @@ def test_seeded_a_survivor_fails(capsys):
     assert seeded.judge(bugs, ["a test", None], lambda m: "op", time.monotonic()) == 1
     assert seeded.judge(bugs, ["a test", "signal 6"], lambda m: "op", time.monotonic()) == 0
     assert "bug 1" in capsys.readouterr().out
+
+
+def seeded_bugs(of):
+    """All that a value of a module holds."""
+    if isinstance(of, Mutant):
+        return {of}
+    if isinstance(of, dict):
+        of = [*of, *of.values()]
+    return set().union(*map(seeded_bugs, of)) if isinstance(of, list | tuple) else set()
+
+
+@pytest.mark.parametrize("file", sorted(f.relative_to(TESTS) for f in TESTS.rglob("*mutants.py")), ids=str)
+def test_seeded_bugs_all_fit_the_sources(file):
+    """A list that no longer does ends where it is tried: of a fifth, only with every fifth commit."""
+    spec = importlib.util.spec_from_file_location(f"bugs_of_{file.stem}", TESTS / file)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TESTS / file.parent)
+        spec.loader.exec_module(module)
+    bugs = set().union(*(seeded_bugs(value) for name, value in vars(module).items() if name.isupper()))
+    folders = [seeded.ROOT / f for f in ("csrc", "lska_ops", *(f"{a}/{b}" for a, b in product(PARTS, OPS)))]
+    for bug in bugs:
+        counts = [(f / bug.file).read_text().count(bug.right) for f in folders if (f / bug.file).is_file()]
+        assert 1 in counts, (bug.name, bug.file, counts)
+    assert bugs
 
 
 def test_seeded_bug_that_no_longer_fits_is_named():

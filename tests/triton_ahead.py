@@ -4,10 +4,11 @@
 
 What `_triton.launch` is asked for while an op's launcher runs on tensors of the CPU is recorded, not run. Every
 kernel is compiled for every architecture in some dtype, every variant for some architecture. Prints one line of
-JSON each: name, arch, dtype, registers, shared memory, and bytes of local memory and stack, where spilled
-registers would be.
+JSON each: name, arch, dtype, registers, shared memory, bytes of local memory and stack, where spilled
+registers would be, and how many copies on their way to shared memory are of 4 bytes or less.
 """
 
+import itertools
 import json
 import os
 import re
@@ -21,16 +22,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+try:
+    from triton.backends.compiler import AttrsDescriptor  # until Triton 3.2
+except ImportError:
+    AttrsDescriptor = None
+
 from lska_ops import _triton
 from lska_ops.testing import CASES
 
-ARCHS = (75, 80, 86, 89, 90, 100, 120)
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+ARCHS = (80, 86, 89, 90, 100, 120) if VERSION >= (3, 3) else (80, 86, 89, 90)
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 def lska_calls(dtype):
-    """A call of every kernel and variant; of (whether they are for tensor cores, how to make them)."""
+    """A call of every kernel and variant."""
     from lska_ops.lska import triton_launch
 
     small, trivial, one = (*CASES[2][1:], 5, 7), (256, 20, 68, 3, 0), (1, 1, 1, 3, 3)
@@ -40,20 +47,18 @@ def lska_calls(dtype):
         torch.float32: (small, trivial),
     }
     for C, H, W, k0, k1 in of_dtype[dtype]:
-        x = torch.empty(1, C, H, W, dtype=dtype)
+        maps = [torch.empty(1, C, H, W, dtype=dtype)]
+        if H > 1:
+            maps.append(maps[0].contiguous(memory_format=torch.channels_last))
+        x = maps[0]
         shapes = [(C, 1, 1, k0), (C, 1, k0, 1), (C, 1, 1, k1), (C, 1, k1, 1)]
         parts = [
             t for s in shapes for t in ((x.new_empty(s), x.new_empty(C)) if s[2] * s[3] else (None, None))
         ]
         mix = (x.new_empty(C, C, 1, 1), x.new_empty(C))
-        triton_launch.fwd(x, *parts, *mix, 3, True)
-        triton_launch.bwd(x, x, x, *parts, *mix, 3)
-
-
-def lska_tensor_cores(monkeyed):
-    from lska_ops.lska import triton_launch
-
-    triton_launch.on_tensor_cores = monkeyed
+        for x in maps:
+            triton_launch.fwd(x, *parts, *mix, 3, True)
+            triton_launch.bwd(x, x, x, *parts, *mix, 3)
 
 
 def acmix_calls(dtype):
@@ -69,18 +74,20 @@ def acmix_calls(dtype):
         options, side = {1: ((1, 3, 1, 1), 1), 300: ((2, 3, 2, 2), 2)}.get(D, ((4, 7, 1, 1), 20))
         G, outputs, like = options[0], -(-side // options[2]), torch.empty(0, dtype=dtype)
         C = G * D
-        qkv, y = like.new_empty(2, 3 * C, side, side), like.new_empty(2, C, outputs, outputs)
+        maps = [(like.new_empty(2, 3 * C, side, side), like.new_empty(2, C, outputs, outputs))]
+        if side > 1:
+            maps.append([t.contiguous(memory_format=torch.channels_last) for t in maps[0]])
         lse, rate = torch.empty(2, G, outputs, outputs), like.new_empty(1)
         position, shift = like.new_empty(D, 2, 1, 1), (like.new_empty(9, 3 * G), like.new_empty(C, 9, 3, 3))
         parts = [(position, *shift, rate, rate)]
         if D == 32:
             parts += [(position, None, None, rate, None), (None, *shift, None, rate)]
-        for given in parts:
+        for (qkv, y), given in itertools.product(maps, parts):
             triton_launch.fwd(qkv, *given, *options)
             triton_launch.bwd(y, qkv, lse, *given, *options)
 
 
-OPS = {"lska": (lska_calls, lska_tensor_cores), "acmix": (acmix_calls, lambda monkeyed: None)}
+OPS = {"lska": lska_calls, "acmix": acmix_calls}
 
 
 class Variant:
@@ -92,11 +99,13 @@ class Variant:
             self.options["maxnreg"] = registers
         names, unspecial = kernel.arg_names, kernel.do_not_specialize
         self.signature, self.constants, self.attributes = {}, dict(constants), {}
+        self.ones = []  # of the numbers those that are compiled as a constant
         for i, (name, value) in enumerate(zip(names, arguments, strict=False)):
             if torch.is_tensor(value):
                 self.signature[name] = TYPES[value.dtype]
             elif value == 1 and name not in unspecial:
                 self.constants[name] = value
+                self.ones.append(name)
             else:
                 self.signature[name] = "i64" if value >= 2**31 else "i32"
             fixed = name in self.constants or name in unspecial
@@ -107,11 +116,24 @@ class Variant:
         said = (self.signature, self.constants, self.options, sorted(self.attributes))
         self.key = f"{kernel.fn.__name__} {said}"
 
+    def source(self):
+        """What triton.compile takes."""
+        if AttrsDescriptor is None:
+            return ASTSource(self.kernel, self.signature, self.constants, self.attributes)
+        signature = {name: kind for name, kind in self.signature.items() if kind != "constexpr"}
+        ones = [i for i, name in enumerate(self.kernel.arg_names) if name in self.ones]
+        properties = {"tt.divisibility": [i for (i,) in self.attributes], "tt.equal_to": ones}
+        described = {"cls": "AttrsDescriptor", "arg_properties": properties}
+        return ASTSource(
+            self.kernel, signature | dict.fromkeys(self.ones, "i32"),
+            {name: value for name, value in self.constants.items() if name not in self.ones},
+            AttrsDescriptor.from_dict(described),
+        )  # fmt: skip
+
     def compiled(self, arch, folder):
         """The facts of one compilation."""
-        source = ASTSource(self.kernel, self.signature, self.constants, self.attributes)
         options = {**self.options, "enable_fp_fusion": True}
-        made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        made = triton.compile(self.source(), target=GPUTarget("cuda", arch, 32), options=options)
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(made.asm["cubin"])
         command = [CUOBJDUMP, "--dump-resource-usage", file]
@@ -124,13 +146,20 @@ class Variant:
             "arch": arch,
             "dtypes": self.dtypes,
             **facts,
+            "narrow_copies": narrow_copies(made.asm["ptx"]),
             "constants": constants,
         }
 
 
-def variants(op, tensor_cores):
+def narrow_copies(ptx):
+    """Of 4 bytes a lane, the fewest that cp.async takes: in Triton's layouts all of them to one bank of 32."""
+    sizes = re.findall(r"cp\.async\.c[ag]\.shared\.global\s*\[[^\]]*\],\s*\[[^\]]*\],\s*(\w+)", ptx)
+    assert len(sizes) == len(re.findall(r"cp\.async\.c[ag]", ptx)), "a copy of another form"
+    return sum(int(size, 0) <= 4 for size in sizes)
+
+
+def variants(op):
     """What the op's calls start, each once, by kernel."""
-    calls, set_tensor_cores = OPS[op]
     found = {}
 
     def record(kernel, programs, *arguments, warps=4, stages=2, registers=None, **constants):
@@ -138,23 +167,20 @@ def variants(op, tensor_cores):
         found.setdefault(variant.key, variant)
 
     _triton.launch = record
-    set_tensor_cores(tensor_cores)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        calls(dtype)
+        OPS[op](dtype)
     return list(found.values())
 
 
 def chosen(op, archs):
-    """(variant, arch): each kernel's first variant, and below sm_80 bfloat16, on every one; others on one each."""
-    modern = variants(op, lambda x: x.dtype != torch.float32)
-    old = variants(op, lambda x: False)
+    """(variant, arch): each kernel's first variant on every one; others on one each."""
+    found = variants(op)
     for arch in archs:
         seen = set()
-        for i, variant in enumerate(old if arch < 80 else modern):
+        for i, variant in enumerate(found):
             first = variant.kernel not in seen
             seen.add(variant.kernel)
-            emulated = arch < 80 and "bf16" in variant.dtypes  # no instruction multiplies it there
-            if first or emulated or archs[i % len(archs)] == arch:
+            if first or archs[i % len(archs)] == arch:
                 yield variant, arch
 
 

@@ -16,10 +16,11 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Guarded:
-    """A copy of a contiguous tensor that ends where a forbidden page begins, or begins where one ends."""
+    """A copy of a tensor without gaps that ends where a forbidden page begins, or begins where one ends."""
 
     def __init__(self, t, at_end):
-        assert t.is_contiguous(), "a kernel was given a tensor with gaps"
+        last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+        assert t.is_contiguous() or last, "a kernel was given a tensor with gaps"
         self.given, nbytes = t, t.numel() * t.element_size()
         inside = max(-(-nbytes // PAGE), 1) * PAGE
         self.size = inside + 2 * PAGE
@@ -30,7 +31,7 @@ class Guarded:
         flat = torch.frombuffer(memory, dtype=torch.uint8)
         flat.fill_(255)  # NaN in every floating dtype
         at = inside - nbytes if at_end else 0
-        self.tensor = flat[at : at + nbytes].view(t.dtype).view(t.shape) if nbytes else t
+        self.tensor = flat[at : at + nbytes].view(t.dtype).as_strided(t.shape, t.stride()) if nbytes else t
         self.tensor.copy_(t)
 
     def give_back(self):

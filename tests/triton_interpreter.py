@@ -86,8 +86,8 @@ def same(ours, theirs):
 
 
 def smallest(problems):
-    """Of the first ten with more than one channel, row and column."""
-    several = (p for p in problems if min(p.tensors[first_of(p)].shape[1:]) > 1)
+    """Of the first ten with more than one channel, row and column in what they give: in these, layouts differ."""
+    several = (p for p in problems if min(p.grad_y.shape[1:]) > 1)
     return min(itertools.islice(several, 10), key=lambda p: p.grad_y.numel())
 
 
@@ -100,11 +100,28 @@ def takes_any_layout(op):
         of_map = {**problem.tensors, first: laid_out(problem.tensors[first])}
         y = solve(dataclasses.replace(problem, tensors=of_map), "triton", False)["y"]
         assert torch.equal(y, expected["y"]), layout
-        if layout == "channels_last" and op == "lska":  # ACmix's public functions see to it themselves
+        if layout == "channels_last":
             assert y.is_contiguous(memory_format=torch.channels_last)
     for layout in ("channels_last", "sliced"):
         problem.grad_y = LAYOUTS[layout](given)
         assert same(solve(problem, "triton"), expected), f"grad_y in {layout}"
+
+
+def answers_in_the_layout_of_the_map(op):
+    """Forward and backward within the bound, whatever grad_y's layout is."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        problem = smallest(p for p in small(op, 780_000) if p.dtype == dtype)
+        first = first_of(problem)
+        for layout, of_gradient in itertools.product(("contiguous", "channels_last"), repeat=2):
+            problem.tensors[first] = LAYOUTS[layout](problem.tensors[first])
+            problem.grad_y = LAYOUTS[of_gradient](problem.grad_y)
+            assert wrong(problem, backward=True, again=False) is None, (dtype, layout, of_gradient)
+            x = problem.tensors[first].detach().requires_grad_()
+            y = OPS[op].call({**problem.tensors, first: x}, problem.options, "triton")
+            (grad,) = torch.autograd.grad(y, x, problem.grad_y)
+            last = layout == "channels_last"
+            for t in (y, grad):
+                assert t.is_contiguous(memory_format=torch.channels_last) == last != t.is_contiguous()
 
 
 def answers_an_empty_batch(op):
@@ -119,7 +136,7 @@ def answers_an_empty_batch(op):
 
         for keep_product in (False, True):
             options = (problem.tensors[first], *[None] * 10, 1, keep_product)
-            shapes = ([t.shape for t in make(*options)] for make in (triton_launch.fwd, compiled._fwd_cuda))
+            shapes = ([t.shape for t in make(*options)] for make in (triton_launch.fwd, compiled._fwd_gpu))
             assert next(shapes) == next(shapes)
 
 
@@ -205,6 +222,7 @@ def _spans_several_tiles(op):
 EDGES = (
     spans_several_tiles,
     takes_any_layout,
+    answers_in_the_layout_of_the_map,
     answers_an_empty_batch,
     passes_nan_and_infinity_on_like_pytorch,
     follows_autocast,

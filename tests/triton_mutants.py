@@ -27,7 +27,7 @@ LSKA = [
         "there = (middle >= 0) & (middle < L)",
         "there = (middle >= -1) & (middle < L)",
     ),
-    Mutant("map read beyond its end", KERNELS, "on_map = (pos < L) & (at >= 0) & (at < L)", "on_map = pos < L"),
+    Mutant("map read beyond its end", KERNELS, "taken = (pos < L) & (at >= 0) & (at < L) & (q < end)", "taken = (pos < L) & (q < end)"),
     Mutant(
         "bias of the first column",
         KERNELS,
@@ -54,12 +54,12 @@ LSKA = [
         "        acc = tl.zeros([BT, BT], tl.float32)\n        for image in range(split, B, splits)",
         "        acc = tl.zeros([BT, BT], tl.float32)\n        for image in range(split, split + 1)",
     ),
-    Mutant("parts dropped", BACKWARD, "for _ in range(splits):", "for _ in range(1):"),
+    Mutant("parts dropped", BACKWARD, "(start + u < splits)", "(start + u < 1)"),
     Mutant("bias through the dilated pair", BACKWARD, "+ tl.sum(passed)", ""),
     Mutant("the other's taps", BACKWARD, "acc0 += found * w1", "acc0 += found"),
     Mutant("gate's part of grad_x", KERNELS, "acc += tl.load(grad_y + plane + at", "acc = tl.load(grad_y + plane + at"),
 ]  # fmt: skip
-SHIFT = "triton_kernels_shift.py"
+SHIFT, LAST = "triton_kernels_shift.py", "triton_kernels_last.py"
 ACMIX = [
     Mutant("corner's multiplicity", KERNELS, "return direct + first + last", "return direct + first"),
     Mutant("border row reflected too", KERNELS, "tl.minimum(i, 2 * (L - 1) - i)", "tl.minimum(i, 2 * L - 1 - i)"),
@@ -79,6 +79,9 @@ ACMIX = [
     Mutant("one image of the batch", SHIFT, "image, n = nth // blocks,", "image, n = nth // blocks * 0,"),
     Mutant("parts of one split", LAUNCH, "parts.sum(0) if splits > 1 else parts[0]", "parts[0]"),
     Mutant("gradient between queries", LAUNCH, "if stride > 1 and before", "if stride > 8 and before"),
+]  # fmt: skip
+ACMIX += [
+    Mutant("channels_last: k's gradient of the weights", LAST, "of_k += sent", "of_k += 0 * sent"),
 ]  # fmt: skip
 OP = {mutant: op for op, mutants in (("lska", LSKA), ("acmix", ACMIX)) for mutant in mutants}
 

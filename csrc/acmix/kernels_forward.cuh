@@ -63,6 +63,33 @@ LSKA_DEVICE void slopes(const AcmixLayout& l, const AcmixTile& t, int band_row, 
   }
 }
 
+// A tile's sums of `channels` channels, side by side in memory at each pixel, kAtOnce at a time.
+template <class T, int kAtOnce>
+LSKA_DEVICE void write_pixels(const AcmixArguments& a, const AcmixTile& t, const float* total, int channels,
+                              T* to) {
+  const AcmixLayout& l = a.layout;
+  const int of_pixel = channels / kAtOnce;
+  const LanesOnPixels lanes(of_pixel, kAtOnce * sizeof(T));
+#pragma unroll 1
+  for (int n = lanes.pixel; n < t.rows * l.cols; n += lanes.pixels) {
+    const int row = quotient(n, l.by_cols), col = n - row * l.cols;
+    if (col >= t.cols) continue;
+    T* const pixel = to + (int64_t(t.row + row) * a.Wo + t.col + col) * a.C;
+    const float* from = total + row * l.runs * kAcmixRun + col;
+#pragma unroll 1
+    for (int i = lanes.first; i < of_pixel; i += lanes.step) {
+      if constexpr (kAtOnce == 1) {
+        store(pixel + i, from[i * l.tile_pixels]);
+      } else {
+        float v[kAtOnce];
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) v[j] = from[(i * kAtOnce + j) * l.tile_pixels];
+        store_vector(pixel + i * kAtOnce, v);
+      }
+    }
+  }
+}
+
 // A block owns a tile of outputs, of all channels (attention and shift, or the shift of some dims) or of one
 // head (attention). Head by head it reads q, k and v, k and v with the halo of their windows, and adds up in
 // shared memory; writes y once, and lse. It is reference.attention and reference.shift_aggregate.
@@ -72,7 +99,8 @@ acmix_fwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.Ho, a.Wo);
   const AcmixWindow<false> w(a, t);
-  const int64_t plane = int64_t(a.H) * a.W;
+  const int64_t plane = a.last ? 1 : int64_t(a.H) * a.W;  // from a channel to the next
+  const int pixel = a.last ? 3 * a.C : 1;
   float *position = shared_at<float>(l.position), *weights = shared_at<float>(l.weights);
   float *pixels = shared_at<float>(l.pixels), *total = shared_at<float>(l.total);
   float* composite = shared_at<float>(l.composite);
@@ -94,11 +122,11 @@ acmix_fwd_kernel(const AcmixArguments a) {
   for (int i = thread_index(); i < sums; i += thread_count()) total[i] = 0.f;
 
   for (int h = t.head; h < t.head + l.heads; ++h) {
-    const T* maps = static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;
+    const T* maps = static_cast<const T*>(a.qkv) + t.image * 3 * a.C * a.H * a.W + h * a.D * plane;
     const auto bring = [&](int part, int dim, int dims) LSKA_INLINE {
       const Staged<T> to = part == 0 ? q : part == 1 ? k : v;
       stage(maps + (int64_t(part) * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, to.top, to.left,
-            part == 0 ? l.own : l.window, const_cast<T*>(to.data));
+            part == 0 ? l.own : l.window, const_cast<T*>(to.data), pixel);
     };
     const auto shift = [&](int part, int parts, int dim, int dims) LSKA_INLINE {
       const auto staged = [&](int p) LSKA_INLINE { return part + p == 0 ? q : part + p == 1 ? k : v; };
@@ -146,7 +174,8 @@ acmix_fwd_kernel(const AcmixArguments a) {
             barrier();
           }
         }
-        for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
+        const int bits = a.out_last && !l.shift ? fours_of_sector<T>(dims) : 0;
+        const auto outputs = [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
           float sum[4][4] = {};
           accumulate(w, run, weights, v, first, some, sum);
           const int count = min(kAcmixRun, t.col + t.cols - run.x);
@@ -165,9 +194,17 @@ acmix_fwd_kernel(const AcmixArguments a) {
               else if (a.initial)
                 sum[d][i] += read_global(a.initial + at + i);
             }
-            if (!l.shift) store_four<T>(a.out, a.out_float, at, sum[d], count);
+            if (!l.shift && !a.out_last) store_four<T>(a.out, a.out_float, at, sum[d], count);
           }
-        });
+          if (l.shift || !a.out_last) return;
+          T* const to = static_cast<T*>(a.out) + ((t.image * a.Ho + run.y) * a.Wo + run.x) * a.C;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float channels[4] = {sum[0][i], sum[1][i], sum[2][i], sum[3][i]};
+            if (i < count) store_four(to + int64_t(i) * a.C + h * a.D + dim + first, channels, some);
+          }
+        };
+        for_runs_and_dims(l, t, band_row, dims, outputs, bits);
       }
       barrier();
     }
@@ -175,6 +212,14 @@ acmix_fwd_kernel(const AcmixArguments a) {
   if (!l.shift) return;
   barrier();
   const int channels = l.attention ? a.C : a.G * min(l.dims, a.D - t.dim), runs = t.rows * l.runs;
+  if (a.out_last) {
+    T* const to = static_cast<T*>(a.out) + t.image * a.Ho * a.Wo * a.C + t.dim * a.G;
+    if (reads_at_once<kVector<T>>(to, a.C, channels))
+      write_pixels<T, kVector<T>>(a, t, total, channels, to);
+    else
+      write_pixels<T, 1>(a, t, total, channels, to);
+    return;
+  }
   for (int task = thread_index(); task < channels * runs; task += thread_count()) {
     const int channel = task / runs;
     const AcmixRun run = acmix_run(l, t, task - channel * runs, 0);

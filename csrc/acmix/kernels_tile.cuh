@@ -8,6 +8,7 @@
 #include "csrc/acmix/plan.h"
 #include "csrc/common/block_sum.cuh"
 #include "csrc/common/pick.h"
+#include "csrc/common/quotient.cuh"
 
 namespace lska_ops {
 
@@ -23,6 +24,7 @@ struct AcmixArguments {
   float* parts;               // query: [blocks, 2 D + 1], of conv_p's gradient and rate1's
   float* shift_parts;  // query: [blocks, D, G, 3 G, kernel_conv^2], of the composite weights' gradients
   bool out_float;
+  bool last, out_last;  // qkv and out lie pixel by pixel (forward)
   int64_t B;
   int C, G, D, H, W, Ho, Wo, kernel_att, kernel_conv, stride, dilation;
   AcmixLayout layout;
@@ -94,16 +96,85 @@ LSKA_DEVICE void store_four(void* out, bool is_float, int64_t at, const float (&
     store_four(static_cast<T*>(out) + at, v, count);
 }
 
+// Lanes on pixels that have their channels side by side: as many of a warp share a pixel as a sector holds of
+// what each reads at a time, the others have the next ones, whose places in shared memory are neighbours.
+struct LanesOnPixels {
+  int first, step;    // what a lane has of a pixel
+  int pixel, pixels;  // a lane's first pixel, and how far it is to its next
+  LSKA_DEVICE LanesOnPixels(int of_pixel, int bytes) {
+    int bits = 0;
+    while (bytes << bits < 32 && 1 << bits < of_pixel) ++bits;
+    step = 1 << bits, first = thread_index() & (step - 1);
+    pixel = thread_index() >> bits, pixels = thread_count() >> bits;
+  }
+};
+
+// Whether kAtOnce channels at a time can be read, of each pixel from the first one's on.
+template <int kAtOnce, class T>
+LSKA_DEVICE bool reads_at_once(const T* first, int pixel, int channels) {
+  return channels % kAtOnce == 0 && pixel % kAtOnce == 0 &&
+         reinterpret_cast<uintptr_t>(first) % (kAtOnce * sizeof(T)) == 0;
+}
+
+// As stage, of maps that lie pixel by pixel, `pixel` elements apart, kAtOnce channels at a time. Of four
+// pixels they are on their way together.
+template <int kAtOnce, class T>
+LSKA_DEVICE void stage_pixels(const T* maps, int64_t pixel, int map_width, int dims, int step, int height,
+                              int width, int top, int left, const AcmixRegion& r, T* to) {
+  struct alignas(kAtOnce * sizeof(T)) Channels {
+    T v[kAtOnce];
+  };
+  constexpr int kPixels = 4;
+  const int of_pixel = dims / kAtOnce, cols = int(r.by_loaded.d);
+  const LanesOnPixels lanes(of_pixel, sizeof(Channels));
+#pragma unroll 1
+  for (int first = lanes.pixel; first < r.rows * cols; first += kPixels * lanes.pixels) {
+    const T* from[kPixels];
+    T* into[kPixels];
+    bool there[kPixels];
+#pragma unroll
+    for (int n = 0; n < kPixels; ++n) {
+      const int at = first + n * lanes.pixels, row = quotient(at, r.by_loaded),
+                col = at - row * cols + r.spare, y = top + row, x = left + col;
+      there[n] = row < r.rows && uint32_t(y) < uint32_t(height) && uint32_t(x) < uint32_t(width);
+      from[n] = maps + (int64_t(y) * map_width + x) * step * pixel;
+      into[n] = to + row * r.pitch + col;
+    }
+#pragma unroll 1
+    for (int i = lanes.first; i < of_pixel; i += lanes.step) {
+      Channels channels[kPixels];
+#pragma unroll
+      for (int n = 0; n < kPixels; ++n)
+        if (there[n]) channels[n] = read_global(reinterpret_cast<const Channels*>(from[n]) + i);
+#pragma unroll
+      for (int n = 0; n < kPixels; ++n)
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j)
+          if (there[n]) into[n][(i * kAtOnce + j) * r.elements] = channels[n].v[j];
+    }
+  }
+}
+
 // `dims` maps of [height, width] pixels, every step-th of every step-th row, to the region whose first pixel
 // is (top, left). Columns beyond the map are zero there; rows beyond it are left alone, nobody reads them.
+// `pixel`: elements from a pixel to the next; maps that are no further apart than that are channels of
+// pixels.
 template <class T>
 LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int dims, int step, int height,
-                       int width, int top, int left, const AcmixRegion& r, T* to) {
+                       int width, int top, int left, const AcmixRegion& r, T* to, int pixel = 1) {
   constexpr int N = kVector<T>;
   const int from_x = left + r.spare, to_x = left + r.cols - r.spare, lines = dims * r.rows;
   const int begin = max(from_x, 0), end = min(to_x, width);
   const int groups = step > 1 ? r.cols : (max(end - begin, 0) + 2 * N - 2) / N;
-  for (int i = thread_index(); i < lines * groups; i += thread_count()) {
+  if (pixel > 1) {
+    if (reads_at_once<N>(maps, pixel, dims))
+      stage_pixels<N>(maps, pixel, map_width, dims, step, height, width, top, left, r, to);
+    else if (reads_at_once<N / 2>(maps, pixel, dims))
+      stage_pixels<N / 2>(maps, pixel, map_width, dims, step, height, width, top, left, r, to);
+    else
+      stage_pixels<1>(maps, pixel, map_width, dims, step, height, width, top, left, r, to);
+  }
+  for (int i = pixel > 1 ? lines * groups : thread_index(); i < lines * groups; i += thread_count()) {
     const int line = i / groups, group = i - line * groups, dim = line / r.rows,
               y = top + line - dim * r.rows;
     if (y < 0 || y >= height) continue;
@@ -332,15 +403,25 @@ LSKA_DEVICE void accumulate(const AcmixWindow<kKey>& w, const AcmixRun& run, con
   }
 }
 
-// Calls f(run, first dim, dims) for each run of a band and each four dims.
+// Calls f(run, first dim, dims) for each run of a band and each four dims. Neighbouring lanes have
+// neighbouring runs, or first 2^bits fours of the same one.
 template <class F>
 LSKA_DEVICE void for_runs_and_dims(const AcmixLayout& l, const AcmixTile& t, int band_row, int dims,
-                                   const F& f) {
+                                   const F& f, int bits = 0) {
   const int runs = min(l.band, t.rows - band_row) * l.runs, groups = (dims + 3) / 4;
   for (int task = thread_index(); task < runs * groups; task += thread_count()) {
-    const int group = task / runs;
-    f(acmix_run(l, t, task - group * runs, band_row), 4 * group, min(4, dims - 4 * group));
+    const int fours = (task >> bits) / runs, nth = (task >> bits) - fours * runs;
+    const int group = (fours << bits) + (task & ((1 << bits) - 1));
+    f(acmix_run(l, t, nth, band_row), 4 * group, min(4, dims - 4 * group));
   }
+}
+
+// How many fours of a pixel's channels, if they fill a sector: 2^bits.
+template <class T>
+LSKA_DEVICE int fours_of_sector(int dims) {
+  int bits = 0;
+  while (4 * sizeof(T) << bits < 32 && dims % (8 << bits) == 0) ++bits;
+  return bits;
 }
 
 }  // namespace lska_ops

@@ -4,12 +4,13 @@
 #pragma once
 
 #include <array>
-#include <map>
 #include <tuple>
 #include <vector>
 
 #include "csrc/acmix/kernels.cuh"
+#include "csrc/acmix/launch_products.h"
 #include "csrc/common/gpu_launch.h"
+#include "csrc/common/remembered.h"
 
 namespace lska_ops::acmix_cuda {
 
@@ -23,28 +24,9 @@ struct Parameters {
 
 // A search of some hundred layouts; the sizes of a model come again in every step.
 inline AcmixLayout plan_of(const AcmixSize& s, AcmixPass pass, bool attention, bool shift,
-                           const GpuLimits& device, bool shift_grad = false) {
-  using Key = std::array<int64_t, 16>;
-  thread_local std::map<Key, AcmixLayout> known;
-  const Key key{s.B,
-                s.C,
-                s.H,
-                s.W,
-                int64_t(pass),
-                s.G,
-                s.kernel_att,
-                s.kernel_conv,
-                s.stride,
-                s.dilation,
-                s.element,
-                attention,
-                shift,
-                shift_grad,
-                device.shared_bytes,
-                device.multiprocessors};
-  if (const auto found = known.find(key); found != known.end()) return found->second;
-  if (known.size() > 1000) known.clear();
-  return known[key] = acmix_plan_of(s, pass, attention, shift, device, shift_grad);
+                           const GpuLimits& device, bool shift_grad = false, bool last = false) {
+  return remembered(std::tuple{s, pass, attention, shift, device, shift_grad, last},
+                    [&] { return acmix_plan_of(s, pass, attention, shift, device, shift_grad, last); });
 }
 
 // One checked call.
@@ -101,9 +83,7 @@ struct Call {
     STD_TORCH_CHECK(s.G * s.conv_taps() <= kAcmixMostShift && (!shift || s.G <= kAcmixMostHeads), op,
                     ": head = ", s.G, " with ", k, " x ", k, " taps; expected head <= ", kAcmixMostHeads,
                     ", head taps <= ", kAcmixMostShift);
-    qkv = in_nchw(qkv);
     AcmixArguments& a = arguments;
-    a.qkv = qkv.const_data_ptr();
     a.B = s.B;
     a.C = int(s.C), a.G = int(s.G), a.D = int(s.D()), a.H = int(s.H), a.W = int(s.W), a.Ho = int(s.Ho());
     a.Wo = int(s.Wo()), a.kernel_att = int(s.kernel_att), a.kernel_conv = int(k), a.stride = int(s.stride);
@@ -120,6 +100,12 @@ struct Call {
   }
 
   bool empty() const { return s.B == 0; }
+  bool channels_last() const { return channels_last_in_memory(qkv); }
+  // What kernels that know one layout read.
+  void read_nchw() {
+    qkv = in_nchw(qkv);
+    arguments.qkv = qkv.const_data_ptr();
+  }
   void check_beside(const char* name, const Tensor& t, ScalarType wanted) const {
     STD_TORCH_CHECK(t.device() == qkv.device(), op, ": ", name,
                     " is on another device; expected it where qkv is");
@@ -133,9 +119,12 @@ struct Call {
     held.push_back(in_nchw(t));
     return held.back().const_data_ptr();
   }
-  Tensor map(const char* name, const Tensor& t, ScalarType wanted, int64_t channels) const {
+  void check_map(const char* name, const Tensor& t, ScalarType wanted, int64_t channels) const {
     check_beside(name, t, wanted);
     check_shape(op, name, t, {s.B, channels, s.Ho(), s.Wo()});
+  }
+  Tensor map(const char* name, const Tensor& t, ScalarType wanted, int64_t channels) const {
+    check_map(name, t, wanted, channels);
     return in_nchw(t);
   }
   Tensor floats(std::initializer_list<int64_t> shape) const {
@@ -154,22 +143,25 @@ struct Call {
   }
 
   // The layout of one pass. The limits above fit 64 KiB, the least that a GPU of 7.5 or newer has.
-  AcmixLayout layout(AcmixPass pass, bool with_attention, bool with_shift, bool shift_grad = false) const {
-    const AcmixLayout l = planned(pass, with_attention, with_shift, shift_grad);
+  AcmixLayout layout(AcmixPass pass, bool with_attention, bool with_shift, bool shift_grad = false,
+                     bool last = false) const {
+    const AcmixLayout l = planned(pass, with_attention, with_shift, shift_grad, last);
     STD_TORCH_CHECK(l.fits, op, ": qkv has shape ", in_words(qkv.sizes()), " and the window reaches ",
                     s.reach(), " pixels; that does not fit ", device.limits.shared_bytes,
                     " bytes of shared memory");
     return l;
   }
-  AcmixLayout planned(AcmixPass pass, bool with_attention, bool with_shift, bool shift_grad = false) const {
-    return plan_of(s, pass, with_attention, with_shift, device.limits, shift_grad);
+  AcmixLayout planned(AcmixPass pass, bool with_attention, bool with_shift, bool shift_grad = false,
+                      bool last = false) const {
+    return plan_of(s, pass, with_attention, with_shift, device.limits, shift_grad, last);
   }
   bool fuses_forward() const {
     return acmix_fuses_forward(s, [&](auto... which) { return planned(which...); });
   }
-  AcmixBackward plans_backward() const {
+  AcmixBackward plans_backward(bool wants_shift_grad) const {
     if (!attention || !shift) return {};
-    return acmix_plans_backward(s, device.limits, [&](auto... which) { return planned(which...); });
+    return acmix_plans_backward(
+        s, device.limits, [&](auto... which) { return planned(which...); }, wants_shift_grad);
   }
 
   void compose() {
@@ -190,29 +182,42 @@ inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, cons
                                       const Parameters& p) {
   Call call(op, device, qkv, p);
   const AcmixSize& s = call.s;
-  Tensor y = call.elements({s.B, s.C, s.Ho(), s.Wo()});
+  const std::array<int64_t, 4> sizes = {s.B, s.C, s.Ho(), s.Wo()};
+  const bool last = call.channels_last();
+  if (!last) call.read_nchw();
+  using torch::headeronly::MemoryFormat;
+  Tensor y = torch::stable::empty(sizes, call.type, std::nullopt, qkv.device(), std::nullopt,
+                                  last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   Tensor lse = call.attention ? call.floats({s.B, s.G, s.Ho(), s.Wo()}) : call.floats({0});
   if (call.empty()) return {y, lse};
+  float* const rows = call.attention ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
+  if (forward_by_products(call, call.attention, call.shift, nullptr, y, rows)) return {y, lse};
+  call.arguments.qkv = call.qkv.const_data_ptr();
+  call.arguments.last = last;
   if (call.shift) call.compose();
   const auto run = [&](bool attention, bool shift, void* out, bool out_float, const float* initial) {
     AcmixArguments a = call.arguments;
-    a.layout = call.layout(AcmixPass::forward, attention, shift);
+    a.layout = call.layout(AcmixPass::forward, attention, shift, false, last && !attention);
     a.out = out;
     a.out_float = out_float;
+    a.out_last = last && !out_float;  // floats for another kernel are NCHW
     a.initial = initial;
-    a.lse = attention ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
+    a.lse = attention ? rows : nullptr;
     call.with_type([&](auto t) {
       call.start(acmix_fwd_kernel<typename decltype(t)::type>, grid_of(a.layout), a.layout.shared_bytes, a);
     });
   };
-  const bool once = !call.attention || !call.shift || call.fuses_forward();
-  if (once) {
+  const bool both = call.attention && call.shift,
+             by_products = both && products_plan(call, true, false).serves;
+  if (!both || (!by_products && call.fuses_forward())) {
     run(call.attention, call.shift, y.mutable_data_ptr(), false, nullptr);
-  } else {
-    const Tensor shifted = call.floats({s.B, s.C, s.Ho(), s.Wo()});
-    run(false, true, shifted.data_ptr(), true, nullptr);
-    run(true, false, y.mutable_data_ptr(), false, static_cast<const float*>(shifted.const_data_ptr()));
+    return {y, lse};
   }
+  const Tensor shifted = call.floats({s.B, s.C, s.Ho(), s.Wo()});
+  run(false, true, shifted.data_ptr(), true, nullptr);
+  const float* initial = static_cast<const float*>(shifted.const_data_ptr());
+  if (!by_products || !forward_by_products(call, true, false, initial, y, rows))
+    run(true, false, y.mutable_data_ptr(), false, initial);
   return {y, lse};
 }
 

@@ -4,6 +4,8 @@
 #include <optional>
 
 #include "csrc/acmix/launch.h"
+#include "csrc/acmix/launch_products_backward.h"
+#include "csrc/acmix/launch_products_shift_backward.h"
 
 namespace lska_ops::acmix_cuda {
 
@@ -65,34 +67,58 @@ inline void shift_weights_bwd(const Call& call, const ShiftParts& p, Tensor& gra
   });
 }
 
+// Key by key: the gradients of k and v, and the shift's.
+inline void key_bwd(const Call& call, AcmixArguments a, bool attention, bool shift) {
+  a.layout = call.layout(AcmixPass::key, attention, shift);
+  call.with_type([&](auto t) {
+    call.start(acmix_key_bwd_kernel<typename decltype(t)::type>, grid_of(a.layout), a.layout.shared_bytes, a);
+  });
+}
+
+// The shift's gradients of q, k and v where they do not go along with the attention's: as floats that these
+// are added to, [B, 3 C, H, W].
+inline Tensor shift_maps_bwd(const Call& call, const Tensor& grad_y) {
+  const AcmixSize& s = call.s;
+  const Tensor shifted = call.floats({s.B, 3 * s.C, s.H, s.W});
+  AcmixArguments a = call.arguments;
+  a.grad_y = grad_y.const_data_ptr();
+  a.out = shifted.data_ptr();
+  a.out_float = true;
+  key_bwd(call, a, false, true);
+  return shifted;
+}
+
+// The gradients of conv_p and rate1 from parts of 2 D + 1 sums.
+inline void attention_weights_bwd(const Call& call, const Tensor& parts, Tensor& grad_conv_p,
+                                  Tensor& grad_rate1) {
+  const int64_t D = call.s.D();
+  const AcmixQueryEndArguments end{static_cast<const float*>(parts.const_data_ptr()), parts.size(0),
+                                   grad_conv_p.mutable_data_ptr(), grad_rate1.mutable_data_ptr(), int(D)};
+  call.with_type([&](auto t) {
+    call.start(acmix_query_end_kernel<typename decltype(t)::type>, {2 * D + 1, 1, 1},
+               kAcmixThreads / kWarp * 4, end);
+  });
+}
+
 // The gradients of q, k and v, conv_p and rate1: query by query, then key by key, which needs the former's
-// delta. Where the shift does not go along, it comes first, as floats that the two then add to. Returns the
-// parts of the composite weights' gradients, if the query pass adds them up.
+// delta. Returns the parts of the composite weights' gradients, if they are wanted and the query pass adds
+// them up.
 inline std::optional<ShiftParts> maps_bwd(const Call& call, const Tensor& grad_y, const Tensor& lse,
-                                          Tensor& grad_qkv, Tensor& grad_conv_p, Tensor& grad_rate1) {
+                                          bool wants_parts, Tensor& grad_qkv, Tensor& grad_conv_p,
+                                          Tensor& grad_rate1) {
   const AcmixSize& s = call.s;
   AcmixArguments base = call.arguments;
   base.grad_y = grad_y.const_data_ptr();
-  const auto key = [&](AcmixArguments a, bool attention, bool shift) {
-    a.layout = call.layout(AcmixPass::key, attention, shift);
-    call.with_type([&](auto t) {
-      call.start(acmix_key_bwd_kernel<typename decltype(t)::type>, grid_of(a.layout), a.layout.shared_bytes,
-                 a);
-    });
-  };
   base.out = grad_qkv.mutable_data_ptr();
   if (!call.attention) {
-    key(base, false, true);
+    key_bwd(call, base, false, true);
     return {};
   }
-  const auto [fused, shift_grad] = call.plans_backward();
+  const auto [fused, shift_grad] = call.plans_backward(wants_parts);
   const Tensor delta = call.floats({s.B, s.G, s.Ho(), s.Wo()});
-  Tensor shifted = call.floats({call.shift && !fused ? s.B * 3 * s.C * s.H * s.W : 0});
+  Tensor shifted;
   if (call.shift && !fused) {
-    AcmixArguments a = base;
-    a.out = shifted.mutable_data_ptr();
-    a.out_float = true;
-    key(a, false, true);
+    shifted = shift_maps_bwd(call, grad_y);
     base.initial = static_cast<const float*>(shifted.const_data_ptr());
   }
   base.lse = static_cast<float*>(lse.data_ptr());
@@ -104,14 +130,12 @@ inline std::optional<ShiftParts> maps_bwd(const Call& call, const Tensor& grad_y
   a.parts = static_cast<float*>(parts.data_ptr());
   const ShiftParts shift_sums{call.floats({shift_grad ? blocks * s.C * 3 * s.G * s.conv_taps() : 0}), blocks};
   a.shift_parts = static_cast<float*>(shift_sums.parts.data_ptr());
-  const AcmixQueryEndArguments end{a.parts, blocks, grad_conv_p.mutable_data_ptr(),
-                                   grad_rate1.mutable_data_ptr(), int(s.D())};
   call.with_type([&](auto t) {
-    using T = typename decltype(t)::type;
-    call.start(acmix_query_bwd_kernel<T>, grid_of(a.layout), a.layout.shared_bytes, a);
-    call.start(acmix_query_end_kernel<T>, {2 * s.D() + 1, 1, 1}, kAcmixThreads / kWarp * 4, end);
+    call.start(acmix_query_bwd_kernel<typename decltype(t)::type>, grid_of(a.layout), a.layout.shared_bytes,
+               a);
   });
-  key(base, true, fused);
+  attention_weights_bwd(call, parts, grad_conv_p, grad_rate1);
+  key_bwd(call, base, true, fused);
   return shift_grad ? std::optional(shift_sums) : std::nullopt;
 }
 
@@ -119,23 +143,57 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
                  const Tensor& given_lse, const Parameters& p) {
   Call call(op, device, qkv, p);
   const AcmixSize& s = call.s;
-  const Tensor grad_y = call.map("grad_y", given_grad_y, call.type, s.C);
+  call.check_map("grad_y", given_grad_y, call.type, s.C);
   const Tensor lse = call.attention ? call.map("lse", given_lse, ScalarType::Float, s.G) : given_lse;
   const auto gradient = [&](bool wanted, std::initializer_list<int64_t> shape) {
     Tensor t = wanted ? call.elements(shape) : call.elements({0});
     return call.empty() ? torch::stable::zero_(t) : t;
   };
+  const auto maps = [&](bool in_channels_last) {
+    using torch::headeronly::MemoryFormat;
+    return torch::stable::empty(std::array<int64_t, 4>{s.B, 3 * s.C, s.H, s.W}, call.type, std::nullopt,
+                                qkv.device(), std::nullopt,
+                                in_channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  };
   const int64_t k = s.kernel_conv;
-  Tensor grad_qkv = gradient(true, {s.B, 3 * s.C, s.H, s.W});
+  const bool last = call.channels_last();
+  Tensor grad_qkv = maps(last);
   Tensor grad_conv_p = gradient(call.attention, {s.D(), 2, 1, 1}), grad_rate1 = gradient(call.attention, {1});
   Tensor grad_fc = gradient(call.shift, {k * k, 3 * s.G, 1, 1}), grad_rate2 = gradient(call.shift, {1});
   Tensor grad_dep_conv = gradient(call.shift, {s.C, k * k, k, k});
-  if (!call.empty()) {
-    if (call.shift) call.compose();
-    const std::optional<ShiftParts> parts = maps_bwd(call, grad_y, lse, grad_qkv, grad_conv_p, grad_rate1);
-    if (call.shift)
-      shift_weights_bwd(call, parts ? *parts : shift_parts(call, grad_y), grad_fc, grad_dep_conv, grad_rate2);
+  if (call.empty()) return {grad_qkv, grad_conv_p, grad_fc, grad_dep_conv, grad_rate1, grad_rate2};
+
+  // By products, of maps where they lie.
+  const auto in_a_layout = [](const Tensor& t) { return channels_last_in_memory(t) ? t : in_nchw(t); };
+  call.qkv = in_a_layout(qkv);
+  const Tensor grad_y = in_a_layout(given_grad_y);
+  std::optional<ShiftParts> parts;
+  if (call.shift) {
+    call.compose();
+    if (const auto found = shift_weights_by_products(call, call.qkv, grad_y))
+      parts = ShiftParts{found->first, found->second};
   }
+  bool has_maps = !call.attention && shift_maps_by_products(call, grad_y, grad_qkv);
+  if (attention_bwd_serves(call)) {
+    Tensor shifted;
+    if (call.shift && !shift_goes_along(call)) shifted = shift_maps_bwd(call, in_nchw(grad_y));
+    attention_weights_bwd(call, attention_bwd_by_products(call, grad_y, lse, shifted, grad_qkv), grad_conv_p,
+                          grad_rate1);
+    has_maps = true;
+  }
+  if (!has_maps || (call.shift && !parts)) {  // the other kernels know NCHW alone
+    call.read_nchw();
+    const Tensor nchw = in_nchw(grad_y);
+    if (!has_maps) {
+      Tensor grad = last ? maps(false) : grad_qkv;
+      const std::optional<ShiftParts> of_queries =
+          maps_bwd(call, nchw, lse, !parts, grad, grad_conv_p, grad_rate1);
+      if (last) torch::stable::copy_(grad_qkv, grad);
+      if (!parts) parts = of_queries;
+    }
+    if (call.shift && !parts) parts = shift_parts(call, nchw);
+  }
+  if (call.shift) shift_weights_bwd(call, *parts, grad_fc, grad_dep_conv, grad_rate2);
   return {grad_qkv, grad_conv_p, grad_fc, grad_dep_conv, grad_rate1, grad_rate2};
 }
 

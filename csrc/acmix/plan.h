@@ -9,7 +9,9 @@
 #pragma once
 
 #include <algorithm>
+#include <compare>
 
+#include "csrc/common/divisor.h"
 #include "csrc/common/gpu.h"
 
 namespace lska_ops {
@@ -28,6 +30,7 @@ enum class AcmixPass { forward, query, key };
 
 struct AcmixSize {
   int64_t B, C, H, W, G, kernel_att, kernel_conv, stride, dilation, element;  // element: bytes of a number
+  auto operator<=>(const AcmixSize&) const = default;
   int64_t D() const { return C / G; }
   int64_t Ho() const { return ceil_div(H, stride); }
   int64_t Wo() const { return ceil_div(W, stride); }
@@ -43,14 +46,16 @@ struct AcmixSize {
 // leave room for a row's last columns, the next row begins a run earlier: the pitch is less than the columns.
 struct AcmixRegion {
   int rows, cols, pitch, ahead_y, ahead_x, spare;
-  int elements;  // of one dim
+  int elements;       // of one dim
+  Divisor by_loaded;  // by the columns without the spare ones
 };
 
 struct AcmixLayout {
-  bool attention, shift;         // what the kernel computes
-  bool shift_grad;               // query: the sums of the shift's weight gradients, too
-  bool regular, whole;           // whole: all dims of a head at once
-  int rows, cols, runs;          // of a tile; runs in a row
+  bool attention, shift;  // what the kernel computes
+  bool shift_grad;        // query: the sums of the shift's weight gradients, too
+  bool regular, whole;    // whole: all dims of a head at once
+  int rows, cols, runs;   // of a tile; runs in a row
+  Divisor by_cols;
   int band;                      // rows whose weights of the window are in shared memory at once
   int band_pixels, tile_pixels;  // of whole runs
   int dims, heads;               // dims in shared memory at once; heads of a block
@@ -74,7 +79,8 @@ inline AcmixRegion region(int64_t rows, int64_t width, int64_t ahead_y, int64_t 
                           bool overlaps = false) {
   const int64_t cols = round_up(width, kAcmixRun),
                 pitch = overlaps && 2 * spare >= kAcmixRun ? cols - kAcmixRun : cols;
-  return {int(rows), int(cols), int(pitch), int(ahead_y), int(ahead_x), int(spare), int(rows * pitch)};
+  return {int(rows),    int(cols),  int(pitch),        int(ahead_y),
+          int(ahead_x), int(spare), int(rows * pitch), divisor(cols - 2 * spare)};
 }
 // Of some dims, with the last row's columns beyond the pitch.
 inline int64_t elements(const AcmixRegion& r, int64_t dims) {
@@ -148,7 +154,7 @@ inline double with_halo(int64_t length, int64_t tile, int64_t reach) {
 
 // Numbers that cross global memory for each channel and image; composite weights count half, as all blocks
 // read the same ones.
-inline double traffic(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass) {
+inline double traffic(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass, bool last = false) {
   const bool key = pass == AcmixPass::key, forward = pass == AcmixPass::forward;
   const int64_t H = key ? s.H : s.Ho(), W = key ? s.W : s.Wo(), scale = key ? 1 : s.stride;
   const auto maps = [&](int64_t reach) {
@@ -163,7 +169,10 @@ inline double traffic(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass) 
   // Written by each block, and read to be added up.
   const double blocks = double(l.grid_x * l.grid_y * l.grid_z) / double(s.B);
   const double sums = l.shift_grad ? blocks * double(6 * s.G * s.conv_taps()) * 4. / double(s.element) : 0.;
-  if (forward) return maps(conv) + 2 * maps(most) + maps(0) + composite;
+  // Of a pixel's channels few dims are a part of a sector. Blocks of other dims have the rest of it from the
+  // cache, whose bandwidth is some times that of memory.
+  const double sectors = last ? std::max(1., 32. / double(l.dims * s.element)) : 1.;
+  if (forward) return (maps(conv) + 2 * maps(most)) * (7 + sectors) / 8 + maps(0) + composite;
   if (!key) return maps(0) * (2 + again) + maps(conv) + (2 + again) * maps(att) + composite + sums;
   if (!l.attention) return maps(conv) + 3 * maps(0) + composite;
   return 4 * maps(0) + maps(most) * (2 + again * (l.shift ? 1 : 2)) + composite;
@@ -184,19 +193,21 @@ inline void set_grid(AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const G
 }
 
 // Less is better: what is moved, by a device that has work for all and by blocks whose threads have.
-inline double cost(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const GpuLimits& device) {
+inline double cost(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const GpuLimits& device,
+                   bool last) {
   const double blocks = double(l.shift_grad ? s.B : l.grid_x) * double(l.grid_y * l.grid_z);
   const double wanted = double(device.multiprocessors);
   const double tasks = double(l.attention ? l.band * l.runs * l.taps : l.rows * l.runs * l.dims);
   const double busy = std::min(1., tasks / kAcmixThreads);
-  return traffic(l, s, pass) * std::max(1., wanted / blocks) / (0.4 + 0.6 * busy);
+  return traffic(l, s, pass, last) * std::max(1., wanted / blocks) / (0.4 + 0.6 * busy);
 }
 
 }  // namespace acmix_plan
 
-// The cheapest layout that fits; fits is false where none does.
+// The cheapest layout that fits; fits is false where none does. `last`: forward, of maps in channels_last;
+// for the shift alone, whose sums are the same with any dims at once.
 inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attention, bool shift,
-                                 const GpuLimits& device, bool shift_grad = false) {
+                                 const GpuLimits& device, bool shift_grad = false, bool last = false) {
   const bool key = pass == AcmixPass::key;
   const int64_t H = key ? s.H : s.Ho(), W = key ? s.W : s.Wo();
   AcmixLayout best{};
@@ -208,6 +219,7 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
     l.regular = s.regular();
     l.rows = int(rows);
     l.cols = int(cols);
+    l.by_cols = divisor(cols);
     l.runs = int(ceil_div(cols, kAcmixRun));
     l.band = int(band);
     l.band_pixels = l.band * l.runs * kAcmixRun;
@@ -220,7 +232,7 @@ inline AcmixLayout acmix_plan_of(const AcmixSize& s, AcmixPass pass, bool attent
     l.fits = l.shared_bytes <= device.shared_bytes && l.grid_x <= kMaxGrid && l.grid_y <= kMaxGridYZ &&
              l.grid_z <= kMaxGridYZ;
     if (!l.fits) return false;
-    l.cost = acmix_plan::cost(l, s, pass, device);
+    l.cost = acmix_plan::cost(l, s, pass, device, last);
     if (!best.fits || l.cost < best.cost) best = l;
     return true;
   };
@@ -323,20 +335,21 @@ bool acmix_fuses_forward(const AcmixSize& s, const Plan& plan) {
                                        plan(AcmixPass::forward, false, true).cost + between;
 }
 
-// The same backward; and whether the query pass adds up the sums of the shift's weight gradients, if that
-// moves less than reading all maps once more.
+// The same backward; and whether the query pass adds up the sums of the shift's weight gradients, if they are
+// wanted of it and that moves less than reading all maps once more.
 struct AcmixBackward {
   bool fused, shift_grad;
 };
 template <class Plan>
-AcmixBackward acmix_plans_backward(const AcmixSize& s, const GpuLimits& device, const Plan& plan) {
+AcmixBackward acmix_plans_backward(const AcmixSize& s, const GpuLimits& device, const Plan& plan,
+                                   bool wants_shift_grad = true) {
   if (s.stride > 1) return {};
   const AcmixLayout query = plan(AcmixPass::query, true, true),
                     with = plan(AcmixPass::query, true, true, true), key = plan(AcmixPass::key, true, true);
   if (!query.fits || !key.fits) return {};
   const double apart = acmix_plan::traffic(acmix_plan_shift_grad(s, device), s);
   const double between = 3 * double(8 - s.element) / double(s.element) * double(s.H * s.W);
-  const bool shift_grad = with.fits && with.cost <= query.cost + apart;
+  const bool shift_grad = wants_shift_grad && with.fits && with.cost <= query.cost + apart;
   const bool fused = (shift_grad ? with.cost : query.cost + apart) + key.cost <=
                      plan(AcmixPass::query, true, false).cost + plan(AcmixPass::key, true, false).cost +
                          plan(AcmixPass::key, false, true).cost + between + apart;

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include <algorithm>
+#include <compare>
 
 namespace lska_ops {
 
@@ -16,6 +17,8 @@ struct GpuLimits {
   int64_t multiprocessors;
   int64_t cache_bytes;  // L2
   int64_t arch = 0;     // compute capability, 90 for 9.0
+  int64_t rank = 0;     // which plan, by cost: the profiler asks for others than the cheapest
+  auto operator<=>(const GpuLimits&) const = default;
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -18,12 +18,18 @@
 #else
 #define LSKA_ON_TENSOR_CORES 0
 #endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define LSKA_BEFORE_80 true
+#else
+#define LSKA_BEFORE_80 false
+#endif
 // For kernels whose shared memory leaves room for few blocks: no register is saved for more.
 #define LSKA_KERNEL_FEW_BLOCKS(threads) __global__ void __launch_bounds__(threads, 1)
 // For lambdas, which a call would send to the stack with what they hold.
 #define LSKA_INLINE __attribute__((always_inline))
 #else
 #define LSKA_ON_TENSOR_CORES 1
+#define LSKA_BEFORE_80 false
 #include <math.h>
 #include <string.h>
 
@@ -90,7 +96,26 @@ LSKA_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffff
 LSKA_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 LSKA_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 LSKA_DEVICE float exponential(float v) { return expf(v); }
+// 2 to the power of v, to two units of float32's last place; 0 below 2^-126.
+LSKA_DEVICE float power_of_two(float v) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
 LSKA_DEVICE float logarithm(float v) { return logf(v); }
+// To 2^-22, of itself where that is more; of one over v, to a unit of the last place.
+LSKA_DEVICE float logarithm_to_two(float v) {
+  float out;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
+LSKA_DEVICE float reciprocal(float v) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
+LSKA_DEVICE float absolute(float v) { return fabsf(v); }
+LSKA_DEVICE int shuffle_from(int v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
 LSKA_DEVICE float square_root(float v) { return sqrtf(v); }
 // p + offset in one instruction, if `bytes`, which is sizeof(T), is a kernel's argument: with a factor that
 // is known it would be two, and what sums have in common be kept in registers.
@@ -133,7 +158,7 @@ LSKA_DEVICE void wait_for_copies() {
 }
 // The larger magnitude, NaN if either is.
 LSKA_DEVICE float max_magnitude(float a, float b) {
-#if LSKA_ON_TENSOR_CORES
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   float out;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(fabsf(a)), "f"(fabsf(b)));
   return out;
@@ -215,7 +240,15 @@ inline float shuffle_xor(float v, int mask) { return host_cuda::shuffle_xor(v, m
 inline float multiply_add(float a, float b, float c) { return a * b + c; }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
 inline float exponential(float v) { return ::expf(v); }
+inline float power_of_two(float v) { return ::exp2f(v); }
 inline float logarithm(float v) { return ::logf(v); }
+inline float logarithm_to_two(float v) { return ::log2f(v); }
+inline float reciprocal(float v) { return 1.f / v; }
+inline float absolute(float v) { return ::fabsf(v); }
+inline int shuffle_from(int v, int lane) {
+  const uint32_t mine = uint32_t(v);
+  return int(host_cuda::exchange(&mine, 1)(lane, 0));
+}
 inline float square_root(float v) { return ::sqrtf(v); }
 template <class T>
 inline T* element_of(T* p, uint32_t offset, uint32_t) {
@@ -309,19 +342,19 @@ inline void round_to(Float2 v, Two<T>& out) {
 LSKA_DEVICE Float2 to_floats(Two<float> v) { return v.bits; }
 LSKA_DEVICE void round_to(Float2 v, Two<float>& out) { out.bits = v; }
 
-// Whether what runs is the kernel as LSKA_ON_TENSOR_CORES compiles it: a library without machine code for
-// this GPU runs PTX of another, in which the kernel is empty.
+// For which architecture the kernel that runs was compiled, 80 for 8.0: a library without machine code for
+// this GPU runs PTX of an older one, in which the kernel may be empty. 0 if that cannot be known.
 template <class Arguments>
-bool runs_on_tensor_cores(void (*kernel)(Arguments)) {
+int compiled_for(void (*kernel)(Arguments)) {
 #if defined(__CUDACC__)
   cudaFuncAttributes found{};
   if (cudaFuncGetAttributes(&found, reinterpret_cast<const void*>(kernel)) == cudaSuccess)
-    return found.ptxVersion == 80;
+    return found.ptxVersion;
   cudaGetLastError();  // or the next launch would be told
-  return false;
+  return 0;
 #else
   (void)kernel;
-  return true;
+  return 80;
 #endif
 }
 

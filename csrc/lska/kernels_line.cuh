@@ -3,16 +3,11 @@
 #pragma once
 
 #include "csrc/common/pick.h"
-#include "csrc/common/portable.cuh"
+#include "csrc/common/quotient.cuh"
 #include "csrc/lska/plan.h"
 #include "csrc/lska/plan_tile.h"
 
 namespace lska_ops {
-
-// n / d for n d < 2^32, without a division.
-LSKA_DEVICE int quotient(int n, Divisor q) {
-  return q.d == 1 ? n : int(multiply_high(uint32_t(n), q.inverse));
-}
 
 // Depthwise weights [C, k] and biases [C], all of one dtype; a bias may be null, and so is the dilated pair.
 struct LskaWeightPointers {

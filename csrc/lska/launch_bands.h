@@ -47,7 +47,7 @@ bool cascade_by_bands(const Call& call, const void* x, int64_t count, void* s) {
   const LskaSize size = call.of_images(count);
   const LskaBandsPlan p =
       lska_plan_bands(size, bfloat16, std::min(alignment_of(x), alignment_of(s)), call.device.limits);
-  if (!p.serves || !runs_on_tensor_cores(bands_kernel(bfloat16))) return false;
+  if (!p.serves || compiled_for(bands_kernel(bfloat16)) != 80) return false;
   const int C = int(size.C), H = int(size.H), W = int(size.W);
   const uint32_t* words = made_band_tables(call, size);
   call.start(

@@ -1,6 +1,8 @@
 // The launcher of the tile kernels of the cascade's forward.
 #pragma once
 
+#include <tuple>
+
 #include "csrc/common/gpu_launch.h"
 #include "csrc/common/remembered.h"
 #include "csrc/lska/tiles.h"
@@ -12,7 +14,7 @@ template <class Call>
 LskaForwardPlan plan_tiles(const Call& call, int64_t count) {
   const LskaSize size = call.of_images(count);
   const int64_t element = int64_t(call.x.element_size());
-  return remembered(lska_plan_key(size, element, call.device.limits),
+  return remembered(std::tuple(size, element, call.device.limits),
                     [&] { return lska_plan_tiles(size, call.channels_last, element, call.device.limits); });
 }
 
@@ -23,7 +25,7 @@ template <class Call>
 int64_t images_by_tiles(const Call& call, int64_t most) {
   const int64_t B = call.size.B;
   if (!call.channels_last || most == B || most > kFewImages) return most;
-  return remembered(lska_plan_key(call.size, int64_t(call.x.element_size()), call.device.limits), [&] {
+  return remembered(std::tuple(call.size, int64_t(call.x.element_size()), call.device.limits), [&] {
     const auto cost = [&](int64_t at_once) {
       const int64_t rest = B % at_once, whole = B - rest;
       return plan_tiles(call, at_once).cost * double(whole) +

@@ -1,6 +1,8 @@
 // The launcher of the tile kernels of the cascade's backward.
 #pragma once
 
+#include <tuple>
+
 #include "csrc/common/gpu_launch.h"
 #include "csrc/common/remembered.h"
 #include "csrc/lska/tiles_backward.h"
@@ -12,7 +14,7 @@ template <class Call>
 LskaTileBackwardPlan plan_tiles_backward(const Call& call, int64_t count) {
   const LskaSize size = call.of_images(count);
   const int64_t element = int64_t(call.x.element_size());
-  const LskaTileBackwardPlan p = remembered(lska_plan_key(size, element, call.device.limits), [&] {
+  const LskaTileBackwardPlan p = remembered(std::tuple(size, element, call.device.limits), [&] {
     return lska_plan_tile_backward(size, call.channels_last, element, call.device.limits);
   });
   const uintptr_t unit = uintptr_t(p.together * element);

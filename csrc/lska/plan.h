@@ -13,7 +13,6 @@
 #include <stdint.h>
 
 #include <algorithm>
-#include <array>
 
 #include "csrc/common/gpu.h"
 
@@ -26,23 +25,8 @@ struct LskaSize {
   int64_t B, C, H, W, k0, k1, dilation;  // k1 = 0: LSKA-trivial
   bool channels_last = false;            // how its maps lie in memory
   int64_t planes() const { return B * C; }
+  auto operator<=>(const LskaSize&) const = default;
 };
-// All that a plan depends on; for remembered().
-inline std::array<int64_t, 13> lska_plan_key(const LskaSize& s, int64_t element, const GpuLimits& device) {
-  return {s.B,
-          s.C,
-          s.H,
-          s.W,
-          s.k0,
-          s.k1,
-          s.dilation,
-          s.channels_last,
-          element,
-          device.shared_bytes,
-          device.multiprocessors,
-          device.cache_bytes,
-          device.arch};
-}
 
 // One of the four convolutions along its axis, without the taps that reach no pixel however they are placed.
 struct LskaStage {

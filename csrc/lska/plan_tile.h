@@ -5,19 +5,13 @@
 
 #include <cmath>
 
+#include "csrc/common/divisor.h"
 #include "csrc/lska/plan.h"
 
 namespace lska_ops {
 
 constexpr int kForwardChannels = 16;  // of a block in channels_last: 32 bytes of half, a whole sector
 constexpr int kForwardChunk = 4;      // neighbours in a row that NCHW kernels load at once
-
-struct Divisor {
-  uint32_t d, inverse;
-};
-inline Divisor divisor(int64_t d) {
-  return {uint32_t(d), d > 1 ? uint32_t((1ull << 32) / uint64_t(d) + 1) : 0};
-}
 
 // What the kernels read of a plan.
 struct LskaForwardTile {

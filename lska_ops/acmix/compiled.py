@@ -10,6 +10,11 @@ MOST_SIDE = 1 << 15  # the Triton kernels count the pixels of a map in 32 bits
 MOST_WEIGHTS = 1 << 31  # and the weights of fc and dep_conv as one convolution
 
 
+def in_channels_last(x):
+    """Whether a map lies in memory pixel by pixel, and not as NCHW has it, too."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def why_not_cuda(x, **sizes):
     return _compiled.why_not_gpu(x) or too_much(**sizes)
 
@@ -69,9 +74,21 @@ def _core_fwd(qkv, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride,
     return qkv.new_empty(B, C3 // 3, *side), qkv.new_empty(lse_shape, dtype=lse_dtype)
 
 
+def _core_fwd_gpu(qkv, *rest):
+    """As above, but y is in channels_last where qkv is."""
+    y, lse = _core_fwd(qkv, *rest)
+    return torch.empty_like(y, memory_format=torch.channels_last) if in_channels_last(qkv) else y, lse
+
+
 def _core_bwd(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, *options):
     like = (qkv, conv_p, fc, dep_conv, rate1, rate2)
     return tuple(qkv.new_empty([0] if t is None else t.shape) for t in like)
+
+
+def _core_bwd_gpu(grad_y, qkv, *rest):
+    """As above, but qkv's gradient lies as qkv does."""
+    grad_qkv, *grads = _core_bwd(grad_y, qkv, *rest)
+    return torch.empty_like(qkv) if in_channels_last(qkv) else grad_qkv, *grads
 
 
 def _core_flops(qkv, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride, dilation):
@@ -106,17 +123,14 @@ def register_triton():
         "int kernel_att, int stride, int dilation"
     )
     schema = f"(Tensor qkv, {parameters}) -> (Tensor y, Tensor lse)"
-    _triton.register("acmix_core_fwd", schema, triton_launch.fwd, _core_fwd, _core_flops, kernels)
+    _triton.register("acmix_core_fwd", schema, triton_launch.fwd, _core_fwd_gpu, _core_flops, kernels)
     grads = ", ".join(["Tensor"] * 6)
     schema = f"(Tensor grad_y, Tensor qkv, Tensor lse, {parameters}) -> ({grads})"
-    _triton.register("acmix_core_bwd", schema, triton_launch.bwd, _core_bwd, _core_bwd_flops, kernels)
+    _triton.register("acmix_core_bwd", schema, triton_launch.bwd, _core_bwd_gpu, _core_bwd_flops, kernels)
 
 
 if _compiled.problem is None:
-    for _backend in ("cpu", "cuda"):
-        for _name, _fake, _count in (
-            ("fwd", _core_fwd, _core_flops),
-            ("bwd", _core_bwd, _core_bwd_flops),
-        ):
+    for _backend, _fakes in (("cpu", (_core_fwd, _core_bwd)), ("cuda", (_core_fwd_gpu, _core_bwd_gpu))):
+        for _name, _fake, _count in zip(("fwd", "bwd"), _fakes, (_core_flops, _core_bwd_flops), strict=True):
             torch.library.register_fake(f"lska_ops::acmix_core_{_name}_{_backend}", _fake)
             _flops.register(f"acmix_core_{_name}_{_backend}", _count)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from .. import _backends
 from .._calls import (
+    HALF,
     check_map,
     check_number,
     check_pair,
@@ -70,7 +71,8 @@ def acmix(
 
     Returns:
         Tensor ``[B, C_out, ceil(H / stride), ceil(W / stride)]``, dtype of x (under autocast: autocast's
-        dtype); in channels_last if x is, by a copy (2 to 4 % of a forward pass on a CPU).
+        dtype); in channels_last if x is: by a copy (2 to 4 % of a forward pass on a CPU), which `triton` does
+        not need, nor `cuda` in float16 and bfloat16.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -78,9 +80,10 @@ def acmix(
         RuntimeError: the backend asked for by name declines; the message is its reason.
 
     Numerics: positions are computed in float32 at least. `cpu`, `cuda` and `triton` round q, k, v and the
-        result once to the dtype of x and compute everything between in float32, without tensor cores (`cpu`
-        float64 for float64, which the others decline), in a fixed order; `reference` rounds to the dtype of x
-        after each step, as PyTorch does.
+        result once to the dtype of x and compute everything between in float32 (`cpu` float64 for float64,
+        which the others decline), in a fixed order. Forward in float16 and bfloat16 `cuda` uses tensor cores,
+        on sums of 16-bit parts that keep float32's digits, about; what is not finite, or too large for them,
+        it computes by the definition. `reference` rounds to the dtype of x after each step, as PyTorch does.
 
     Memory: for backward, all but `reference` keep x, q, k, v and one number per pixel and head; `reference`
         about 2 K * K maps of the size of q.
@@ -109,9 +112,11 @@ def acmix(
 
 def in_format_of(x, y):
     """y in channels_last where PyTorch's convolutions of x would be; an exported graph keeps no layouts."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last) or exporting():
-        return y
-    return y.contiguous(memory_format=torch.channels_last)
+    return (
+        y.contiguous(memory_format=torch.channels_last)
+        if compiled.in_channels_last(x) and not exporting()
+        else y
+    )
 
 
 def _fused(backend, x, pairs, rate1, rate2, options):
@@ -119,9 +124,12 @@ def _fused(backend, x, pairs, rate1, rate2, options):
     projections = [pairs[name] for name in NAMES[:3]]
     (conv_p, conv_p_bias), (fc, _), (dep_conv, _) = (pairs[name] for name in NAMES[3:])
     weights, bias = [weight for weight, _ in projections], _one_bias(projections)
+    # Triton's kernels read channels_last too, and forward those of CUDA for the half dtypes; all others NCHW.
+    reads_last = backend == "triton" or (backend == "cuda" and x.dtype in HALF)
+    last = reads_last and compiled.in_channels_last(x)
     # What only computes is not recorded: an autograd.Function costs as much as the product of a small map.
     project = _Projections.apply if needs_grad((x, bias, *weights)) else _Projections.forward
-    qkv = project(x, bias, *weights)
+    qkv = project(x, last, bias, *weights)
     return core(qkv, conv_p, conv_p_bias, fc, dep_conv, rate1, rate2, backend=backend, **options)
 
 
@@ -133,14 +141,19 @@ class _Projections(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x, bias, *weights):
+    def forward(x, last, bias, *weights):
+        if last:  # all pixels of all pictures are one matrix
+            (B, C, H, W), weight = x.shape, torch.cat(weights).flatten(1)
+            pixels = x.permute(0, 2, 3, 1).reshape(-1, C)
+            qkv = pixels.mm(weight.mT) if bias is None else torch.addmm(bias, pixels, weight.mT)
+            return qkv.view(B, H, W, -1).permute(0, 3, 1, 2)
         weight, pixels = torch.cat(weights).flatten(1).expand(len(x), -1, -1), x.flatten(2)
         qkv = weight.bmm(pixels) if bias is None else torch.baddbmm(bias[:, None], weight, pixels)
         return qkv.reshape(*qkv.shape[:2], *x.shape[2:])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, bias, *weights = inputs
+        x, _, bias, *weights = inputs
         ctx.has_bias = bias is not None
         ctx.save_for_backward(x, *weights)
 
@@ -151,19 +164,22 @@ class _Projections(torch.autograd.Function):
         # compiler one for unflatten under a default device.
         B, C, H, W = grad_qkv.shape
         grad, grad_x, grad_weights = grad_qkv.reshape(B, C, H * W), None, [None] * 3
-        if any(ctx.needs_input_grad[2:]):
+        if any(ctx.needs_input_grad[3:]):
             grad_weight = _sum_of_products(grad, x.flatten(2).mT)
             grad_weights = grad_weight[:, :, None, None].chunk(3)
         if ctx.needs_input_grad[0]:
             weight = torch.cat(weights).flatten(1).expand(len(x), -1, -1)
-            grad_x = weight.mT.bmm(grad).reshape(x.shape)
-        grad_bias = grad.sum((0, 2)) if ctx.has_bias and ctx.needs_input_grad[1] else None
-        return grad_x, grad_bias, *grad_weights
+            if compiled.in_channels_last(grad_qkv):
+                grad_x = grad.mT.bmm(weight).reshape(B, H, W, -1).permute(0, 3, 1, 2)
+            else:
+                grad_x = weight.mT.bmm(grad).reshape(x.shape)
+        grad_bias = grad.sum((0, 2)) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_bias, *grad_weights
 
 
 def _sum_of_products(a, b):
     """The sum of all pictures' matrix products."""
-    if a.dtype in (torch.float16, torch.bfloat16):  # addbmm would round to them at each picture
+    if a.dtype in HALF:  # addbmm would round to them at each picture
         return a.bmm(b).sum(0)
     return torch.addbmm(a.new_zeros(1, 1), a, b, beta=0)
 

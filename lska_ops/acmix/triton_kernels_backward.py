@@ -8,6 +8,7 @@ from .triton_kernels import (
     dims_of,
     load_position,
     per_pixel,
+    pixels_of,
     product,
     reflected,
     slopes_of,
@@ -23,7 +24,7 @@ def acmix_query_bwd_kernel(
     G, D, H, W, Ho, Wo, strip,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr, ADDS: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """A program owns P queries of (a chunk of) one head: the gradient of q.
 
@@ -32,25 +33,28 @@ def acmix_query_bwd_kernel(
     (`maps` numbers each: delta = sum of weight times product, slopes in x and y), and its part of the
     gradients of conv_p and rate1 into parts [2D + 1, columns = B G blocks]. The gradient of a logit's sum is
     weight (product - delta); delta is known after the last tap, so both terms are added up by themselves.
+    LAST: qkv, grad_y, before and grad_qkv are in channels_last.
     """
     block, share, image = split_program(blocks, G * CHUNKS)
     head, dim = share // CHUNKS, share % CHUNKS * BD
     row, col, inside = strip_pixels(block, P, Ho, Wo, strip)
     plane, out_plane, C = tl.cast(H, tl.int64) * W, tl.cast(Ho, tl.int64) * Wo, G * D
-    q = qkv + (image * 3 * C + head * D) * plane
-    k, v = q + C * plane, q + 2 * C * plane
-    g = grad_y + (image * C + head * D) * out_plane
+    next_map, next_out = (1 if LAST else plane), (1 if LAST else out_plane)
+    q = qkv + image * 3 * C * plane + head * D * next_map
+    k, v = q + C * next_map, q + 2 * C * next_map
+    g = grad_y + image * C * out_plane + head * D * next_out
     here_y, here_x, pixel = row * STRIDE, col * STRIDE, row * Wo + col
+    sent = pixels_of(row, col, Wo, C, WIDE, LAST)
     per_y, per_x = per_pixel(H), per_pixel(W)
-    here = here_y * W + here_x
-    slope_x, slope_y = slopes_of(q, conv_p, here, inside, D, plane, BD, CHUNKS, WIDE)
+    here = pixels_of(here_y, here_x, W, 3 * C, WIDE, LAST)
+    slope_x, slope_y = slopes_of(q, conv_p, here, inside, D, plane, BD, CHUNKS, WIDE, LAST)
     own_lse = tl.load(lse + (image * G + head) * out_plane + pixel, mask=inside, other=0.0)
-    of_dims, is_dim = dims_of(dim, D, plane, BD, WIDE)
+    of_dims, is_dim = dims_of(dim, D, plane, BD, WIDE, LAST)
     mask = is_dim & inside[None, :]
     own_q = tl.load(q + (of_dims + here[None, :]), mask=mask, other=0.0).to(tl.float32)
     if CHUNKS == 1:
-        of_grads, _ = dims_of(0, D, out_plane, BD, WIDE)
-        own_g = tl.load(g + (of_grads + pixel[None, :]), mask=mask, other=0.0).to(tl.float32)
+        of_grads, _ = dims_of(0, D, out_plane, BD, WIDE, LAST)
+        own_g = tl.load(g + (of_grads + sent[None, :]), mask=mask, other=0.0).to(tl.float32)
     delta = tl.zeros((P,), tl.float32)
     far_x, far_y, mean_x, mean_y = delta, delta, delta, delta
     of_products = tl.zeros((BD, P), tl.float32)
@@ -61,7 +65,7 @@ def acmix_query_bwd_kernel(
         for tap_x in range(K):
             there_x = reflected(here_x + (tap_x - K // 2) * DILATION, W, SMALL)
             distance_x = (here_x - there_x).to(tl.float32) * per_x
-            there = there_y * W + there_x
+            there = pixels_of(there_y, there_x, W, 3 * C, WIDE, LAST)
             at = of_dims + there[None, :]
             keys = tl.load(k + at, mask=mask, other=0.0).to(tl.float32)
             if CHUNKS == 1:
@@ -69,8 +73,8 @@ def acmix_query_bwd_kernel(
                 values = tl.load(v + at, mask=mask, other=0.0).to(tl.float32)
                 products = tl.sum(own_g * values, 0)
             else:
-                sums = product(q, plane, here, k, plane, there, inside, D, BD, CHUNKS, WIDE)
-                products = product(g, out_plane, pixel, v, plane, there, inside, D, BD, CHUNKS, WIDE)
+                sums = product(q, plane, here, k, plane, there, inside, D, BD, CHUNKS, WIDE, LAST)
+                products = product(g, out_plane, sent, v, plane, there, inside, D, BD, CHUNKS, WIDE, LAST)
             weight = tl.exp(SCALE * (sums + (slope_x * distance_x + slope_y * distance_y)) - own_lse)
             products *= weight
             delta += products
@@ -87,7 +91,7 @@ def acmix_query_bwd_kernel(
     grad = rate * (of_products - delta[None, :] * of_weights)
     grad += p_x[:, None] * far_x[None, :] + p_y[:, None] * far_y[None, :]
     dims = dim + tl.arange(0, BD)
-    at = (image * 3 * C + head * D + dims)[:, None] * plane + here[None, :]
+    at = image * 3 * C * plane + (head * D + dims)[:, None] * next_map + here[None, :]
     if ADDS:
         grad += tl.load(before + at, mask=mask, other=0.0)
     tl.store(grad_qkv + at, grad.to(grad_qkv.dtype.element_ty), mask=mask)
@@ -111,29 +115,30 @@ def acmix_key_bwd_kernel(
     G, D, H, W, Ho, Wo, strip,
     K: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SMALL: tl.constexpr,
     ADDS: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, P: tl.constexpr, SCALE: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """A program owns P keys of (a chunk of) one head: the gradients of k and v.
 
     Reads k and v there; q, grad_y, lse and facts (see acmix_query_bwd_kernel) of all
     `rows` x `cols` queries around whose windows may hold the key. A pair of query and key counts as often as
     taps fall on the key, reflected ones among them. Writes both gradients into grad_qkv [B, 3C, H, W], with
-    ADDS on top of `before`, like it.
+    ADDS on top of `before`, like it. LAST: all four are in channels_last.
     """
     REACH: tl.constexpr = K // 2 * DILATION
     block, share, image = split_program(blocks, G * CHUNKS)
     head, dim = share // CHUNKS, share % CHUNKS * BD
     here_y, here_x, inside = strip_pixels(block, P, H, W, strip)
     plane, out_plane, C = tl.cast(H, tl.int64) * W, tl.cast(Ho, tl.int64) * Wo, G * D
-    q = qkv + (image * 3 * C + head * D) * plane
-    k, v = q + C * plane, q + 2 * C * plane
-    g = grad_y + (image * C + head * D) * out_plane
+    next_map, next_out = (1 if LAST else plane), (1 if LAST else out_plane)
+    q = qkv + image * 3 * C * plane + head * D * next_map
+    k, v = q + C * next_map, q + 2 * C * next_map
+    g = grad_y + image * C * out_plane + head * D * next_out
     per_y, per_x = per_pixel(H), per_pixel(W)
     of_head = (image * G + head) * out_plane
     lses, deltas = lse + of_head, facts + of_head
-    here = here_y * W + here_x
-    of_dims, is_dim = dims_of(dim, D, plane, BD, WIDE)
-    of_grads, _ = dims_of(dim, D, out_plane, BD, WIDE)
+    here = pixels_of(here_y, here_x, W, 3 * C, WIDE, LAST)
+    of_dims, is_dim = dims_of(dim, D, plane, BD, WIDE, LAST)
+    of_grads, _ = dims_of(dim, D, out_plane, BD, WIDE, LAST)
     mask = is_dim & inside[None, :]
     if CHUNKS == 1:
         own_k = tl.load(k + (of_dims + here[None, :]), mask=mask, other=0.0).to(tl.float32)
@@ -153,15 +158,17 @@ def acmix_key_bwd_kernel(
             held = (times > 0) & (col < Wo)
             # A dilated window skips most of the pixels that it spans.
             if DILATION == 1 or tl.max(held.to(tl.int32), 0) > 0:
-                pixel, there = row * Wo + col, (row * W + col) * STRIDE
+                pixel = row * Wo + col
+                sent = pixels_of(row, col, Wo, C, WIDE, LAST)
+                there = pixels_of(row * STRIDE, col * STRIDE, W, 3 * C, WIDE, LAST)
                 both = is_dim & held[None, :]
                 queries = tl.load(q + (of_dims + there[None, :]), mask=both, other=0.0).to(tl.float32)
-                grads = tl.load(g + (of_grads + pixel[None, :]), mask=both, other=0.0).to(tl.float32)
+                grads = tl.load(g + (of_grads + sent[None, :]), mask=both, other=0.0).to(tl.float32)
                 if CHUNKS == 1:
                     sums, products = tl.sum(queries * own_k, 0), tl.sum(grads * own_v, 0)
                 else:
-                    sums = product(q, plane, there, k, plane, here, held, D, BD, CHUNKS, WIDE)
-                    products = product(g, out_plane, pixel, v, plane, here, held, D, BD, CHUNKS, WIDE)
+                    sums = product(q, plane, there, k, plane, here, held, D, BD, CHUNKS, WIDE, LAST)
+                    products = product(g, out_plane, sent, v, plane, here, held, D, BD, CHUNKS, WIDE, LAST)
                 of_lse = tl.load(lses + pixel, mask=held, other=0.0)
                 fact = deltas + pixel
                 delta = tl.load(fact, mask=held, other=0.0)
@@ -177,9 +184,9 @@ def acmix_key_bwd_kernel(
     grad_k *= rate * SCALE
     grad_v *= rate
     dims = dim + tl.arange(0, BD)
-    at = (image * 3 * C + C + head * D + dims)[:, None] * plane + here[None, :]
+    at = image * 3 * C * plane + (C + head * D + dims)[:, None] * next_map + here[None, :]
     if ADDS:
         grad_k += tl.load(before + at, mask=mask, other=0.0)
-        grad_v += tl.load(before + at + C * plane, mask=mask, other=0.0)
+        grad_v += tl.load(before + at + C * next_map, mask=mask, other=0.0)
     tl.store(grad_qkv + at, grad_k.to(grad_qkv.dtype.element_ty), mask=mask)
-    tl.store(grad_qkv + at + C * plane, grad_v.to(grad_qkv.dtype.element_ty), mask=mask)
+    tl.store(grad_qkv + at + C * next_map, grad_v.to(grad_qkv.dtype.element_ty), mask=mask)

@@ -11,10 +11,16 @@ from .triton_kernels import SIZES, split_program, strip_pixels
 
 
 @triton.jit(do_not_specialize=SIZES)
-def acmix_compose_kernel(fc, dep_conv, composite, n, G, T: tl.constexpr, BLOCK: tl.constexpr):
-    """A program owns BLOCK of the n composite weights; reads fc [T, 3G] and dep_conv [D G, T, T]."""
+def acmix_compose_kernel(
+    fc, dep_conv, composite, n, G, D, T: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A program owns BLOCK of the n composite weights; reads fc [T, 3G] and dep_conv [D G, T, T]. LAST: the
+    dims come last, [T, 3G, G, D]."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    g, m, tap, d = i % G, i // G % (3 * G), i // G // (3 * G) % T, i // G // (3 * G) // T
+    if LAST:
+        d, g, m, tap = i % D, i // D % G, i // D // G % (3 * G), i // D // G // (3 * G)
+    else:
+        g, m, tap, d = i % G, i // G % (3 * G), i // G // (3 * G) % T, i // G // (3 * G) // T
     total = tl.zeros((BLOCK,), tl.float32)
     for p in range(T):
         mixed = tl.load(fc + p * 3 * G + m, mask=i < n, other=0.0).to(tl.float32)

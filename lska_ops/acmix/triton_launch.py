@@ -12,6 +12,11 @@ import torch
 from .. import _triton
 from .triton_kernels import acmix_fwd_kernel
 from .triton_kernels_backward import acmix_key_bwd_kernel, acmix_query_bwd_kernel
+from .triton_kernels_last import (
+    acmix_shift_bwd_last_kernel,
+    acmix_shift_fwd_last_kernel,
+    acmix_shift_grad_last_kernel,
+)
 from .triton_kernels_shift import (
     acmix_compose_kernel,
     acmix_dep_conv_bwd_kernel,
@@ -22,13 +27,16 @@ from .triton_kernels_shift import (
 )
 
 # Pixels and warps of a program by the dims it holds, so that no register spills; speeds are not measured.
-FORWARD = {16: (128, 4), 32: (64, 2), 64: (32, 2), 128: (32, 4), 256: (32, 8)}
-BACKWARD = {16: (128, 4), 32: (64, 4), 64: (32, 4), 128: (32, 8), 256: (16, 8)}
+FORWARD = {16: (128, 4), 32: (64, 4), 64: (32, 4), 128: (16, 8), 256: (8, 8)}
+BACKWARD = {16: (64, 4), 32: (32, 4), 64: (16, 4), 128: (16, 8), 256: (8, 8)}
 # Pixels and warps of a program by the heads it holds: a weight serves several pixels; not measured.
 SHIFT = {1: (1024, 4), 2: (1024, 4), 4: (512, 4), 8: (256, 4), 16: (128, 4), 32: (64, 4), 64: (32, 4)}
 # Outputs, maps and pixels at once, warps, and how many programs sum over the pixels; not measured.
 SHIFT_GRAD = (4, 16, 64, 4)
 SHIFT_GRAD_PROGRAMS = 2048
+# In channels_last: heads, dims and pixels of a program, and warps; not measured.
+SHIFT_LAST = (4, 16, 64, 4)
+SHIFT_GRAD_LAST = (4, 16, 16, 2)
 STRIP = 24  # columns at most that a strip of pixels is wide; not measured
 BLOCK = 1024  # weights that a program owns
 BITS_32 = 1 << 31  # from so many elements of a head's map on, offsets within it have 64 bits
@@ -46,6 +54,7 @@ class _Call(NamedTuple):
     KC: int
     stride: int
     dilation: int
+    last: bool  # the maps lie in channels_last
 
     @property
     def Ho(self):
@@ -73,18 +82,33 @@ class _Call(NamedTuple):
         small = min(self.H, self.W) <= self.K // 2 * self.dilation
         return chunks, dict(
             K=self.K, STRIDE=self.stride, DILATION=self.dilation, SMALL=bool(small), BD=BD, CHUNKS=chunks,
-            P=P, warps=warps, registers=255, SCALE=self.D**-0.5,
-            WIDE=bool((chunks * BD + 1) * self.H * self.W >= BITS_32),
+            P=P, warps=warps, registers=255, SCALE=self.D**-0.5, LAST=self.last,
+            WIDE=bool((3 * self.C if self.last else chunks * BD + 1) * self.H * self.W >= BITS_32),
         )  # fmt: skip
 
     def heads(self):
-        """The constants of a shift kernel, and of how many groups of heads a dim consists."""
+        """Of a shift kernel how many programs have the same pixels, its further sizes and its constants."""
+        if self.last:
+            BG, BD, P, warps = SHIFT_LAST
+            BG, BD = min(BG, _power_of_2(self.G)), min(BD, _power_of_2(self.D))
+            constants = dict(KC=self.KC, STRIDE=self.stride, BG=BG, BD=BD, P=P, warps=warps, registers=255)
+            return -(-self.G // BG) * -(-self.D // BD), (self.G, *self.sizes()), constants
         BG = min(_power_of_2(self.G), 64)
         P, warps = SHIFT[BG]
-        return -(-self.G // BG), dict(G=self.G, KC=self.KC, STRIDE=self.stride, BG=BG, P=P, warps=warps)
+        constants = dict(G=self.G, KC=self.KC, STRIDE=self.stride, BG=BG, P=P, warps=warps)
+        return self.D * -(-self.G // BG), self.sizes(), constants
 
     def sizes(self):
         return self.D, self.H, self.W, self.Ho, self.Wo
+
+    def maps(self, *tensors):
+        """These as the kernels read them, copied where they are in another order."""
+        order = torch.channels_last if self.last else torch.contiguous_format
+        return [t.contiguous(memory_format=order) for t in tensors]
+
+    def map_of(self, like, *shape, dtype=None):
+        order = torch.channels_last if self.last else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=order)
 
 
 def _power_of_2(n):
@@ -94,7 +118,8 @@ def _power_of_2(n):
 def _call(qkv, dep_conv, head, kernel_att, stride, dilation):
     B, C3, H, W = qkv.shape
     KC = 1 if dep_conv is None else int(dep_conv.shape[-1])
-    return _Call(B, head, int(C3) // 3 // head, H, W, kernel_att, KC, stride, dilation)
+    last = not qkv.is_contiguous() and qkv.is_contiguous(memory_format=torch.channels_last)
+    return _Call(B, head, int(C3) // 3 // head, H, W, kernel_att, KC, stride, dilation, last)
 
 
 def _dense(*tensors):
@@ -106,22 +131,23 @@ def _floats(like, *shape):
 
 
 def fwd(qkv, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, stride, dilation):
-    """y and lse: see csrc/acmix/schema.h."""
+    """y, in the order of qkv, and lse: see csrc/acmix/schema.h."""
     s = _call(qkv, dep_conv, head, kernel_att, stride, dilation)
-    qkv, conv_p, fc, dep_conv = _dense(qkv, conv_p, fc, dep_conv)
-    y = qkv.new_empty(s.B, s.C, s.Ho, s.Wo)
+    (qkv,), (conv_p, fc, dep_conv) = s.maps(qkv), _dense(conv_p, fc, dep_conv)
+    y = s.map_of(qkv, s.B, s.C, s.Ho, s.Wo)
     lse = _floats(qkv, *([0] if rate1 is None else [s.B, s.G, s.Ho, s.Wo]))
     if s.B == 0:
         return y, lse
     before = qkv  # not read
     if rate2 is not None:
-        before = y if rate1 is None or y.dtype == torch.float32 else _floats(y, *y.shape)
-        groups, constants = s.heads()
+        in_place = rate1 is None or y.dtype == torch.float32
+        before = y if in_place else s.map_of(y, *y.shape, dtype=torch.float32)
+        shares, sizes, constants = s.heads()
         blocks, strip = s.strips(s.Ho, s.Wo, constants["P"])
         composite = _compose(s, fc, dep_conv)
         _triton.launch(
-            acmix_shift_fwd_kernel, blocks * s.D * groups * s.B, qkv, composite, rate2, before, blocks,
-            *s.sizes(), strip, **constants,
+            acmix_shift_fwd_last_kernel if s.last else acmix_shift_fwd_kernel, blocks * shares * s.B,
+            qkv, composite, rate2, before, blocks, *sizes, strip, **constants,
         )  # fmt: skip
     if rate1 is not None:
         chunks, constants = s.window(FORWARD)
@@ -139,18 +165,18 @@ def bwd(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, 
     given = (qkv, conv_p, fc, dep_conv, rate1, rate2)
     if s.B == 0:
         return tuple(qkv.new_zeros([0] if t is None else t.shape) for t in given)
-    grad_y, qkv, conv_p, fc, dep_conv = _dense(grad_y, qkv, conv_p, fc, dep_conv)
+    (grad_y, qkv), (conv_p, fc, dep_conv) = s.maps(grad_y, qkv), _dense(conv_p, fc, dep_conv)
     grad_qkv, before = torch.empty_like(qkv), qkv  # not read
     grad_conv_p, grad_fc, grad_dep_conv, grad_rate1, grad_rate2 = (qkv.new_empty(0) for _ in given[1:])
     if rate2 is not None:
         in_place = rate1 is None or qkv.dtype == torch.float32
-        before = grad_qkv if in_place else _floats(qkv, *qkv.shape)
+        before = grad_qkv if in_place else s.map_of(qkv, *qkv.shape, dtype=torch.float32)
         composite = _compose(s, fc, dep_conv)
-        groups, constants = s.heads()
+        shares, sizes, constants = s.heads()
         blocks, strip = s.strips(s.H, s.W, constants["P"])
         _triton.launch(
-            acmix_shift_bwd_kernel, blocks * 3 * s.D * groups * s.B, grad_y, composite, rate2, before, blocks,
-            *s.sizes(), strip, **constants,
+            acmix_shift_bwd_last_kernel if s.last else acmix_shift_bwd_kernel, blocks * 3 * shares * s.B,
+            grad_y, composite, rate2, before, blocks, *sizes, strip, **constants,
         )  # fmt: skip
         grad_fc, grad_dep_conv, grad_rate2 = _shift_weights_bwd(s, grad_y, qkv, fc, dep_conv, rate2)
     if rate1 is not None:
@@ -163,11 +189,14 @@ def bwd(grad_y, qkv, lse, conv_p, fc, dep_conv, rate1, rate2, head, kernel_att, 
 
 
 def _compose(s, fc, dep_conv):
-    """fc and dep_conv as one convolution, ``[D, K_c^2, 3G, G]``."""
+    """fc and dep_conv as one convolution, ``[D, K_c^2, 3G, G]``, in channels_last with the dims last."""
     T = s.KC**2
     composite = _floats(fc, s.D, T, 3 * s.G, s.G)
     n = composite.numel()
-    _triton.launch(acmix_compose_kernel, -(-n // BLOCK), fc, dep_conv, composite, n, s.G, T=T, BLOCK=BLOCK)
+    _triton.launch(
+        acmix_compose_kernel, -(-n // BLOCK), fc, dep_conv, composite, n, s.G, s.D,
+        T=T, LAST=s.last, BLOCK=BLOCK,
+    )  # fmt: skip
     return composite
 
 
@@ -192,18 +221,32 @@ def _attention_bwd(s, grad_y, qkv, lse, conv_p, rate1, before, adds, grad_qkv):
     return grad_conv_p.to(qkv.dtype), grad_rate1.to(qkv.dtype)
 
 
-def _shift_weights_bwd(s, grad_y, qkv, fc, dep_conv, rate2):
-    """The gradients of fc, dep_conv and rate2, from sums over pixels of those of the composite weights."""
-    BG, BM, P, warps = SHIFT_GRAD
-    BG, BM = min(BG, _power_of_2(s.G)), min(BM, _power_of_2(3 * s.G))
-    tiles, T, blocks = -(-s.G // BG) * -(-3 * s.G // BM) * s.D, s.KC**2, -(-s.Ho * s.Wo // P)
+def _composite_bwd(s, grad_y, qkv):
+    """The composite weights' gradients, ``[D, K_c^2, 3G, G]``, before rate2."""
+    BG, more, P, warps = SHIFT_GRAD_LAST if s.last else SHIFT_GRAD
+    BG, T, blocks = min(BG, _power_of_2(s.G)), s.KC**2, -(-s.Ho * s.Wo // P)
+    constants = dict(KC=s.KC, STRIDE=s.stride, BG=BG, P=P, warps=warps)
+    if s.last:
+        kernel, sizes = acmix_shift_grad_last_kernel, (s.G, *s.sizes())
+        constants |= dict(BD=min(more, _power_of_2(s.D)), registers=255)
+        tiles = -(-s.G // BG) * -(-s.D // constants["BD"]) * s.G
+    else:
+        kernel, sizes = acmix_shift_grad_kernel, s.sizes()
+        constants |= dict(G=s.G, BM=min(more, _power_of_2(3 * s.G)))
+        tiles = -(-s.G // BG) * -(-3 * s.G // constants["BM"]) * s.D
     splits = min(-(-SHIFT_GRAD_PROGRAMS // (tiles * T)), blocks * s.B)
     parts = _floats(qkv, splits, s.D, T, 3 * s.G, s.G)
     _triton.launch(
-        acmix_shift_grad_kernel, tiles * T * splits, qkv, grad_y, parts, s.B, blocks, splits, *s.sizes(),
-        G=s.G, KC=s.KC, STRIDE=s.stride, BG=BG, BM=BM, P=P, warps=warps,
+        kernel, tiles * T * splits, qkv, grad_y, parts, s.B, blocks, splits, *sizes, **constants
     )  # fmt: skip
-    total = parts.sum(0) if splits > 1 else parts[0]
+    return parts.sum(0) if splits > 1 else parts[0]
+
+
+def _shift_weights_bwd(s, grad_y, qkv, fc, dep_conv, rate2):
+    """The gradients of fc, dep_conv and rate2, from sums over pixels of those of the composite weights."""
+    _, BM, _, _ = SHIFT_GRAD
+    BM, T = min(BM, _power_of_2(3 * s.G)), s.KC**2
+    total = _composite_bwd(s, grad_y, qkv)
     grad_dep_conv, n = torch.empty_like(dep_conv), dep_conv.numel()
     _triton.launch(
         acmix_dep_conv_bwd_kernel, -(-n // BLOCK), total, fc, rate2, grad_dep_conv, n, s.G, T=T, BLOCK=BLOCK

@@ -42,15 +42,9 @@ def _fwd(x, *rest):
     return _map_like(x), _map_like(x) if keeps_product else x.new_empty(0)
 
 
-def _fwd_cuda(x, *rest):
+def _fwd_gpu(x, *rest):
     """Unlike the CPU's, the product is kept in every dtype."""
     return _map_like(x), _map_like(x) if rest[-1] else x.new_empty(0)
-
-
-def _fwd_triton(x, *rest):
-    """The product stays in the layout the kernels read, whatever x's is."""
-    nchw = torch.contiguous_format
-    return _map_like(x), torch.empty_like(x, memory_format=nchw) if rest[-1] else x.new_empty(0)
 
 
 def _bwd(grad_y, x, product, *rest):
@@ -88,7 +82,7 @@ def register_triton():
     """The ops of csrc/lska/schema.h by Triton; imports it."""
     from . import triton_launch
 
-    kernels = _triton.kernels_of(triton_launch.kernels, triton_launch.backward)
+    kernels = _triton.kernels_of(triton_launch.kernels, triton_launch.backward, triton_launch.last)
     weights = f"{DEPTHWISE}Tensor conv1, Tensor? conv1_bias, int dilation"
     grads = ", ".join(["Tensor"] * 11)
     schema = f"(Tensor x, {DEPTHWISE}int dilation) -> Tensor"
@@ -96,13 +90,13 @@ def register_triton():
         "lska_cascade_fwd", schema, triton_launch.cascade_fwd, _cascade_fwd, _cascade_flops, kernels
     )
     schema = f"(Tensor x, {weights}, bool keep_product) -> (Tensor y, Tensor product)"
-    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_triton, _fwd_flops, kernels)
+    _triton.register("lska_fwd", schema, triton_launch.fwd, _fwd_gpu, _fwd_flops, kernels)
     schema = f"(Tensor grad_y, Tensor x, Tensor product, {weights}) -> ({grads})"
     _triton.register("lska_bwd", schema, triton_launch.bwd, _bwd, _bwd_flops, kernels)
 
 
 if _compiled.problem is None:
-    for _backend, _fake_fwd in (("cpu", _fwd), ("cuda", _fwd_cuda)):
+    for _backend, _fake_fwd in (("cpu", _fwd), ("cuda", _fwd_gpu)):
         for _name, _fake, _count in (
             ("cascade_fwd", _cascade_fwd, _cascade_flops),
             ("fwd", _fake_fwd, _fwd_flops),

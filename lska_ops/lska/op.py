@@ -64,20 +64,19 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
         behind the gate's gradient, behind the product and at the end), so that the product runs on tensor
         cores; how that sums is PyTorch's setting, TF32 and reduced precision included. `triton` rounds at the
         same places but for y, which the product reaches unrounded, and sums in float32 whatever PyTorch's
-        setting: float32 without tensor cores; of the half dtypes the cascade by products of bfloat16 pairs,
-        off by 2^-16. A weight of zero that meets NaN or infinity gives NaN, as in PyTorch. `reference`
+        setting: float32 without tensor cores; of the half dtypes in NCHW the cascade by products of bfloat16
+        pairs, off by 2^-16. A weight of zero that meets NaN or infinity gives NaN, as in PyTorch. `reference`
         rounds after each convolution, as PyTorch does. Sums have a fixed order: results repeat bit by bit,
         whatever the number of threads.
 
         Under autocast each weight is cast once a call, and backward takes what was cast.
 
-    Memory: `cuda` computes and answers in x's layout, NCHW or channels_last; a map with gaps, and a gradient
-        of y in another layout, it copies once. `triton` computes in NCHW and copies channels_last there and
-        back. `cuda`, `triton` and `cpu` keep two maps of the size of x for backward (`cpu` one for the half
-        dtypes), `reference` six. While it runs, `triton` holds one more map in float32, backward two and two
-        of x's dtype, and for the weights' gradients up to ``16 C^2`` and ``16 C (2 r + 1) max(H, W)`` numbers
-        of float32, where r pixels are the reach of both kernels to one side. `cpu` keeps up to 8 MB of
-        scratch memory for each thread that calls it.
+    Memory: `cuda` and `triton` compute and answer in x's layout, NCHW or channels_last; a map with gaps, and
+        a gradient of y in another layout, they copy once. `cuda`, `triton` and `cpu` keep two maps of the
+        size of x for backward (`cpu` one for the half dtypes), `reference` six. While it runs, `triton` holds
+        one more map in float32, backward two and two of x's dtype, and for the weights' gradients up to ``16
+        C^2`` and ``16 C (2 r + 1) max(H, W)`` numbers of float32, where r pixels are the reach of both
+        kernels to one side. `cpu` keeps up to 8 MB of scratch memory for each thread that calls it.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
     for name, pair in zip(NAMES, pairs, strict=False):

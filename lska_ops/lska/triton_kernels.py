@@ -22,19 +22,30 @@ DEAD = tl.constexpr(-(2**31))
 
 @triton.jit(do_not_specialize=SIZES)
 def lska_bands_kernel(
-    taps0, taps1, band, edge, L, N, size, r, K0, n0, K1, n1, d, e, PAIR: tl.constexpr, BLOCK: tl.constexpr
+    taps0, taps1, band, edge, C, L, N, size, r, K0, n0, K1, n1, d, e,
+    PAIR: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Owns BLOCK entries of a channel's band. Entry (q, i) is what output i takes of input i + delta(q),
+    """Owns BLOCK entries of the bands. Entry (q, i) is what output i takes of input i + delta(q),
     delta = q // e * d + q % e - r: the sum over the taps1 [C, K1] whose own place is on the map, times taps0
     [C, K0]. Of K0 and K1 only the middle n0 and n1 reach the map.
 
-    Writes band [C, N, L] and edge [C, L], the sum of the taps1 on the map.
+    Writes band [C, N, L] and edge [C, L], the sum of the taps1 on the map; LAST: [N, L, C] and [L, C].
     """
-    blocks = tl.cdiv(size, BLOCK)
-    channel = (tl.program_id(0) // blocks).to(tl.int64)
-    at = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    q = at // L
-    i = at % L
+    if LAST:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        channel = at % C
+        q = at // C // L
+        i = at // C % L
+        entry = at
+        of_edge = at
+    else:
+        blocks = tl.cdiv(size, BLOCK)
+        channel = (tl.program_id(0) // blocks).to(tl.int64)
+        at = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        q = at // L
+        i = at % L
+        entry = channel * size + at
+        of_edge = channel * L + i
     j = i + q // e * d + q % e - r
     on_map = (at < size) & (j >= 0) & (j < L)
     value = tl.zeros([BLOCK], tl.float32)
@@ -47,15 +58,15 @@ def lska_bands_kernel(
         taken = on_map & there & (tap >= 0) & (tap < n0)
         w1 = 1.0
         if PAIR:
-            w1 = tl.load(taps1 + channel * K1 + (K1 - n1) // 2 + t).to(tl.float32)
+            w1 = tl.load(taps1 + channel * K1 + (K1 - n1) // 2 + t).to(tl.float32)  # channel < C always
         w0 = tl.load(taps0 + channel * K0 + (K0 - n0) // 2 + tap, mask=taken, other=0).to(tl.float32)
         value += tl.where(taken, w0 * w1, 0.0)
         total += tl.where(there, w1, 0.0)
         reached |= taken.to(tl.int32)
     value = tl.where(value == 0, 0.0, value)
     bits = tl.where(reached != 0, value.to(tl.int32, bitcast=True), DEAD)
-    tl.store(band + channel * size + at, bits.to(tl.float32, bitcast=True), mask=at < size)
-    tl.store(edge + channel * L + i, total, mask=at < L)
+    tl.store(band + entry, bits.to(tl.float32, bitcast=True), mask=at < size)
+    tl.store(edge + of_edge, total, mask=(at < size) & (q == 0))
 
 
 @triton.jit
@@ -89,9 +100,13 @@ def _product(a, b, acc):
 @triton.jit
 def _by_loads(
     source, band, first, other, L, M, stride, other_stride, N, r, d, e,
-    TURNED: tl.constexpr, DENSE: tl.constexpr, BL: tl.constexpr, BO: tl.constexpr,
+    TURNED: tl.constexpr, DENSE: tl.constexpr, BL: tl.constexpr, BO: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """The band times a tile of the map, one shifted load for each diagonal that meets it."""
+    """The band times a tile of the map, one shifted load for each diagonal that meets it.
+
+    DENSE: all entries on the map are reached, so that nothing waits for what the band says of that.
+    AT_ONCE: so many diagonals' loads are under way before the first product.
+    """
     pos = first + tl.arange(0, BL)
     acc = tl.zeros([BL, BO], tl.float32)
     begin = 0
@@ -99,20 +114,21 @@ def _by_loads(
     if DENSE:
         begin = tl.maximum(r - (L - 1 - first if TURNED else first + BL - 1), 0)
         end = tl.minimum(r + (first + BL if TURNED else L - first), N)
-    band += begin * L
-    for q in range(begin, end):
-        delta = (q if DENSE else q // e * d + q % e) - r
-        at = pos - delta if TURNED else pos + delta
-        row = at if TURNED else pos
-        on_map = (pos < L) & (at >= 0) & (at < L)
-        weight = tl.load(band + row, mask=on_map, other=0)
-        taken = on_map & (weight.to(tl.int32, bitcast=True) != DEAD)
-        value = tl.load(
-            source + at[:, None] * stride + other[None, :] * other_stride,
-            mask=taken[:, None] & (other < M)[None, :], other=0,
-        )  # fmt: skip
-        acc += weight[:, None] * value.to(tl.float32)
-        band += L
+    for start in range(begin, end, AT_ONCE):
+        for u in tl.static_range(AT_ONCE):
+            q = start + u
+            delta = (q if DENSE else q // e * d + q % e) - r
+            at = pos - delta if TURNED else pos + delta
+            row = at if TURNED else pos
+            taken = (pos < L) & (at >= 0) & (at < L) & (q < end)
+            weight = tl.load(band + q * L + row, mask=taken, other=0)
+            if not DENSE:
+                taken &= weight.to(tl.int32, bitcast=True) != DEAD
+            value = tl.load(
+                source + at[:, None] * stride + other[None, :] * other_stride,
+                mask=taken[:, None] & (other < M)[None, :], other=0,
+            )  # fmt: skip
+            acc += weight[:, None] * value.to(tl.float32)
     return acc
 
 
@@ -153,7 +169,8 @@ def lska_pair_kernel(
     """Owns a tile of a plane: BL positions along the band's axis, of L, times BO of the M across it.
 
     Reads source [B, C, H, W] and band [C, N, L], turned for the transposed band; writes out [B, C, H, W].
-    DENSE: the band has no gaps between taps. DOT: by products on tensor cores. END says what is added:
+    DENSE: a pair of taps reaches each of the band's entries on the map. DOT: by products on tensor cores. END
+    says what is added:
     rows     bias0 of conv0h, through conv_spatial_h
     columns  bias0 of conv0v through the dilated pair, bias1 of conv_spatial_h through conv_spatial_v, bias2
     gate     grad_y (product + bias0), the gate's part of grad_x
@@ -176,11 +193,11 @@ def lska_pair_kernel(
         # 0 times NaN or infinity: only what is finite may be multiplied with what the band does not hold.
         if tl.max((tl.abs(acc) < float("inf")).to(tl.int32) ^ 1) > 0:
             acc = _by_loads(
-                source, band, first, other, L, M, stride, other_stride, N, r, d, e, TURNED, DENSE, BL, BO
+                source, band, first, other, L, M, stride, other_stride, N, r, d, e, TURNED, DENSE, BL, BO, 1
             )
     else:
         acc = _by_loads(
-            source, band, first, other, L, M, stride, other_stride, N, r, d, e, TURNED, DENSE, BL, BO
+            source, band, first, other, L, M, stride, other_stride, N, r, d, e, TURNED, DENSE, BL, BO, 4
         )
     at = pos[:, None] * stride + other[None, :] * other_stride
     on_map = (pos < L)[:, None] & (other < M)[None, :]
@@ -209,11 +226,12 @@ def lska_pair_kernel(
 
 @triton.jit
 def lska_gate_fwd_kernel(
-    s, weight, bias, x, y, product, C, P,
+    s, weight, bias, x, y, product, C, P, next_channel, next_pixel,
     GATE: tl.constexpr, KEEP: tl.constexpr, HAS_BIAS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Owns BM channels times BN pixels of an image: y = (weight s + bias) x, all of [B, C, P], weight [C, C].
+    """Owns BM channels times BN pixels of an image: y = (weight s + bias) x, all of [B, C, P] in either
+    order, weight [C, C].
 
     Writes y if GATE, and if KEEP product = weight s. Any backend's s will do.
     """
@@ -229,11 +247,11 @@ def lska_gate_fwd_kernel(
         k = start + tl.arange(0, BK)
         w = tl.load(weight + m[:, None] * C + k[None, :], mask=(m < C)[:, None] & (k < C)[None, :], other=0)
         values = tl.load(
-            s + image * size + k[:, None].to(tl.int64) * P + n[None, :],
+            s + image * size + k[:, None].to(tl.int64) * next_channel + n[None, :].to(tl.int64) * next_pixel,
             mask=(k < C)[:, None] & (n < P)[None, :], other=0,
         )  # fmt: skip
         acc = _dot(w, values, acc)
-    at = image * size + m[:, None].to(tl.int64) * P + n[None, :]
+    at = image * size + m[:, None].to(tl.int64) * next_channel + n[None, :].to(tl.int64) * next_pixel
     on_map = (m < C)[:, None] & (n < P)[None, :]
     if KEEP:
         tl.store(product + at, acc.to(product.dtype.element_ty), mask=on_map)

@@ -9,10 +9,16 @@ import triton.language as tl
 
 from .triton_kernels import SIZES, _dot, _product
 
+PARTS_AT_ONCE = tl.constexpr(4)  # of a sum, whose loads are all under way before the first is added
+
 
 @triton.jit
-def lska_gate_bwd_kernel(grad_y, x, weight, ds, C, P, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Owns BM channels times BN pixels of an image: ds = weight^T (grad_y x), maps [B, C, P]."""
+def lska_gate_bwd_kernel(
+    grad_y, x, weight, ds, C, P, next_channel, next_pixel,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Owns BM channels times BN pixels of an image: ds = weight^T (grad_y x), the maps [B, C, P] in either
+    order."""
     tiles_m = tl.cdiv(C, BM)
     tiles = tiles_m * tl.cdiv(P, BN)
     image = (tl.program_id(0) // tiles).to(tl.int64)
@@ -24,22 +30,22 @@ def lska_gate_bwd_kernel(grad_y, x, weight, ds, C, P, BM: tl.constexpr, BN: tl.c
     for start in range(0, C, BK):
         k = start + tl.arange(0, BK)
         w = tl.load(weight + k[None, :] * C + m[:, None], mask=(m < C)[:, None] & (k < C)[None, :], other=0)
-        at = image * size + k[:, None].to(tl.int64) * P + n[None, :]
+        at = image * size + k[:, None].to(tl.int64) * next_channel + n[None, :].to(tl.int64) * next_pixel
         on_map = (k < C)[:, None] & (n < P)[None, :]
         gated = tl.load(grad_y + at, mask=on_map, other=0).to(tl.float32)
         gated *= tl.load(x + at, mask=on_map, other=0).to(tl.float32)
         acc = _dot(w, gated.to(w.dtype), acc)
-    at = image * size + m[:, None].to(tl.int64) * P + n[None, :]
+    at = image * size + m[:, None].to(tl.int64) * next_channel + n[None, :].to(tl.int64) * next_pixel
     tl.store(ds + at, acc.to(ds.dtype.element_ty), mask=(m < C)[:, None] & (n < P)[None, :])
 
 
 @triton.jit(do_not_specialize=SIZES)
 def lska_mix_bwd_kernel(
-    grad_y, x, s, parts, bias_parts, B, C, P, PIECE, splits,
+    grad_y, x, s, parts, bias_parts, B, C, P, next_channel, next_pixel, PIECE, splits,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Owns BM x BN of conv1's gradient over every splits-th piece of PIECE pixels: parts [splits, C, C] of
-    (grad_y x) s^T, and bias_parts [splits, C] of the sum of grad_y x; maps [B, C, P].
+    (grad_y x) s^T, and bias_parts [splits, C] of the sum of grad_y x; maps [B, C, P] in either order.
     """
     tiles_n = tl.cdiv(C, BN)
     tiles = tl.cdiv(C, BM) * tiles_n
@@ -56,12 +62,12 @@ def lska_mix_bwd_kernel(
         image = piece // pieces * size
         for first in range(start, tl.minimum(start + PIECE, P), BK):
             p = first + tl.arange(0, BK)
-            at = image + m[:, None].to(tl.int64) * P + p[None, :]
+            at = image + m[:, None].to(tl.int64) * next_channel + p[None, :].to(tl.int64) * next_pixel
             on_map = (m < C)[:, None] & (p < P)[None, :]
             gated = tl.load(grad_y + at, mask=on_map, other=0).to(tl.float32)
             gated *= tl.load(x + at, mask=on_map, other=0).to(tl.float32)
             values = tl.load(
-                s + image + n[None, :].to(tl.int64) * P + p[:, None],
+                s + image + n[None, :].to(tl.int64) * next_channel + p[:, None].to(tl.int64) * next_pixel,
                 mask=(n < C)[None, :] & (p < P)[:, None], other=0,
             )  # fmt: skip
             total += tl.sum(gated, 1)
@@ -77,9 +83,10 @@ def lska_sum_kernel(parts, out, size, splits, BLOCK: tl.constexpr):
     """Owns BLOCK of out's `size` numbers: the sum of parts [splits, size] in their order."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for _ in range(splits):
-        total += tl.load(parts + at, mask=at < size, other=0)
-        parts += size
+    for start in range(0, splits, PARTS_AT_ONCE):
+        for u in tl.static_range(PARTS_AT_ONCE):
+            total += tl.load(parts + at, mask=(at < size) & (start + u < splits), other=0)
+            parts += size
     tl.store(out + at, total.to(out.dtype.element_ty), mask=at < size)
 
 
@@ -159,12 +166,13 @@ def lska_lines_bwd_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def lska_taps_bwd_kernel(
     gram, sums, weighted, edge, taps0, taps1, bias, weighted_bias,
-    grad0, grad1, grad_edge, grad_weighted, grad_sum, C, L, r, K0, K1, d, splits,
+    grad0, grad1, grad_edge, grad_weighted, grad_sum, C, L, of_channel, of_position, r, K0, K1, d, splits,
     PAIR: tl.constexpr, COLUMNS: tl.constexpr, HAS: tl.constexpr, HAS_WEIGHTED: tl.constexpr,
     K0P: tl.constexpr, K1P: tl.constexpr, BX: tl.constexpr,
 ):  # fmt: skip
     """Owns a channel's taps along one axis: from gram's diagonals grad0 [C, K0] and grad1 [C, K1], each
-    by the other's taps, plus what the biases in front of taps1 pass through them; then the biases', [C].
+    by the other's taps, plus what the biases in front of taps1 pass through them; then the biases', [C]. edge
+    is [C, L] in either order.
     """
     channel = tl.program_id(0).to(tl.int64)
     t0 = tl.arange(0, K0P)
@@ -187,14 +195,18 @@ def lska_taps_bwd_kernel(
             delta = reach + t0 - K0 // 2
             i = o[None, :] + delta[:, None]
             taken = there[None, :] & (t0 < K0)[:, None] & (i >= 0) & (i < L)
-            for split in range(splits):
-                part = channel + tl.cast(split, tl.int64) * C
-                at = (part * (2 * r + 1) + delta[:, None] + r) * L + o[None, :]
-                found += tl.sum(tl.load(gram + at, mask=taken, other=0), 1)
-                if PAIR and HAS:
-                    passed += b * tl.load(sums + part * L + o, mask=there, other=0)
-                if PAIR and HAS_WEIGHTED:
-                    passed += b_weighted * tl.load(weighted + part * L + o, mask=there, other=0)
+            total = tl.zeros([K0P, BX], tl.float32)
+            for first in range(0, splits, PARTS_AT_ONCE):
+                for u in tl.static_range(PARTS_AT_ONCE):
+                    some = first + u < splits
+                    part = channel + tl.cast(first + u, tl.int64) * C
+                    at = (part * (2 * r + 1) + delta[:, None] + r) * L + o[None, :]
+                    total += tl.load(gram + at, mask=taken & some, other=0)
+                    if PAIR and HAS:
+                        passed += b * tl.load(sums + part * L + o, mask=there & some, other=0)
+                    if PAIR and HAS_WEIGHTED:
+                        passed += b_weighted * tl.load(weighted + part * L + o, mask=there & some, other=0)
+            found += tl.sum(total, 1)
         acc0 += found * w1
         if PAIR:
             through = tl.sum(tl.where(t0 < K0, found * w0, 0.0)) + tl.sum(passed)
@@ -207,14 +219,16 @@ def lska_taps_bwd_kernel(
     plain = tl.zeros([BX], tl.float32)
     for start in range(0, L, BX):
         o = start + tl.arange(0, BX)
-        on_edge = tl.load(edge + channel * L + o, mask=o < L, other=0)
-        for split in range(splits):
-            at = (channel + tl.cast(split, tl.int64) * C) * L + o
-            total = tl.load(sums + at, mask=o < L, other=0)
-            plain += total
-            by_edge += on_edge * total
-            if COLUMNS:
-                by_weights += on_edge * tl.load(weighted + at, mask=o < L, other=0)
+        on_edge = tl.load(edge + channel * of_channel + o * of_position, mask=o < L, other=0)
+        for first in range(0, splits, PARTS_AT_ONCE):
+            for u in tl.static_range(PARTS_AT_ONCE):
+                at = (channel + tl.cast(first + u, tl.int64) * C) * L + o
+                there = (o < L) & (first + u < splits)
+                total = tl.load(sums + at, mask=there, other=0)
+                plain += total
+                by_edge += on_edge * total
+                if COLUMNS:
+                    by_weights += on_edge * tl.load(weighted + at, mask=there, other=0)
     if COLUMNS:
         tl.store(grad_weighted + channel, tl.sum(by_weights).to(grad0.dtype.element_ty))
         if PAIR:

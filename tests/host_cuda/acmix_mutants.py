@@ -10,6 +10,7 @@ from seeded import Mutant  # noqa: E402
 TILE, SHIFT, FORWARD = "acmix/kernels_tile.cuh", "acmix/kernels_shift.cuh", "acmix/kernels_forward.cuh"
 QUERY, KEY = "acmix/kernels_query.cuh", "acmix/kernels_key.cuh"
 GRADIENTS, TILES, SUMS = "gradients_within_bound", "tiles_within_bound", "weight_gradients_of"
+IN_PLACE = "reads_and_writes_channels_last_in_place"
 ACMIX = [
     Mutant(
         "multiplicity left out at corners",
@@ -204,8 +205,29 @@ ACMIX = [
     Mutant(
         "int32 index of a plane",
         FORWARD,
-        "static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;",
-        "static_cast<const T*>(a.qkv) + int((t.image * 3 * a.C + h * a.D) * plane);",
+        "static_cast<const T*>(a.qkv) + t.image * 3 * a.C * a.H * a.W + h * a.D * plane;",
+        "static_cast<const T*>(a.qkv) + int(t.image * 3 * a.C * a.H * a.W + h * a.D * plane);",
         "offsets_beyond",
+    ),
+    Mutant(
+        "channels_last: a pixel of one map's channels",
+        FORWARD,
+        "const int pixel = a.last ? 3 * a.C : 1;",
+        "const int pixel = a.last ? a.C : 1;",
+        IN_PLACE,
+    ),
+    Mutant(
+        "channels_last: the spare columns are staged",
+        TILE,
+        "col = at - row * cols + r.spare, y = top + row",
+        "col = at - row * cols, y = top + row",
+        IN_PLACE,
+    ),
+    Mutant(
+        "channels_last: the first dims of all heads",
+        FORWARD,
+        "+ t.image * a.Ho * a.Wo * a.C + t.dim * a.G;",
+        "+ t.image * a.Ho * a.Wo * a.C;",
+        IN_PLACE,
     ),
 ]

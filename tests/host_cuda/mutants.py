@@ -2,7 +2,7 @@
 
     python tests/host_cuda/mutants.py [part of "file: name"] [--fifth N]
 
-Compiles only the op that is wrong, two bugs at a time; the other's object is that of the unchanged kernels.
+Compiles only the op that is wrong, two bugs at a time; the others' objects are those that the tests built.
 """
 
 import os
@@ -16,9 +16,11 @@ from pathlib import Path
 
 from acmix_mutants import ACMIX, GRADIENTS
 from bands_mutants import BANDS
+from products_backward_mutants import PRODUCTS_BACKWARD
+from products_mutants import PRODUCTS
 from tiles_mutants import BACKWARD_TILES, TILES
 
-from build import ROOT, compile_object, link
+from build import ROOT, build, compile_object, link
 
 sys.path.append(str(ROOT / "tests"))
 
@@ -319,7 +321,7 @@ LSKA = [
         GRADIENTS,
     ),
 ]
-MUTANTS = LSKA + TILES + BACKWARD_TILES + BANDS + ACMIX
+MUTANTS = LSKA + TILES + BACKWARD_TILES + BANDS + ACMIX + PRODUCTS + PRODUCTS_BACKWARD
 SECONDS = 300  # compiled and tested in less than thirty, two at a time
 FORWARD = "forward_within_bound"  # of a bug that names no test
 SOURCES = {
@@ -328,6 +330,27 @@ SOURCES = {
     "tiles_backward": "tiles_backward.cpp",
     "bands": "bands.cpp",
     "acmix": "acmix_ops.cpp",
+    "acmix_products": "acmix_products.cpp",
+    "acmix_products_shift": "acmix_products_shift.cpp",
+    "acmix_products_backward": "acmix_products_backward.cpp",
+}
+# Which of them have the kernels of a file of ACmix's, or call its launchers and plans, if not all.
+PRODUCTS_KERNELS = ("acmix_products", "acmix_products_shift", "acmix_products_backward")
+ONLY = {
+    "acmix/kernels_products.cuh": ("acmix_products",),
+    "acmix/kernels_products_tile.cuh": PRODUCTS_KERNELS,
+    "acmix/kernels_products_shift.cuh": PRODUCTS_KERNELS,
+    "acmix/kernels_products_window.cuh": ("acmix_products", "acmix_products_backward"),
+    "acmix/kernels_products_backward.cuh": ("acmix_products_backward",),
+    "acmix/kernels_products_backward_tile.cuh": ("acmix_products_backward",),
+    "acmix/kernels_products_shift_weights.cuh": ("acmix_products_shift",),
+    "acmix/kernels_products_shift_backward.cuh": ("acmix_products_shift", "acmix_products_backward"),
+    "acmix/launch_products.h": ("acmix",),
+    "acmix/launch_products_backward.h": ("acmix",),
+    "acmix/launch_products_shift_backward.h": ("acmix",),
+    # But for their constants, which kernels have as well.
+    "acmix/plan_products_backward.h": ("acmix",),
+    "acmix/plan_products_shift_backward.h": ("acmix",),
 }
 FLAGS = "-O1"
 
@@ -346,6 +369,8 @@ def touched(mutant: Mutant) -> tuple[str, ...]:
     folder = mutant.file.split("/")[0]
     part = "tiles" if mutant in TILES else "tiles_backward" if mutant in BACKWARD_TILES else folder
     part = "bands" if mutant in BANDS else part
+    if folder == "acmix":
+        return ONLY.get(mutant.file) or tuple(name for name in SOURCES if name.startswith("acmix"))
     return tuple(SOURCES) if folder == "common" else (part,)
 
 
@@ -355,6 +380,11 @@ def asked(mutant: Mutant) -> list[str]:
         return ["tests/test_host_cuda_tiles_backward.py", "-k", mutant.test or "tiles_gradients_within_bound"]
     if mutant in BANDS:
         return ["tests/test_host_cuda_bands.py", "-k", mutant.test]
+    if mutant in PRODUCTS_BACKWARD:
+        files = (f"tests/test_host_cuda_acmix_{part}_backward.py" for part in ("products", "shift"))
+        return [*files, "-k", mutant.test]
+    if mutant in PRODUCTS:
+        return ["tests/test_host_cuda_acmix_products.py", "-k", mutant.test]
     op = "_acmix" if mutant.file.startswith("acmix/") else "_tiles" if mutant in TILES else ""
     return [f"tests/test_host_cuda{op}.py", "-k", mutant.test or FORWARD]
 
@@ -406,8 +436,8 @@ def main(*words: str) -> int:
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     with tempfile.TemporaryDirectory(prefix="cuda_mutants_") as name:
         folder = Path(name)
-        objects = seeded.at_once(lambda op: compile_object(SOURCES[op], folder / f"{op}.o", FLAGS), SOURCES)
-        unchanged = dict(zip(SOURCES, objects, strict=True))
+        built = build(ROOT / "build" / "host_cuda").parent
+        unchanged = {op: built / source.replace(".cpp", ".o") for op, source in SOURCES.items()}
         import lska_ops.testing.problems  # noqa: F401  torch and all: once for all children
 
         told = []

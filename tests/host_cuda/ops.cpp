@@ -12,12 +12,12 @@ namespace {
 // What the gate's and the sums' kernels take, which no plan fits to a device: every GPU has 48 KiB.
 constexpr int64_t kAnyDevice = 9 << 10;
 
-void configure(int64_t schedule, int64_t shared_bytes, int64_t multiprocessors, int64_t cache_bytes) {
+void configure(int64_t schedule, int64_t shared_bytes, int64_t multiprocessors, int64_t cache_bytes,
+               int64_t arch, int64_t rank) {
   host_cuda::settings.schedule = unsigned(schedule);
   host_cuda::settings.max_shared = std::max(shared_bytes, kAnyDevice);
-  host_limits = {shared_bytes, multiprocessors, cache_bytes, host_limits.arch};
+  host_limits = {shared_bytes, multiprocessors, cache_bytes, arch, rank};
 }
-void configure_arch(int64_t arch) { host_limits.arch = arch; }
 
 // Runs only every `stride`-th block from `first` on; a stride of 0 runs all.
 void only(int64_t first, int64_t stride) {
@@ -79,8 +79,9 @@ STABLE_TORCH_LIBRARY(lska_ops_host, m) {
   m.def(LSKA_CASCADE_FWD("cuda"));
   m.def(LSKA_FWD("cuda"));
   m.def(LSKA_BWD("cuda"));
-  m.def("configure(int schedule, int shared_bytes, int multiprocessors, int cache_bytes) -> ()");
-  m.def("configure_arch(int arch) -> ()");
+  m.def(
+      "configure(int schedule, int shared_bytes, int multiprocessors, int cache_bytes, int arch=0, int "
+      "rank=0) -> ()");
   m.def(
       "cascade_bands(Tensor x, Tensor conv0h, Tensor? conv0h_bias, Tensor conv0v, Tensor? conv0v_bias, "
       "Tensor? "
@@ -100,7 +101,6 @@ STABLE_TORCH_LIBRARY_IMPL(lska_ops_host, CompositeExplicitAutograd, m) {
   m.impl("lska_fwd_cuda", TORCH_BOX(&fwd_op<OnHost>));
   m.impl("lska_bwd_cuda", TORCH_BOX(&bwd_op<OnHost>));
   m.impl("configure", TORCH_BOX(&configure));
-  m.impl("configure_arch", TORCH_BOX(&configure_arch));
   m.impl("cascade_bands", TORCH_BOX(&cascade_bands));
   m.impl("only", TORCH_BOX(&only));
   m.impl("take_counters", TORCH_BOX(&take_counters));

@@ -34,14 +34,15 @@ def ops(root=ROOT):
     return sorted(file.parent.name for file in root.glob("csrc/*/cuda.cu"))
 
 
-def ptx(op, arch=80, root=ROOT):
+def ptx(op, arch=80, root=ROOT, files="cuda*.cu"):
     """The files with an op's PTX for compute_<arch>, compiled from the sources under `root` unless they are there."""
-    files = sorted((root / "csrc" / op).glob("cuda*.cu"))
+    files = sorted((root / "csrc" / op).glob(files))
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda file: _ptx(op, file, arch, root), files))
+        return list(pool.map(lambda file: ptx_of(op, file, arch, root), files))
 
 
-def _ptx(op, source, arch, root):
+def ptx_of(op, source, arch, root=ROOT):
+    """The file with one source's PTX. What nvcc says is printed, and the error's where it fails."""
     facts = collect()
     command = [
         facts.nvcc,
@@ -58,16 +59,21 @@ def _ptx(op, source, arch, root):
         f"{facts.torch}/include",
     ]
     digest = hashlib.sha256(f"{facts.nvcc_version} {' '.join(command).replace(str(root), '')}".encode())
-    for folder in ("common", op):
+    digest.update(source.read_bytes())
+    for folder in ("common", op) if source.is_relative_to(root / "csrc") else ():
         for file in sorted((root / "csrc" / folder).iterdir()):
-            if file.suffix in (".h", ".cuh", ".cu") and not file.name.startswith("cpu_"):
+            if file.suffix in (".h", ".cuh") and not file.name.startswith("cpu_"):
                 digest.update(file.name.encode() + file.read_bytes())
     folder = root / "build" / "ptx" / f"{op}_{source.stem}_{arch}"
     made = folder / f"{digest.hexdigest()[:16]}.ptx"
     with alone(folder):
         if not made.is_file():
             fresh = folder / "new.ptx"
-            subprocess.run([*command, str(source), "-o", str(fresh)], check=True, cwd=root)
+            done = subprocess.run(
+                [*command, str(source), "-o", str(fresh)], cwd=root, stderr=subprocess.PIPE, text=True
+            )
+            sys.stderr.write(done.stderr)
+            done.check_returncode()
             for older in folder.glob("*.ptx"):
                 if older != fresh:
                     older.unlink()

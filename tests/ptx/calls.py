@@ -30,17 +30,25 @@ class Problem:
     H: int = 80
     W: int = 80
     B: int = 16
-    k: int = 23
+    k: int = 23  # LSKA's kernel size, or the side of ACmix's window
     dtype: str = "fp16"
     layout: str = "channels_last"
+    head: int = HEADS  # as stride and dilation of ACmix alone
+    stride: int = 1
+    dilation: int = 1
 
     @property
     def level(self):
         return {80: "P3", 40: "P4", 20: "P5"}.get(self.H, "-") if self.H == self.W else "-"
 
     @property
+    def sides(self):
+        """Of what a forward gives."""
+        return -(-self.H // self.stride), -(-self.W // self.stride)
+
+    @property
     def outputs(self):
-        return self.B * self.C * self.H * self.W
+        return self.B * self.C * math.prod(self.sides)
 
     @property
     def element(self):
@@ -48,11 +56,22 @@ class Problem:
 
     @property
     def map_bytes(self):
-        return self.outputs * self.element
+        return self.least_bytes(1)
+
+    def least_bytes(self, maps):
+        """Of so many maps, the last one a forward's result or its gradient, each read or written once."""
+        return ((maps - 1) * self.B * self.C * self.H * self.W + self.outputs) * self.element
 
     def __str__(self):
-        k = f" k{self.k}" if "acmix" not in self.op else ""
-        return f"{self.op} {self.C}x{self.H}x{self.W} B{self.B}{k} {self.dtype} {self.layout}"
+        own = {"k": 7} if "acmix" in self.op else {}  # what goes without saying
+        own |= {name: getattr(Problem, name) for name in ("head", "stride", "dilation")}
+        said = [
+            f"{n}{getattr(self, n)}"
+            for n in ("k", "head", "stride", "dilation")
+            if getattr(self, n) != own.get(n)
+        ]
+        size = f"{self.C}x{self.H}x{self.W}"
+        return " ".join((self.op, size, f"B{self.B}", *said, self.dtype, self.layout))
 
 
 def parse(text):
@@ -61,7 +80,7 @@ def parse(text):
     for word in text.split():
         if shape := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", word):
             told = dict(zip("CHW", map(int, shape.groups()), strict=True))
-        elif number := re.fullmatch(r"([Bk])([1-9]\d*)", word):
+        elif number := re.fullmatch(r"(B|k|head|stride|dilation)([1-9]\d*)", word):
             told = {number[1]: int(number[2])}
         elif word in DTYPES:
             told = {"dtype": word}
@@ -72,7 +91,7 @@ def parse(text):
         else:
             raise ValueError(
                 f"profile: {word!r} is not understood; expected one of {', '.join(OPS)}, CxHxW, B16, "
-                f"k{', k'.join(map(str, SPLITS))}, {', '.join(DTYPES)}, {' or '.join(LAYOUTS)}"
+                f"k{', k'.join(map(str, SPLITS))}, head4, stride1, dilation1, {', '.join(DTYPES)}, {' or '.join(LAYOUTS)}"
             )
         if told.keys() & found.keys():
             raise ValueError(f"profile: {word!r} comes second; {text!r} has said that before")
@@ -81,9 +100,18 @@ def parse(text):
         raise ValueError(
             f"profile: {text!r} has no {'size' if 'op' in found else 'op'}; expected as in lska_fwd 64x80x80"
         )
-    if found.get("k", 7) not in SPLITS:
+    of_acmix = "acmix" in found["op"]
+    if of_acmix and found.get("k", WINDOW) % 2 == 0:
+        raise ValueError(f"profile: k is {found['k']}; expected an odd number, the side of a window")
+    if not of_acmix and found.get("k", 7) not in SPLITS:
         raise ValueError(f"profile: k is {found['k']}; expected one of {', '.join(map(str, SPLITS))}")
-    return Problem(**found)
+    if not of_acmix and (alien := found.keys() & {"head", "stride", "dilation"}):
+        raise ValueError(f"profile: {found['op']} has no {' and no '.join(sorted(alien))}; ACmix has")
+    if found["C"] % found.get("head", HEADS) and of_acmix:
+        raise ValueError(
+            f"profile: C is {found['C']}; expected a multiple of head, {found.get('head', HEADS)}"
+        )
+    return Problem(**({"k": WINDOW} if of_acmix else {}) | found)
 
 
 def table():
@@ -99,13 +127,24 @@ def table():
         for C, side in ((384, 80), (768, 40)):
             out += [Problem(C=C, H=side, W=side, k=k, layout=layout) for k in (7, 23)]
         out += [Problem(B=1, k=k, layout=layout) for k in (7, 23)]
+        out += [
+            Problem(op=op, C=C, H=side, W=side, k=WINDOW, layout=layout)
+            for op in ("acmix_fwd", "acmix_bwd")
+            for C, side in MAPS.values()
+        ]
+        out += [
+            Problem(op="acmix_fwd", C=C, H=side, W=side, k=WINDOW, dtype="fp32", layout=layout)
+            for C, side in MAPS.values()
+        ]
     for C, side in MAPS.values():  # of channels_last, which cuDNN gets, nobody describes the kernels
         base = Problem(C=C, H=side, W=side, layout="NCHW")
         out += [replace(base, op=op, k=k) for op in ("eager_fwd", "eager_bwd") for k in (7, 23, 53)]
-        out += [
-            replace(base, op=op, k=WINDOW)
-            for op in ("copy", "acmix_fwd", "triton_lska_fwd", "triton_acmix_fwd")
-        ]
+        out.append(replace(base, op="copy", k=WINDOW))
+    for layout in LAYOUTS:
+        for C, side in MAPS.values():
+            base = Problem(op="triton_lska_fwd", C=C, H=side, W=side, layout=layout)
+            out += [replace(base, k=k) for k in (7, 23)]
+            out.append(replace(base, op="triton_acmix_fwd", k=WINDOW))
     return out
 
 
@@ -118,8 +157,8 @@ def arguments(problem):
         few = torch.randn(min(math.prod(shape), 1 << 16), generator=generator) * fan_in**-0.5
         return few.to(dtype).repeat(-(-math.prod(shape) // len(few)))[: math.prod(shape)].reshape(shape)
 
-    def map_of(channels):
-        return normal(p.B, channels, p.H, p.W).contiguous(memory_format=LAYOUTS[p.layout])
+    def map_of(channels, H=p.H, W=p.W):
+        return normal(p.B, channels, H, W).contiguous(memory_format=LAYOUTS[p.layout])
 
     if op.startswith("lska"):
         k0, k1, dilation = SPLITS[p.k]
@@ -131,15 +170,15 @@ def arguments(problem):
         )
     qkv, rates = map_of(3 * p.C), (torch.full((1,), 0.5).to(dtype),) * 2
     parts = (
-        normal(p.C // HEADS, 2, 1, 1),
-        normal(9, 3 * HEADS, 1, 1, fan_in=3 * HEADS),
+        normal(p.C // p.head, 2, 1, 1),
+        normal(9, 3 * p.head, 1, 1, fan_in=3 * p.head),
         normal(p.C, 9, 3, 3, fan_in=81),
         *rates,
-        *(HEADS, WINDOW, 1, 1),
+        *(p.head, p.k, p.stride, p.dilation),
     )
     if op == "acmix_fwd":
         return qkv, *parts
-    return map_of(p.C), qkv, torch.full((p.B, HEADS, p.H, p.W), 4.0), *parts
+    return map_of(p.C, *p.sides), qkv, torch.full((p.B, p.head, *p.sides), 4.0), *parts
 
 
 def op_name(problem):

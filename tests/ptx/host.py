@@ -28,6 +28,8 @@ _TAKES_OVER = ctypes.CFUNCTYPE(
 class Gpu:
     """torch.ops.lska_ops_host. Kernels may reach tensors that are made while a Gpu is there, until `close`."""
 
+    _open = 0  # how many there are; they share what is watched
+
     def __init__(self, library, modules):
         torch.ops.load_library(str(library))
         self.ops, self._library = torch.ops.lska_ops_host, ctypes.CDLL(str(library))
@@ -36,18 +38,20 @@ class Gpu:
         self._names = _functions(library)
         self._callback = _TAKES_OVER(self._launched)
         self.launches, self.ran = [], set()  # of what is going on; all kernels ever, by name
+        Gpu._open += 1
         self._library.host_cuda_watch(1)
 
     def close(self):
-        self._library.host_cuda_watch(0)
+        Gpu._open -= 1
+        self._library.host_cuda_watch(int(Gpu._open > 0))
 
     @classmethod
-    def of(cls, *ops, arch=80):
-        """With the kernels of these ops, compiled where they are not yet."""
+    def of(cls, *ops, arch=80, files="cuda*.cu"):
+        """With the kernels of these ops, or of some of their files, compiled where they are not yet."""
         library = build(ROOT / "build" / "host_cuda")
         # tests/ptx/mutants.py runs tests on kernels with a bug.
         root = Path(os.environ.get("LSKA_OPS_PTX_SOURCES", ROOT))
-        return cls(library, [Module(file.read_text()) for op in ops for file in ptx(op, arch, root)])
+        return cls(library, [Module(file.read_text()) for op in ops for file in ptx(op, arch, root, files)])
 
     @property
     def kernels(self):

@@ -1,10 +1,9 @@
-"""PTX of the real sources and what ptxas makes of its kernels for each architecture, kept in build/profile.
+"""PTX of the real sources, build.py's, and what ptxas makes of its kernels for each architecture, kept in build/profile.
 
 All from 8.0 on get the PTX of 8.0: nvcc writes the same for them, as the sources ask for nothing that came later.
 """
 
 import re
-import shlex
 import subprocess
 from collections import ChainMap
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from . import sass
-from .build import NVCC_FLAGS, ROOT, TARGET, alone, collect
+from .build import ROOT, alone, collect, ptx_of
 from .parse import Module
 
 PTX_OF = {75: 75, 80: 80, 86: 80, 87: 80, 89: 80, 90: 80}
@@ -41,7 +40,8 @@ class MachineCode:
     def _of(self, kernel):
         if kernel not in self._made:
             file = next(file for file in self.files if kernel in _module(file))
-            base = file.parent / f"{file.stem}_{sha256(kernel.encode()).hexdigest()[:12]}_{self.arch}"
+            name = f"{file.stem}_{sha256(kernel.encode()).hexdigest()[:12]}_{self.arch}"
+            base = ROOT / "build" / "profile" / file.parent.name / name
             with alone(base.parent / str(self.arch)):
                 if not base.with_suffix(".sass").is_file():
                     _assemble(file, kernel, self.arch, base)
@@ -100,29 +100,13 @@ def prepare(ops, archs, jobs, root=ROOT):
 
 def _ptx(source, arch, root):
     """The file with a source's PTX for compute_<arch>."""
-    facts = collect()
-    if facts.nvcc is None:
+    if collect().nvcc is None:
         raise sass.Missing("profile: nvcc was not found; install the CUDA toolkit")
-    flags = [*shlex.split(NVCC_FLAGS), f"-arch=compute_{arch}", "-lineinfo", "-ptx", TARGET]
-    flags += ["-ccbin", shlex.split(facts.compiler)[-1], "-isystem", f"{facts.torch}/include"]
-    digest = sha256(f"{facts.nvcc_version} {flags}".encode() + source.read_bytes())
-    for folder in (source.parent, root / "csrc" / "common") if source.parent.parent.name == "csrc" else ():
-        for file in sorted(folder.glob("*.h")) + sorted(folder.glob("*.cuh")):
-            if not file.name.startswith("cpu_"):
-                digest.update(file.name.encode() + file.read_bytes())
     op = PEERS if source.stem == PEERS else source.parent.name
-    folder = ROOT / "build" / "profile" / f"{op}_{source.stem}"
-    made = folder / f"{digest.hexdigest()[:16]}_{arch}.ptx"
-    with alone(folder / str(arch)):
-        if not made.is_file():
-            fresh = made.with_suffix(".new")
-            done = subprocess.run(
-                [facts.nvcc, *flags, str(source), "-o", str(fresh)], cwd=root, capture_output=True, text=True
-            )
-            if done.returncode:
-                raise sass.Missing(f"profile: nvcc does not compile {source}\n{done.stderr[-2000:]}")
-            fresh.rename(made)
-    return made
+    try:
+        return ptx_of(op, source, arch, root)
+    except subprocess.CalledProcessError as error:
+        raise sass.Missing(f"profile: nvcc does not compile {source}\n{error.stderr[-2000:]}") from None
 
 
 @cache

@@ -13,7 +13,7 @@ from .count import SECTOR, WARP
 
 PARTS = ("dram", "l2", "issue", "fma", "alu", "special", "half", "tensor", "shared", "latency")
 # Maps that a perfect kernel reads or writes, each byte once; of others the distinct bytes that they touched.
-MAPS = {"cascade_fwd": 2, "cascade_bwd": 5, "gate_fwd": 3, "gate_bwd": 3}
+MAPS = {"cascade_fwd": 2, "cascade_bwd": 5, "gate_fwd": 3, "gate_bwd": 3, "acmix_fwd": 4, "acmix_bwd": 7}
 
 
 @dataclass
@@ -140,7 +140,7 @@ def rows(launches, products, gpu, problem):
     Args:
         launches: [Measured].
         products: [(name, bytes, multiply-adds)] of what torch's own kernels did.
-        problem: has `map_bytes` and `outputs`.
+        problem: has `least_bytes` and `outputs`.
     """
     out, dram = {}, {}
     for m in launches:
@@ -184,11 +184,17 @@ def _perfect(name, dram, gpu, problem):
     if part is None:
         return dram[name]
     together = sum(us for other, us in dram.items() if part_of(other, problem.op) == part)
-    return MAPS[part] * problem.map_bytes / gpu.dram / 1e3 * dram[name] / together
+    return problem.least_bytes(MAPS[part]) / gpu.dram / 1e3 * dram[name] / together
 
 
 def part_of(kernel, op):
-    """What a kernel of LSKA's is a part of, among MAPS; None where it moves little, or is not LSKA's."""
+    """What a kernel of ours is a part of, among MAPS; None where it moves little, or is a peer's."""
+    if op.startswith("acmix"):
+        return (
+            None
+            if re.match("acmix_(shift_table|shift_back_table|compose|sum|query_end|shift_end)", kernel)
+            else op
+        )
     if not op.startswith("lska") or re.match("lska_(sums|band_tables)", kernel):
         return None
     backward = "bwd" in kernel or (op == "lska_bwd" and "fwd" not in kernel)

@@ -26,6 +26,9 @@ from seeded import ROOT, Mutant  # noqa: E402
 FORWARD_AND_BACKWARD = "tests/test_ptx_lska.py -k within_bound[t4-{}-channels_last]"
 F16, BF16 = (FORWARD_AND_BACKWARD.format(dtype) for dtype in ("f16", "bf16"))
 BANDS = "tests/test_ptx_bands.py -k within_bound"
+OLDEST, NEWER = (
+    f"tests/test_ptx_acmix.py -k products_of_other_architectures_within_bound[{n}]" for n in (75, 90)
+)
 PORTABLE, WARP = "common/portable.cuh", "common/warp.cuh"
 DEVICE = [
     Mutant(
@@ -83,6 +86,28 @@ DEVICE = [
         "__floats2bfloat162_rn(first, second)",
         "__floats2bfloat162_rn(second, first)",
         BANDS,
+    ),
+    Mutant("device: ldmatrix: not turned", WARP, "m8n8.x4.trans.shared.b16", "m8n8.x4.shared.b16", NEWER),
+    Mutant(
+        "device: ldmatrix: the second matrix for the third",
+        WARP,
+        'm8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"',
+        'm8n8.x4.shared.b16 {%0, %2, %1, %3}, [%4];"',
+        NEWER,
+    ),
+    Mutant(
+        "device: mma of 8: the second half with the first's columns",
+        WARP,
+        '"r"(a2), "r"(a3), "r"(b1)',
+        '"r"(a2), "r"(a3), "r"(b0)',
+        OLDEST,
+    ),
+    Mutant(
+        "device: mma of 8: rows g + 8 of the second half are rows g",
+        WARP,
+        '"r"(a2), "r"(a3), "r"(b1)',
+        '"r"(a2), "r"(a2), "r"(b1)',
+        OLDEST,
     ),
     Mutant("device: movmatrix: not turned", WARP, "return turned;", "return pair;", BANDS),
 ]

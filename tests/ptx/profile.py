@@ -24,11 +24,19 @@ from .profiler import Profiler, host_library, op_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "profile"
 COLUMNS = (
-    "gpu", "op", "kernel", "level", "B", "C", "H", "W", "k", "dtype", "layout", "launches",
+    "gpu", "op", "kernel", "level", "B", "C", "H", "W", "k", "head", "stride", "dilation", "dtype", "layout", "launches",
     "instructions_per_output", "fma_share", "sectors_ratio", "shared_passes_ratio",
     *(f"{part}_us" for part in model.PARTS), "predicted_us", "perfect_us", "ratio", "bound_by", "registers", "spilled",
     "warps_per_sm", "resident_blocks", "limit", "grid", "threads", "shared", "blocks_run", "lanes", "barriers",
 )  # fmt: skip
+KEY = ("op", "B", "C", "H", "W", "k", "head", "stride", "dilation", "dtype", "layout")  # of a call
+
+
+def told(problem, name):
+    """A column of a call; of LSKA none is told of what is ACmix's."""
+    return (
+        "" if name in ("head", "stride", "dilation") and "acmix" not in problem.op else getattr(problem, name)
+    )
 
 
 def lines_of(problem, gpu, rows):
@@ -37,9 +45,7 @@ def lines_of(problem, gpu, rows):
         facts, instructions = row.facts, row.instructions
         yield {
             **dict(gpu=gpu.name, op=problem.op, kernel=row.kernel, level=problem.level, B=problem.B),
-            **dict(
-                C=problem.C, H=problem.H, W=problem.W, k=problem.k, dtype=problem.dtype, layout=problem.layout
-            ),
+            **{name: told(problem, name) for name in KEY[2:]},
             "launches": row.launches,
             "instructions_per_output": _number(instructions / problem.outputs, 4),
             "fma_share": _number(row.fma / instructions if instructions else 0, 3),
@@ -119,8 +125,9 @@ def whole_table(jobs, problems):
     """Lines of these calls, in their order."""
     ops = sorted({op_of(problem) for problem in problems} - {"triton"})
     start = time.monotonic()
-    prepare(ops, [gpu.arch for gpu in GPUS], jobs)
-    host_library(ROOT)
+    if ops:
+        prepare(ops, [gpu.arch for gpu in GPUS], jobs)
+        host_library(ROOT)
     print(f"compiled in {time.monotonic() - start:.0f} s", flush=True)
     with ProcessPoolExecutor(jobs, initializer=_begin, initargs=(ROOT,)) as pool:
         for problem, lines, seconds in pool.map(_of, problems):
@@ -129,14 +136,11 @@ def whole_table(jobs, problems):
             yield from lines
 
 
-KEY = ("op", "B", "C", "H", "W", "k", "dtype", "layout")
-
-
 def write(lines, results=RESULTS):
     """Puts calls' lines into the CSV of each GPU, in the table's order; of other calls what is there stays, if the
     table still has them."""
     results.mkdir(parents=True, exist_ok=True)
-    rank = {tuple(str(getattr(problem, name)) for name in KEY): n for n, problem in enumerate(calls.table())}
+    rank = {tuple(str(told(problem, name)) for name in KEY): n for n, problem in enumerate(calls.table())}
     for gpu in GPUS:
         file = results / f"{gpu.file}.csv"
         kept = []

@@ -67,7 +67,13 @@ class Profiler:
 
     def __init__(self, root=ROOT, lanes=LANES):
         self.root, self.lanes, self._hosts = root, lanes, {}
+        self.rank = 0  # of the plan that our kernels take, by the planner's cost
         self._counted, self._modelled = {}, {}  # of the call at hand
+
+    def close(self):
+        for host in self._hosts.values():
+            host.close()
+        self._hosts.clear()
 
     def rows(self, problem, gpus):
         """(gpu, model.Row of each kernel, of torch's, and of all) for one GPU after the other; in between `sources`
@@ -86,8 +92,7 @@ class Profiler:
     def _ours(self, problem, gpu):
         """([(Measured, instructions by source line)], what torch did) of a call."""
         host = self._host(op_of(problem), gpu.arch)
-        host.ops.configure(0, *gpu.limits)
-        host.ops.configure_arch(gpu.arch)
+        host.ops.configure(0, *gpu.limits, gpu.arch, self.rank)
         given, found = calls.arguments(problem), []
 
         def choose(kernel, grid):

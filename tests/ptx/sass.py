@@ -29,7 +29,7 @@ CLASSES = {  # of what pipe they are, or what they are for
     "local": "LDL STL",  # registers that were spilled
     "shuffle": "SHFL VOTE VOTEU MATCH REDUX",
     "barrier": "BAR MEMBAR DEPBAR LDGDEPBAR ERRBAR SYNCS ARRIVES FENCE",
-    "branch": "BRA BSSY BSYNC EXIT RET CALL BRX WARPSYNC BREAK JMP YIELD BMOV JMX NANOSLEEP",
+    "branch": "BRA BSSY BSYNC EXIT RET CALL BRX BRXU WARPSYNC ENDCOLLECTIVE BREAK JMP YIELD BMOV JMX NANOSLEEP",
     "constant": "LDC ULDC LDCU",
     "address": "S2R CS2R S2UR R2UR",
     "alu": "BMSK F2FP FCHK FMNMX FMNMX3 FSEL FSET FSETP IABS IADD IADD3 IMNMX ISETP LEA LOP3 MOV MOVM NOP P2R PLOP3 "
@@ -171,7 +171,7 @@ class Code(dict):
 
 ROW = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P[T\d]+\s+)?([A-Z][\w.]*)\s*([^;]*);")
 LABEL = re.compile(r"([.$][\w.$]+):")
-ENDS = ("BRA", "EXIT", "RET", "CALL", "BRX", "JMP", "JMX", "BREAK")
+ENDS = ("BRA", "EXIT", "RET", "CALL", "BRX", "BRXU", "JMP", "JMX", "BREAK")
 
 
 def _blocks(text):

@@ -5,7 +5,6 @@ import struct
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton_ahead import Variant
 
 from .machine import Launch
@@ -47,9 +46,8 @@ class Gpu:
     def _of(self, variant):
         key = f"{variant.key} {sorted(variant.attributes)}"
         if key not in self._compiled:
-            source = ASTSource(variant.kernel, variant.signature, variant.constants, variant.attributes)
             options = {**variant.options, "enable_fp_fusion": True}
-            made = triton.compile(source, target=self.target, options=options)
+            made = triton.compile(variant.source(), target=self.target, options=options)
             module = Module(made.asm["ptx"])
             module.ptx = made.asm["ptx"]
             self._compiled[key] = module, made.metadata.shared

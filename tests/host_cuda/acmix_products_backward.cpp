@@ -1,0 +1,2 @@
+// What csrc/acmix/cuda_products_backward.cu is for GPUs, for a CPU.
+#include "csrc/acmix/cuda_products_backward.cu"
