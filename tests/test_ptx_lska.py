@@ -34,6 +34,13 @@ def gpu():
     made.close()
 
 
+@pytest.mark.parametrize("bytes_", [1, 65, 130, 1000, 70_000, 1 << 20])
+def test_ptx_tensors_begin_where_a_gpu_lets_them(gpu, bytes_):
+    """How many lines of 128 bytes a request touches depends on it; a CPU's tensors begin anywhere at 64 bytes."""
+    before = [torch.empty(bytes_, dtype=torch.uint8) for _ in range(4)]
+    assert [t.data_ptr() % 512 for t in before] == [0] * 4
+
+
 def problem_of(seed, split, dtype, layout):
     """Channels by eights and not, maps within the reach and beyond it, a bias that is missing now and then."""
     choice, generator = random.Random(seed), torch.Generator().manual_seed(seed)

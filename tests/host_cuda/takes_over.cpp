@@ -13,10 +13,18 @@
 namespace {
 
 constexpr size_t kBehind = 4096;  // bytes that no tensor has, behind each
+// A tensor begins where torch's allocator of CUDA lets it: how many lines of memory a request touches is
+// counted.
+constexpr size_t kAlignment = 512;
+
+struct Tensor {
+  size_t bytes;
+  void* allocated;
+};
 
 // torch's allocator, whose tensors are known and hold NaN until somebody writes.
 struct Watched final : c10::Allocator {
-  std::map<uintptr_t, size_t> sizes;
+  std::map<uintptr_t, Tensor> tensors;
   std::mutex mutex;
   c10::Allocator* const own = c10::GetDefaultCPUAllocator();
 
@@ -32,18 +40,24 @@ Watched& watched() {
 }
 
 void Watched::let_go(void* data) {
+  void* allocated;
   {
     const std::lock_guard<std::mutex> lock(watched().mutex);
-    watched().sizes.erase(reinterpret_cast<uintptr_t>(data));
+    const auto found = watched().tensors.find(reinterpret_cast<uintptr_t>(data));
+    allocated = found->second.allocated;
+    watched().tensors.erase(found);
   }
-  watched().own->raw_deallocate(data);
+  watched().own->raw_deallocate(allocated);
 }
 
 c10::DataPtr Watched::allocate(size_t bytes) {
-  void* const data = own->raw_allocate(bytes + kBehind);
+  void* const allocated = own->raw_allocate(bytes + kBehind + kAlignment);
+  const uintptr_t from = reinterpret_cast<uintptr_t>(allocated);
+  const uintptr_t address = (from + kAlignment - 1) / kAlignment * kAlignment;
+  void* const data = reinterpret_cast<void*>(address);
   std::memset(data, 0xff, bytes);
   const std::lock_guard<std::mutex> lock(mutex);
-  sizes[reinterpret_cast<uintptr_t>(data)] = bytes;
+  tensors[address] = {bytes, allocated};
   return {data, data, &let_go, c10::DeviceType::CPU};
 }
 
@@ -60,7 +74,7 @@ HOST_CUDA_VISIBLE void host_cuda_watch(int on) { c10::SetCPUAllocator(on ? &watc
 HOST_CUDA_VISIBLE int64_t host_cuda_tensors(int64_t* pairs, int64_t most) {
   const std::lock_guard<std::mutex> lock(watched().mutex);
   int64_t n = 0;
-  for (const auto& [address, size] : watched().sizes)
-    if (n++ < most) pairs[2 * n - 2] = int64_t(address), pairs[2 * n - 1] = int64_t(size);
+  for (const auto& [address, tensor] : watched().tensors)
+    if (n++ < most) pairs[2 * n - 2] = int64_t(address), pairs[2 * n - 1] = int64_t(tensor.bytes);
   return n;
 }
