@@ -283,6 +283,7 @@ def test_triton_random_problems_within_bound_and_edges(children, op):
     assert said.count(" problems within the bound") == len(TASKS[op]) - 1 and f"{op}: edges" in said
 
 
+@pytest.mark.versions  # Triton 3.2 comes with the middle pair's torch
 @needs_triton
 @pytest.mark.parametrize("op", OPS)
 def test_triton_compiles_for_every_gpu_spills_nothing_and_copies_no_few_bytes(children, op):
