@@ -224,6 +224,36 @@ def test_host_cuda_acmix_products_logits_beyond_what_masks_reach_within_bound(ho
     check(problem)
 
 
+def test_host_cuda_acmix_products_slopes_beyond_what_masks_reach_within_bound(host):
+    """By which a key beyond the window has more than all in it."""
+    problem = problem_of("p5", "f16")
+    q, _, _ = problem.tensors["qkv"].unflatten(1, (3, 4, -1)).unbind(1)
+    q.zero_()
+    q[0, 0, :, 4, 4] = 3e4
+    problem.tensors["conv_p"].fill_(6e4)
+    check(problem)
+
+
+NEAR_THE_MASK = {"f16": 2.0**15, "bf16": 2.0**50}
+
+
+def near_the_mask(dtype):
+    """A product of the size of what masks are, of a query and a key that it does not see, which are in one warp's."""
+    problem = problem_of("p5", dtype)
+    q, k, v = problem.tensors["qkv"].unflatten(1, (3, 4, -1)).unbind(1)
+    for of_head in (q, k):
+        of_head[:, 0] = 0
+    q[0, 0, 0, 4, 4] = k[0, 0, 0, 5, 9] = NEAR_THE_MASK[dtype]
+    v[0, 0, :, 5, 9] = 100
+    problem.tensors["conv_p"].zero_()
+    return problem
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_host_cuda_acmix_products_logits_near_the_mask_within_bound(host, dtype):
+    check(near_the_mask(dtype))
+
+
 def test_host_cuda_acmix_products_steep_slopes_within_bound(host):
     """Two parts of 8 bits are not enough for them: the backward pass would see it by the lse."""
     for case in ("fewer dims than a product", "eight heads"):
@@ -260,6 +290,17 @@ def test_host_cuda_acmix_products_which_devices_have_them():
     f16, bf16 = (problem_of("p5", dtype) for dtype in HALF)
     assert plan(f16, "t4") and not plan(bf16, "t4")
     assert plan(f16, "h200") and plan(bf16, "h200")
+
+
+@pytest.mark.parametrize("head, H, W", [(4, 40, 1 << 22), (1, 4, (1 << 24) - 1)])
+def test_host_cuda_acmix_products_leave_maps_whose_tiles_they_cannot_divide(head, H, W):
+    """A tile's row is the product with an inverse, which is exact for tiles times tiles in a row below 2^32."""
+    for K in (3, 7):
+        found = _plan.acmix_products(
+            True, True, B=1, C=head, H=H, W=W, head=head, kernel_att=K, kernel_conv=3, stride=1, dilation=1,
+            element=2, shared_bytes=227 << 10, multiprocessors=132, arch=90, bfloat16=False,
+        )  # fmt: skip
+        assert found is None or found["grid"][0] * -(-W // found["cols"]) < 1 << 32
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -14,6 +14,7 @@ from test_host_cuda_acmix_products import (  # noqa: F401
     HALF,
     check,
     host,
+    near_the_mask,
     on,
     problem_of,
 )
@@ -137,6 +138,13 @@ def test_host_cuda_acmix_products_backward_logits_beyond_what_masks_reach_within
     q, k, _ = problem.tensors["qkv"].unflatten(1, (3, 4, -1)).unbind(1)
     q[..., 0, 2, 2] = k[..., 0, 5, 4] = 4e4
     problem.tensors["rate2"] /= 64  # or its weights' gradients are infinite
+    check(problem, backward=True)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_host_cuda_acmix_products_backward_logits_near_the_mask_within_bound(host, dtype):  # noqa: F811
+    problem = near_the_mask(dtype)
+    problem.grad_y = problem.grad_y / 2**14  # for gradients that halves hold
     check(problem, backward=True)
 
 

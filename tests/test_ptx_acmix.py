@@ -143,6 +143,32 @@ def test_ptx_acmix_products_of_other_architectures_within_bound(arch):
         other.close()
 
 
+@pytest.mark.parametrize("part", range(3), ids="qkv")
+def test_ptx_acmix_products_what_is_not_finite_stays_where_it_is_seen_on_the_oldest(part):
+    """Which 7.5 has no instruction for; the definition is the reference in float64."""
+    old = Gpu.of("acmix", arch=75)
+    problem = resized(FIRST, 1, 4, 8, 3, 3, 8, 8)
+    problem.dtype = torch.float16
+    problem.tensors = {name: None if t is None else t.half() for name, t in problem.tensors.items()}
+    problem.grad_y = problem.grad_y.half()
+    problem.tensors["qkv"][0, 32 * part + 9, 3, 4] = torch.nan
+    try:
+        old.ops.configure(0, 64 << 10, 4, CACHE, 75)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(acmix_op, "_op", lambda name, backend: getattr(old.ops, f"acmix_core_{name}_cuda"))
+            with old.launching(may_read_unwritten="acmix"):
+                ours = solve(problem, "cpu", True)
+        assert any("products_bwd" in name for name in old.ran)
+    finally:
+        old.close()
+    problem.tensors = {name: None if t is None else t.double() for name, t in problem.tensors.items()}
+    problem.grad_y = problem.grad_y.double()
+    expected = solve(problem, "reference", True)
+    for name in ("y", "grad_qkv"):
+        assert torch.equal(ours[name].isnan(), expected[name].isnan()), name
+        assert 0 < expected[name].isnan().sum() < expected[name].numel()
+
+
 # G, D, H, W of the shift alone, backward.
 SHIFTS = [(4, 16, 5, 8), (4, 8, 6, 9), (8, 8, 3, 12)]
 

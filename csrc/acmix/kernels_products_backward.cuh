@@ -111,6 +111,7 @@ LSKA_DEVICE bool attend_backward(const AcmixProductsBackwardArguments& a, int ta
       }
     }
   }
+  if (!masks_hold<T, kTiles>(s)) return false;
   // Where all that is, is computed again, and once more below: registers are full.
   const ProductsGroup at = products_group<kSide>(l, hidden(task));
   const int lane = thread_index_again() % kWarp, g = lane / 4, t = lane % 4, half = lane / 16;
@@ -123,7 +124,7 @@ LSKA_DEVICE bool attend_backward(const AcmixProductsBackwardArguments& a, int ta
     const ProductsImage<T> of = products_image<T>(a, block_x_again());
     const int y = of.row + at.y + g / 4 * l.unit, x = of.col + at.x + g % 4 * l.unit;
     const int64_t place = ((of.image * a.G + of.head + at.head) * a.Ho + y) * a.Wo + x;
-    float own[2], delta[2] = {}, lse[2], finite = 0.f;
+    float own[2], delta[2] = {}, lse[2];
     bool inside[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -139,7 +140,6 @@ LSKA_DEVICE bool attend_backward(const AcmixProductsBackwardArguments& a, int ta
       for (int j = 0; j < 4; ++j) {
         // Keys that fill the last product up are the last one again.
         const bool filled = 8 * i + 8 > kKeys && 8 * i + 2 * t + j % 2 >= kKeys;
-        finite = multiply_add(s[i][j], 0.f, finite);  // of an infinite key weights may all be zero
         s[i][j] = filled ? 0.f : power_of_two(multiply_add(s[i][j], exponent, own[j / 2]));
         delta[j / 2] = multiply_add(s[i][j], e[i][j], delta[j / 2]);
       }
@@ -148,7 +148,7 @@ LSKA_DEVICE bool attend_backward(const AcmixProductsBackwardArguments& a, int ta
       delta[r] += shuffle_xor(delta[r], 1);
       delta[r] += shuffle_xor(delta[r], 2);
     }
-    if (warp_any(!(absolute(delta[0]) + absolute(delta[1]) + finite < kLargestFinite))) return false;
+    if (warp_any(!(absolute(delta[0]) + absolute(delta[1]) < kLargestFinite))) return false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (t != 2 || !inside[r]) continue;

@@ -288,17 +288,17 @@ LSKA_DEVICE void shift_tile(const AcmixProductsArguments& a, const ProductsImage
   const AcmixProductsLayout& l = a.layout;
   const int first = of.head * a.D / G, maps = l.sums_at + l.rows * l.cols * l.sum_pitch;
   const float rate2 = load(static_cast<const T*>(a.rate2));
-  const int warps = thread_count() / kWarp;
+  const int warps = thread_count() / kWarp, warp = thread_index() / kWarp;
 #pragma unroll 1
   for (int dim = 0; dim < l.shift_dims; dim += l.shift_at_once) {
     if (dim) barrier();
     stage_shift<T, G, kStride>(a, of, first + dim, l.shift_at_once / 8, maps);
     barrier();
 #pragma unroll 1
-    for (int d = thread_index() / kWarp % l.shift_at_once; d < l.shift_at_once; d += warps) {
+    for (int d = warp % l.shift_at_once; d < l.shift_at_once; d += warps) {
       const int from = maps + d * l.shift_pitch + d / 8 * 64;
-      shift_walks<T, G, kStride>(a, dim + d, first + dim + d, from, thread_index() / kWarp / l.shift_at_once,
-                                 max(warps / l.shift_at_once, 1), rate2);
+      shift_walks<T, G, kStride>(a, dim + d, first + dim + d, from, warp / l.shift_at_once,
+                                 warps_that_share(warps, d, l.shift_at_once), rate2);
     }
   }
 }

@@ -339,8 +339,8 @@ LSKA_DEVICE void shift_back_staged(const ShiftBackSource& s, const ShiftBackTile
   for (int part = tile.part; part < tile.part + tile.parts; ++part)
 #pragma unroll 1
     for (int two = warp % twos; two < twos; two += warps)
-      shift_back_walks<T, G>(s, tile, sums, dim + 2 * two, 2 * two, part, warp / twos, max(warps / twos, 1),
-                             rate2);
+      shift_back_walks<T, G>(s, tile, sums, dim + 2 * two, 2 * two, part, warp / twos,
+                             warps_that_share(warps, two, twos), rate2);
 }
 
 template <class T, int G>

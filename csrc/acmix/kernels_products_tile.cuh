@@ -59,6 +59,11 @@ LSKA_DEVICE ProductsImage<T> products_image(const AcmixProductsArguments& a, int
   return of;
 }
 
+// How many of `warps` do the nth of `tasks`, which they take in turns; one, where tasks are more.
+LSKA_DEVICE int warps_that_share(int warps, int nth, int tasks) {
+  return max((warps - nth + tasks - 1) / tasks, 1);
+}
+
 // A warp's lanes on `octets` of 8 numbers at each of some places: so many lanes, a power of two, share a
 // place.
 struct LanesOnPlaces {

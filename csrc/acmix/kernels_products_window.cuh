@@ -9,6 +9,9 @@ template <class T>
 constexpr float kFarBelow = 32768.f;  // the product of two: below all logits
 template <>
 inline constexpr float kFarBelow<BFloat16> = 1.125899906842624e15f;
+// Of products up to this a mask takes the largest far below the smallest.
+template <class T>
+constexpr float kLargestProduct = kFarBelow<T> * kFarBelow<T> / 4;
 constexpr float kSlopeScale = 16.f;  // slopes are rounded to halves times this, positions divided by it
 
 constexpr float kLogOfTwo = 0.6931471805599453f;
@@ -84,6 +87,17 @@ LSKA_DEVICE ProductsGroup products_group(const AcmixProductsLayout& l, int task)
   g.tables_x = l.tables_at + 16 * kSide * right;
   g.tables_y = l.tables_at + 16 * kSide * (l.across + down);
   return g;
+}
+
+// Whether masks keep a warp's products apart, those of keys that are not seen, too: NaN is not kept.
+template <class T, int kTiles, int kAll>
+LSKA_DEVICE bool masks_hold(const float (&s)[kAll][4]) {
+  float most = 0.f;
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) most = max_magnitude(most, s[i][j]);
+  return !warp_any(!(most < kLargestProduct<T>));
 }
 
 // A power of two times v in three parts of 16 bits: words of the first two, and of the third.

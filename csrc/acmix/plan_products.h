@@ -152,7 +152,8 @@ inline void pitches(AcmixProductsLayout& l, int side) {
 inline void weigh(AcmixProductsPlan& p, const BlockCost& cost, int registers, int64_t B,
                   const GpuLimits& device) {
   const int64_t resident = resident_blocks(device, p.threads, registers / 8 * 8, p.shared_bytes);
-  p.serves = resident > 0 && p.shared_bytes <= device.shared_bytes && p.grid_x <= kMaxGrid;
+  p.serves = resident > 0 && p.shared_bytes <= device.shared_bytes && p.grid_x <= kMaxGrid &&
+             p.grid_x * p.layout.tiles_x < int64_t(1) << 32;  // what by_tiles_x divides
   if (p.serves) p.cost = launch_clocks(cost, double(p.grid_x) * double(B), p.threads, resident, device);
 }
 

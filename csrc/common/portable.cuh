@@ -163,7 +163,8 @@ LSKA_DEVICE float max_magnitude(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(fabsf(a)), "f"(fabsf(b)));
   return out;
 #else
-  return fmaxf(fabsf(a), fabsf(b));
+  a = fabsf(a), b = fabsf(b);
+  return a != a || a > b ? a : b;
 #endif
 }
 LSKA_DEVICE uint32_t bits_of(float v) { return __float_as_uint(v); }

@@ -34,11 +34,11 @@ PRODUCTS_BACKWARD = [
         EIGHT,
     ),
     Mutant(
-        "products back: infinite logits of no weight are taken for finite ones",
+        "products back: logits near the mask, and infinite ones of no weight, are taken for others",
         KERNEL,
-        "absolute(delta[1]) + finite < kLargestFinite",
-        "absolute(delta[1]) < kLargestFinite",
-        "products_backward_infinite",
+        "if (!masks_hold<T, kTiles>(s)) return false;",
+        "",
+        "products_backward_infinite or products_backward_logits_near",
     ),
     Mutant(
         "products back: where a key is from the tile on",

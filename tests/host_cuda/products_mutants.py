@@ -81,6 +81,13 @@ PRODUCTS = [
         LSE,
     ),
     Mutant(
+        "products: a key that is not seen has the largest logit",
+        KERNEL,
+        "!apart || ",
+        "",
+        "logits_near_the_mask",
+    ),
+    Mutant(
         "products: attention that is not finite is left so",
         KERNEL,
         "if (warp_any(!(all < kLargestFinite))) {",
@@ -88,11 +95,11 @@ PRODUCTS = [
         "windows[k-nan",
     ),
     Mutant(
-        "products: logits above what masks reach",
+        "products: slopes above what masks reach",
         KERNEL,
-        "if (!(absolute(top[r]) < kLargestLogit))",
-        "if (absolute(top[r]) != absolute(top[r]))",
-        "logits_beyond",
+        "!(absolute(top[r]) < kLargestLogit)",
+        "absolute(top[r]) != absolute(top[r])",
+        "slopes_beyond",
     ),
     Mutant(
         "products: the shift is forgotten where attention is computed again",

@@ -39,6 +39,13 @@ DEVICE = [
         F16,
     ),
     Mutant(
+        "device: on 7.5 NaN is not the larger magnitude",
+        PORTABLE,
+        "  a = fabsf(a), b = fabsf(b);\n  return a != a || a > b ? a : b;\n#endif",
+        "  return fmaxf(fabsf(a), fabsf(b));\n#endif",
+        "tests/test_ptx_acmix.py -k not_finite",
+    ),
+    Mutant(
         "device: upper half of a signed product",
         PORTABLE,
         "return __umulhi(a, b);",
