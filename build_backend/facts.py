@@ -22,14 +22,16 @@ from build_backend.decide import ISAS, Facts, isas_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CXX20 = "#include <concepts>\ntemplate <std::integral T> T f(T t) { return t; }\nint n = f(0);\n"
-# What the CPU kernels use of a compiler's own words, from the headers that do.
-VECTORS = """\
+# What the CPU part uses beyond C++20, from the headers that use it.
+BUILTINS = """\
+#include "csrc/common/isa.h"
 #include "csrc/common/shifted.h"
 #include "csrc/common/simd_exp.h"
 #include "csrc/common/transpose.h"
 using namespace lska_ops::LSKA_OPS_ISA;
 void f(Vec<float> (&m)[kLanes<float>]) { transpose<float>(m); }
 void g(Half* p) { store(p, exp_of_nonpositive<float>(shifted<float, 1>(load(p), load(p, 1)))); }
+lska_ops::Isa h() { return lska_ops::best_isa(); }
 """
 COMPILERS = "g++ 11, clang++ 14 or newer"  # `make compilers` tries the oldest of both
 
@@ -74,8 +76,8 @@ def _compiler(named: str) -> tuple[str | None, str, str | None]:
     isa = isas_of(platform.machine())[0]
     if not _compiles(command, CXX20):
         return found, "", f"{name} does not compile C++20; {cure}"
-    if not _compiles([*command, *ISAS[isa].split(), f"-I{ROOT}", f"-DLSKA_OPS_ISA={isa}"], VECTORS):
-        return found, "", f"{name} does not compile the vectors of the {isa} kernels; {cure}"
+    if not _compiles([*command, *ISAS[isa].split(), f"-I{ROOT}", f"-DLSKA_OPS_ISA={isa}"], BUILTINS):
+        return found, "", f"{name} does not compile the builtins that the {isa} kernels use; {cure}"
     version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
     return found, version.partition("\n")[0], None
 
