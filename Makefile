@@ -13,7 +13,7 @@ TESTS := -m pytest -q -n 2 --dist loadfile
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sed 's/^10\.3$$/10.0/' | sort -uV)
 export LSKA_OPS_CUDA_ARCHS ?= $(or $(GPUS),90)
 
-.PHONY: help setup demo test packaging abi sanitize mutants fix check floor matrix bench start gpu profile table doctor clean
+.PHONY: help setup demo test compilers packaging abi sanitize mutants fix check floor matrix bench start gpu profile table doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -76,6 +76,9 @@ matrix: $(ENVS:%=%/ready)  ## what has to hold in every version: oldest, middle 
 
 packaging: setup  ## pip install for real: with a compiler, without one, and required without one
 	$(PY) -m pytest -q -m install tests/test_build.py
+
+compilers: .venv/packages  ## the CPU kernels compiled by g++ 11, clang 14 and for ARM, nothing run; installs no compiler
+	$(PY) tests/compilers.py
 
 abi: setup .venv-abi/ready  ## built with the oldest torch headers, the library runs in that torch and in .venv's
 	.venv-abi/bin/pip install --quiet --no-deps --no-build-isolation --force-reinstall .

@@ -98,7 +98,7 @@ def decide(facts: Facts) -> Plan:
     return Plan(
         parts=parts,
         reasons=reasons,
-        isas=_isas(facts.machine) if "cpu" in parts else (),
+        isas=isas_of(facts.machine) if "cpu" in parts else (),
         archs=tuple(wanted or _known_archs(facts.nvcc_version)) if "cuda" in parts else (),
         jobs=int(facts.max_jobs or max(1, min(facts.cores, int(facts.free_gb / GB_PER_JOB)))),
     )
@@ -176,7 +176,8 @@ def release(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _isas(machine: str) -> tuple[str, ...]:
+def isas_of(machine: str) -> tuple[str, ...]:
+    """What is compiled for a machine, the most demanding first."""
     return tuple(ISAS) if machine in ("x86_64", "AMD64") else ("baseline",)
 
 

@@ -35,7 +35,7 @@ GPU_BUILDER = Facts(
     cuda_sources=True,
 )
 CPU_ONLY = replace(GPU_BUILDER, cuda_sources=False)
-NO_COMPILER = {"compiler": None, "compiler_problem": "no C++ compiler was found; install g++ 11 or newer"}
+NO_COMPILER = {"compiler": None, "compiler_problem": "no C++ compiler was found; install g++ 11"}
 
 
 # The decision
@@ -153,6 +153,18 @@ def test_build_instruction_sets():
     assert "native" not in build_compile.FLAGS + "".join(build_decide.ISAS.values())
 
 
+@pytest.mark.parametrize("machine", ["aarch64", "arm64"])
+def test_build_on_arm_passes_no_flag_that_only_x86_knows(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_compile, "_cudart_folders", lambda nvcc: [])
+    facts = replace(GPU_BUILDER, machine=machine)
+    text = build_compile.ninja_file(decide(facts), facts, tmp_path, "")
+    kernels = [line for line in text.splitlines() if ": cxx " in line and "cpu_kernels" in line]
+    assert kernels and all(".baseline.o: cxx " in line for line in kernels)
+    of_x86 = {flag for isa in ("avx512", "avx2") for flag in build_decide.ISAS[isa].split()}
+    assert of_x86 and not of_x86 & set(text.split()) and "avx" not in text
+    assert "-DLSKA_OPS_ISA=baseline" in text and "-gencode" in text
+
+
 def test_build_jobs_follow_cores_memory_and_max_jobs():
     jobs = [
         decide(replace(CPU_ONLY, **given)).jobs
@@ -167,6 +179,33 @@ def test_build_jobs_follow_cores_memory_and_max_jobs():
 def test_build_compiler_that_does_not_compile():
     assert "CXX=/bin/false does not compile C++20; " in build_facts._compiler("/bin/false")[2]
     assert "CXX=no-such-c++ was not found; " in build_facts._compiler("no-such-c++")[2]
+
+
+@pytest.mark.parametrize("compiler", ["g++", "g++-11", "g++-12", "g++-13", "clang++", "clang++-14"])
+def test_build_accepts_every_compiler_that_is_named(compiler):
+    if not shutil.which(compiler):
+        pytest.skip(f"{compiler} was not found; apt-get install {compiler.replace('clang++', 'clang')}")
+    found, version, why_not = build_facts._compiler(compiler)
+    assert (found, why_not) == (compiler, None) and version
+
+
+@pytest.mark.parametrize(
+    "lacks, sentence",
+    [
+        ("-Dconcept=absent", "does not compile C++20; "),
+        ("-D__builtin_convertvector=absent", "does not compile the builtins that the "),
+        ("-Dvector_size=absent", "does not compile the builtins that the "),
+        ("-Wa,--no-such-option", "does not compile C++20; "),  # an assembler that fails
+    ],
+)
+def test_build_refuses_a_compiler_that_would_fail(lacks, sentence):
+    """Before anything is compiled, and in words that name the cure."""
+    if build_facts._compiler("")[2]:
+        pytest.skip(build_facts._compiler("")[2])
+    compiler = f"{build_facts._compiler('')[0]} {lacks}"
+    why_not = build_facts._compiler(compiler)[2]
+    assert f"CXX={compiler} does not compile" in why_not and sentence in why_not
+    assert why_not.endswith("set CXX to g++ 11, clang++ 14 or newer, then reinstall lska_ops")
 
 
 def test_build_ninja_file_compiles_kernels_once_per_instruction_set(tmp_path, monkeypatch):
