@@ -61,9 +61,9 @@ def _compiler(named: str) -> tuple[str | None, str, str | None]:
         return None, "", "no C++ compiler was found; install g++ 11 or newer, then reinstall lska_ops"
     command = shlex.split(found)
     probe = [*command, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
-    if subprocess.run(probe, input=CXX20, capture_output=True, text=True).returncode:
+    if subprocess.run(probe, input=CXX20, capture_output=True, text=True, errors="replace").returncode:
         return found, "", f"{name} does not compile C++20; {cure}"
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace").stdout
     return found, version.partition("\n")[0], None
 
 
@@ -85,13 +85,17 @@ def _torch() -> Path | None:
 
 
 def torch_version(torch: Path) -> str:
-    return re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text())[1]
+    return re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text(encoding="utf-8"))[1]
 
 
 def _nvcc() -> tuple[str | None, tuple[int, int]]:
     tried = ["nvcc", os.environ.get("CUDA_HOME", "") + "/bin/nvcc", "/usr/local/cuda/bin/nvcc"]
     nvcc = next(filter(None, map(shutil.which, tried)), None)
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout if nvcc else ""
+    said = (
+        subprocess.run([nvcc, "--version"], capture_output=True, text=True, errors="replace").stdout
+        if nvcc
+        else ""
+    )
     release = re.search(r"release (\d+)\.(\d+)", said)
     return (nvcc, (int(release[1]), int(release[2]))) if release else (None, (0, 0))
 
@@ -124,4 +128,4 @@ def _free_bytes() -> int:
 
 
 def _read(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -23,7 +23,7 @@ _FOLDER = Path(__file__).resolve().parent
 def build_info(folder: Path = _FOLDER) -> dict | None:
     """What was compiled when lska_ops was installed, and why the rest was not; None if it was never built."""
     file = folder / "_build_info.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def load(folder: Path = _FOLDER, torch_version: str = torch.__version__) -> str | None:

@@ -15,7 +15,7 @@ env > "$(dirname "$0")/environment-$1"
 def test_ci_words_see_nothing_of_the_shell_that_starts_it(tmp_path):
     """Where a variable of the builder's is needed, the words fail for everybody else."""
     make = tmp_path / "make"
-    make.write_text(MAKE)
+    make.write_text(MAKE, encoding="utf-8")
     make.chmod(0o755)
     kept = {
         "HOME": str(tmp_path),
@@ -34,10 +34,10 @@ def test_ci_words_see_nothing_of_the_shell_that_starts_it(tmp_path):
     command = ["bash", str(ROOT / ".ci" / "run")]
     done = subprocess.run(command, env=kept | left_out, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    words = (tmp_path / "words").read_text().splitlines()
+    words = (tmp_path / "words").read_text(encoding="utf-8").splitlines()
     assert {"setup ", "demo ", "test ", "check "} <= set(words)
     for word in words:
-        said = (tmp_path / f"environment-{word.split()[0]}").read_text()
+        said = (tmp_path / f"environment-{word.split()[0]}").read_text(encoding="utf-8")
         assert all(f"{name}={value}\n" in said for name, value in kept.items()), word
         assert not any(f"{name}={value}\n" in said for name, value in left_out.items()), word
         names = {line.partition("=")[0] for line in said.splitlines() if "=" in line}

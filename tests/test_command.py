@@ -43,9 +43,13 @@ def python(tmp_path_factory):
         Path(torch.__file__).parents[1],
         sysconfig.get_path("purelib"),
     ]
-    packages.joinpath("seen.pth").write_text("\n".join(map(str, dict.fromkeys(seen))) + "\n")
+    packages.joinpath("seen.pth").write_text(
+        "\n".join(map(str, dict.fromkeys(seen))) + "\n", encoding="utf-8"
+    )
     command = interpreter.with_name("yolo")  # as ultralytics' own, which tune() starts
-    command.write_text(f"#!{interpreter}\nfrom ultralytics.cfg import entrypoint\nentrypoint()\n")
+    command.write_text(
+        f"#!{interpreter}\nfrom ultralytics.cfg import entrypoint\nentrypoint()\n", encoding="utf-8"
+    )
     command.chmod(0o755)
     env = {**os.environ, "PATH": f"{interpreter.parent}{os.pathsep}{os.environ['PATH']}"}
     return lambda *words, **options: subprocess.run(
@@ -106,7 +110,7 @@ def test_command_doctor_tells_of_the_hook(python, hook):
         return next(line for line in printed.splitlines() if line.startswith("yolo hook"))
 
     assert line() == f"yolo hook    on ({hook}); `lska-ops disable` removes it"
-    hook.with_suffix(".py").write_text("older = True")
+    hook.with_suffix(".py").write_text("older = True", encoding="utf-8")
     assert line() == f"yolo hook    on, of another version ({hook}); `lska-ops enable` renews it"
     python("-m", "lska_ops", "enable")
     assert line().startswith("yolo hook    on (")
@@ -115,7 +119,7 @@ def test_command_doctor_tells_of_the_hook(python, hook):
 
 
 def test_command_hook_never_breaks_ultralytics(python, hook, tmp_path):
-    (tmp_path / "lska_ops.py").write_text("raise RuntimeError('broken')")
+    (tmp_path / "lska_ops.py").write_text("raise RuntimeError('broken')", encoding="utf-8")
     code = "import sys; sys.path.insert(0, sys.argv[1]); from ultralytics.nn import tasks; print(tasks.parse_model)"
     done = python("-c", code, tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("<function parse_model")
@@ -178,7 +182,7 @@ def test_command_problems_refuses_in_one_line(capsys, words, message):
 
 @pytest.mark.parametrize("word", ["enable", "disable"])
 def test_command_hook_without_rights(monkeypatch, tmp_path, capsys, word):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     files = tuple(tmp_path / "file" / f"hook{suffix}" for suffix in (".pth", ".py"))
     monkeypatch.setattr(startup, "_files", lambda: files)
     if word == "disable":

@@ -324,7 +324,7 @@ def test_insert_word_refuses_a_file_it_cannot_make(tmp_path, monkeypatch, capsys
     assert main(["insert", "net.yaml", "LSKA", "--after", "P2", "-o", out]) == 2
     assert capsys.readouterr().err == f"lska_ops: {message}\n"
     assert [file.name for file in tmp_path.iterdir()] == ["net.yaml"]
-    assert (tmp_path / "net.yaml").read_text() == SMALL
+    assert (tmp_path / "net.yaml").read_text(encoding="utf-8") == SMALL
 
 
 def test_insert_word_prints_rows_and_writes(tmp_path, monkeypatch, capsys):

@@ -20,7 +20,7 @@ needs_compiler = pytest.mark.skipif(bool(problem), reason=str(problem))
 
 
 def supported(width):
-    features = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    features = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     return width == "baseline" or {"avx2", "fma", "f16c"} <= set(features.split())
 
 
@@ -61,7 +61,7 @@ def test_simd_exp_and_log_within_units_in_the_last_place(tmp_path, width):
 def test_simd_a_shorter_series_is_seen(tmp_path, term, fewer, seen):
     shutil.copytree(ROOT / "csrc" / "common", tmp_path / "csrc" / "common")
     header = tmp_path / "csrc" / "common" / "simd_exp.h"
-    text = header.read_text()
+    text = header.read_text(encoding="utf-8")
     assert text.count(term) == 1
-    header.write_text(text.replace(term, fewer))
+    header.write_text(text.replace(term, fewer), encoding="utf-8")
     assert errors(tmp_path, "baseline", tmp_path)[seen] > LIMITS[seen[0]]

@@ -341,7 +341,7 @@ def test_triton_guard_pages_are_forbidden():
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "too_far.py").write_text(kernel)
+        (Path(folder) / "too_far.py").write_text(kernel, encoding="utf-8")
         for by in (1, -1):
             done = subprocess.run(
                 [sys.executable, "-u", "-c", code, TESTS, folder, str(by)], capture_output=True, text=True
