@@ -82,6 +82,40 @@ def test_build_pure_python_with_reason(missing, word):
         assert word in what_is_so and what_would_help
 
 
+@pytest.mark.parametrize(
+    "system, said",
+    [
+        ("Windows", "this is Windows; the reference (plain PyTorch) runs here, on NVIDIA GPUs Triton where triton-windows is installed"),
+        ("Darwin", "this is macOS; the reference (plain PyTorch) runs here"),
+        ("FreeBSD", "this is FreeBSD; the reference (plain PyTorch) runs here"),
+    ],
+)  # fmt: skip
+def test_build_on_another_system_names_what_runs_there(system, said):
+    plan = decide(replace(GPU_BUILDER, system=system))
+    assert set(plan.reasons.values()) == {f"lska_ops compiles on Linux only and {said}"}
+    assert with_requirements(replace(GPU_BUILDER, system=system))[1] == []
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin", "linux"])
+def test_build_only_linux_is_sent_to_nvcc(monkeypatch, platform):
+    from types import SimpleNamespace
+
+    from lska_ops import _compiled
+
+    reason = decide(
+        replace(
+            GPU_BUILDER, system={"win32": "Windows", "darwin": "Darwin"}.get(platform, "Linux"), nvcc=None
+        )
+    )
+    monkeypatch.setattr(_compiled, "problem", reason.reasons.get("cpu"))
+    monkeypatch.setattr(
+        _compiled, "build_info", lambda folder: {"parts": list(reason.parts), "reasons": reason.reasons}
+    )
+    monkeypatch.setattr(_compiled, "sys", SimpleNamespace(platform=platform))
+    said = _compiled._ask_device.__wrapped__(0)
+    assert "; " in said and ("reinstall lska_ops with nvcc" in said) is (platform == "linux")
+
+
 @pytest.mark.parametrize("missing", [{"pybind11": None}, {"python_headers": None}])
 def test_build_without_python_headers_keeps_the_library(missing):
     plan = decide(replace(CPU_ONLY, **missing))

@@ -6,6 +6,7 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,6 +157,15 @@ def test_command_doctor_names_what_is_compiled(monkeypatch):
     assert doctor._compiled_parts() == "cpu and cuda (sm_75, sm_90), by g++ 12; no plan: why"
     info.update(parts=["cpu"], reasons={})
     assert doctor._compiled_parts() == "cpu, by g++ 12"
+
+
+def test_command_doctor_tells_of_a_triton_of_another_torch(monkeypatch):
+    monkeypatch.setattr(doctor._triton, "problem", lambda: None)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.8.0"))
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    assert doctor._triton_version().startswith("triton is 3.8.0 and torch 2.11.0+cu130 is made for 3.6: ")
+    monkeypatch.setattr(torch, "__version__", "2.14.1+cu130")
+    assert doctor._triton_version() == "3.8.0"
 
 
 @pytest.mark.parametrize(
