@@ -78,7 +78,7 @@ def _why_not_start():
     except Exception as error:  # of the compiler, the linker, the driver: Triton lets all of them through
         cure = "install gcc and Python's headers"
         if sys.platform == "win32":
-            cure = "install the Visual C++ redistributable; an embedded Python also needs its include and libs folders"
+            cure = "install the Visual C++ redistributable; an embedded Python needs include and libs, too"
         if other := mismatch():
             cure = f"{other}; otherwise {cure}"
         return f"triton cannot start kernels ({_one_line(error)}); {cure}"
