@@ -1,8 +1,8 @@
 """Runs commands and examples one after another in one process: ``python every_command.py REPORT STEPS``.
 
 STEPS is JSON, a list of command lines: words for ``lska-ops``, or ``[an example's file, words...]``. REPORT gets the
-list of their exit codes. Everything that they print goes where this process prints. ``test_encodings.py`` starts it in
-other locales and terminals.
+list of their exit codes. Everything that they print goes where this process prints; once a command has run, no character
+fails there, ultralytics' emoji in an example's log included. ``test_encodings.py`` starts it in other locales and terminals.
 """
 
 import json
