@@ -139,7 +139,7 @@ def _why_not_cpu(facts: Facts) -> str | None:
     if facts.mode == "off":
         return "LSKA_OPS_BUILD=off was set when lska_ops was installed; reinstall without it"
     if facts.system != "Linux":
-        return f"lska_ops compiles on Linux only and this is {facts.system}; use the other backends"
+        return _why_not_system(facts.system)
     if facts.compiler_problem:
         return facts.compiler_problem
     if facts.torch is None:
@@ -149,6 +149,12 @@ def _why_not_cpu(facts: Facts) -> str | None:
     if facts.ninja is None:
         return "ninja was not found; pip install ninja, or leave pip's build isolation on"
     return None
+
+
+def _why_not_system(system: str) -> str:
+    name = {"Darwin": "macOS"}.get(system, system)
+    gpu = ", on NVIDIA GPUs Triton where triton-windows is installed" if system == "Windows" else ""
+    return f"lska_ops compiles on Linux only and this is {name}; the reference (plain PyTorch) runs here{gpu}"
 
 
 def _why_not_plan(facts: Facts) -> str | None:

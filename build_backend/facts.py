@@ -78,7 +78,7 @@ def _compiler(named: str) -> tuple[str | None, str, str | None]:
         return found, "", f"{name} does not compile C++20; {cure}"
     if not _compiles([*command, *ISAS[isa].split(), f"-I{ROOT}", f"-DLSKA_OPS_ISA={isa}"], BUILTINS):
         return found, "", f"{name} does not compile the builtins that the {isa} kernels use; {cure}"
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace").stdout
     return found, version.partition("\n")[0], None
 
 
@@ -107,13 +107,17 @@ def _torch() -> Path | None:
 
 
 def torch_version(torch: Path) -> str:
-    return re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text())[1]
+    return re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text(encoding="utf-8"))[1]
 
 
 def _nvcc() -> tuple[str | None, tuple[int, int]]:
     tried = ["nvcc", os.environ.get("CUDA_HOME", "") + "/bin/nvcc", "/usr/local/cuda/bin/nvcc"]
     nvcc = next(filter(None, map(shutil.which, tried)), None)
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout if nvcc else ""
+    said = (
+        subprocess.run([nvcc, "--version"], capture_output=True, text=True, errors="replace").stdout
+        if nvcc
+        else ""
+    )
     release = re.search(r"release (\d+)\.(\d+)", said)
     return (nvcc, (int(release[1]), int(release[2]))) if release else (None, (0, 0))
 
@@ -146,4 +150,4 @@ def _free_bytes() -> int:
 
 
 def _read(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

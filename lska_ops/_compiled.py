@@ -5,6 +5,7 @@
 """
 
 import json
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ _FOLDER = Path(__file__).resolve().parent
 def build_info(folder: Path = _FOLDER) -> dict | None:
     """What was compiled when lska_ops was installed, and why the rest was not; None if it was never built."""
     file = folder / "_build_info.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def load(folder: Path = _FOLDER, torch_version: str = torch.__version__) -> str | None:
@@ -82,7 +83,9 @@ _why_not_device._dynamo_marked_constant = True
 def _ask_device(index):
     """What does not change while the process lives; asked once for each device."""
     if reason := cuda_problem():
-        return f"{reason}; reinstall lska_ops with nvcc, see `python -m lska_ops doctor`"
+        # Elsewhere nothing is compiled, with nvcc or without; the reason says what runs there.
+        cure = "; reinstall lska_ops with nvcc, see `python -m lska_ops doctor`"
+        return reason + (cure if sys.platform == "linux" else "")
     capability = torch.cuda.get_device_capability(index)
     if capability < OLDEST_GPU:
         name = torch.cuda.get_device_name(index)

@@ -43,10 +43,10 @@ def test_ci_words_see_nothing_of_the_shell_that_starts_it(tmp_path):
     command = ["bash", str(ROOT / ".ci" / "run")]
     done = subprocess.run(command, env=kept | left_out, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    words = (tmp_path / "words").read_text().splitlines()
+    words = (tmp_path / "words").read_text(encoding="utf-8").splitlines()
     assert {"setup ", "demo ", "test ", "check ", "compilers "} <= set(words)
     for word in words:
-        said = (tmp_path / f"environment-{word.split()[0]}").read_text()
+        said = (tmp_path / f"environment-{word.split()[0]}").read_text(encoding="utf-8")
         assert all(f"{name}={value}\n" in said for name, value in kept.items()), word
         assert not any(f"{name}={value}\n" in said for name, value in left_out.items()), word
         names = {line.partition("=")[0] for line in said.splitlines() if "=" in line}
@@ -61,7 +61,7 @@ def test_ci_installs_the_compilers_that_are_missing_or_says_that_it_cannot(apt, 
         (tmp_path / name).symlink_to(shutil.which(name))
     command = [shutil.which("bash"), str(ROOT / ".ci" / "run")]
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
-    words = (tmp_path / "words").read_text().splitlines()
+    words = (tmp_path / "words").read_text(encoding="utf-8").splitlines()
     if apt:
         assert done.returncode == 0, done.stderr
         installed = next(word.split() for word in words if word.startswith("install "))

@@ -39,7 +39,7 @@ def why_not(width):
         missing = [tool for tool in (CROSS, EMULATOR) if not shutil.which(tool)]
         packages = "apt-get install g++-aarch64-linux-gnu qemu-user-static"
         return f"{' and '.join(missing)} not found; {packages}" if missing else None
-    features = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    features = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     needed = {flag.removeprefix("-m") for flag in WIDTHS[width].split() if flag.startswith("-m")}
     missing = sorted(needed - set(features.split()))
     return f"this processor has no {missing[0]}; run it on one that has" if missing else None
@@ -61,9 +61,9 @@ def edited(folder, header, old, new):
     """A copy of csrc/common/ with `new` for the one `old` in a header."""
     shutil.copytree(ROOT / "csrc" / "common", folder / "csrc" / "common")
     file = folder / "csrc" / "common" / header
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     assert text.count(old) == 1
-    file.write_text(text.replace(old, new))
+    file.write_text(text.replace(old, new), encoding="utf-8")
     return folder
 
 
