@@ -19,7 +19,7 @@ COMPILERS = ("g++-11", "clang++", "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 def tools(folder, *names):
     """Programs that write down how they were called."""
     for name in names:
-        (folder / name).write_text(MAKE)
+        (folder / name).write_text(MAKE, encoding="utf-8")
         (folder / name).chmod(0o755)
 
 
