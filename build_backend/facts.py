@@ -86,7 +86,9 @@ def _compiles(command: list[str], program: str) -> bool:
     """To an object, which asks the assembler too."""
     with tempfile.TemporaryDirectory() as folder:
         probe = [*command, "-std=c++20", "-x", "c++", "-c", "-", "-o", f"{folder}/probe.o"]
-        return not subprocess.run(probe, input=program, capture_output=True, text=True, errors="replace").returncode
+        return not subprocess.run(
+            probe, input=program, capture_output=True, text=True, errors="replace"
+        ).returncode
 
 
 def _torch() -> Path | None:
