@@ -137,7 +137,9 @@ def test_layout_text_without_an_encoding_is_seen(call, answer):
 
 
 def test_layout_text_is_utf8_on_every_machine():
-    folders = (ROOT / name for name in ("lska_ops", "build_backend", "benchmarks", "tests", "examples"))
+    folders = (
+        ROOT / name for name in ("lska_ops", "build_backend", "wheels", "benchmarks", "tests", "examples")
+    )
     for path in [ROOT / "setup.py", *(file for folder in folders for file in folder.rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             found = isinstance(node, ast.Call) and opens_text(node)
