@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from build_backend.facts import ROOT
+from build_backend.facts import ROOT, torch_version
 
-from . import judge, pack
+from . import emulator, judge, pack
 from .environments import Environment, best_isa, judged
 from .library import PYTHON, compile_objects, link, missing, plan_of, run
 from .table import Row, write
@@ -43,6 +43,8 @@ def main() -> int:
         rows.append(row)
         if name == "x86_64":
             in_environments(row, wheel, options, isa=best_isa(cpu_flags()))
+        elif name == "aarch64":
+            in_emulator(row, wheel, options)
         row.seconds = time.monotonic() - began
         finish(row, wheel)
     rows += [checked_pure(pure, options), checked_sdist(sdist, options)]
@@ -101,25 +103,45 @@ def in_environments(row: Row, wheel: Path, options, isa: str | None) -> None:
     for name in ("oldest", "newest", "other"):
         base = getattr(options, name)
         if base is None:
-            row.skipped.append(f"{name}: no such environment was given")
+            row.skipped.append(f"{name}: no such environment was given, see `python -m wheels --help`")
             continue
         with tempfile.TemporaryDirectory(prefix="wheels_") as folder:
             environment = Environment(Path(folder).resolve() / name, base.resolve())
-            if said := environment.install(wheel):
-                row.judge([f"pip refuses it beside {base}: {said}"], name)
-                continue
-            answers = environment.answers(options.problems)
-            row.judge([f"{base}: {s}" for s in judged(answers, environment.folder, isa)], name)
-            row.ran.append(f"torch {answers['torch']}, Python {answers['python']}: {answers['problems']}")
+            tried(row, name, environment, wheel, options.problems, isa)
+
+
+def in_emulator(row: Row, wheel: Path, options) -> None:
+    """A fifth of the problems: qemu takes ten times as long."""
+    if why := emulator.missing():
+        row.skipped.append(f"emulator: {why}")
+        return
+    version = torch_version(run_python(options.oldest, TORCH))
+    environment = emulator.Emulated(BUILD / "emulated", version.partition("+")[0])
+    tried(row, "emulator", environment, wheel, max(1, options.problems // 5), "baseline")
+
+
+def tried(row: Row, name: str, environment: Environment, file: Path, problems: int, isa, **variables) -> None:
+    """Notes what `file` does once it is installed in the environment."""
+    if said := environment.install(file, **variables):
+        row.judge([f"pip refuses it: {said}"], name)
+        return
+    try:
+        answers = environment.answers(problems)
+    except SystemExit as failed:
+        row.judge([str(failed)], name)
+        return
+    row.judge(judged(answers, environment.folder, isa), name)
+    row.ran.append(f"torch {answers['torch']}, Python {answers['python']}: {answers['problems']}")
 
 
 def checked_pure(pure: Path, options) -> Row:
     began = time.monotonic()
     row = Row(pure.name, bytes=pure.stat().st_size)
     row.judge(judge.contents(judge.names_in(pure), None), "contents")
-    newest = argparse.Namespace(oldest=None, newest=options.newest, other=None, problems=options.problems)
-    in_environments(row, pure, newest, isa=None)
-    row.skipped = [s for s in row.skipped if s.startswith("newest")]
+    with tempfile.TemporaryDirectory(prefix="wheels_") as folder:
+        base = options.newest or options.oldest
+        environment = Environment(Path(folder).resolve() / "any", base.resolve())
+        tried(row, "installed", environment, pure, options.problems, None)
     row.seconds = time.monotonic() - began
     finish(row, pure)
     return row
@@ -128,16 +150,12 @@ def checked_pure(pure: Path, options) -> Row:
 def checked_sdist(sdist: Path, options) -> Row:
     """Whether pip builds it, as far as its CPU kernels; the CUDA kernels are the same files as a wheel's."""
     began = time.monotonic()
-    row = Row(sdist.name, bytes=sdist.stat().st_size)
-    base = options.newest or options.oldest
+    row = Row(sdist.name, bytes=sdist.stat().st_size, parts=("cpu",))
+    variables = {"PATH": os.environ["PATH"], "LSKA_OPS_CUDA_ARCHS": NO_GPU}
     with tempfile.TemporaryDirectory(prefix="wheels_") as folder:
+        base = options.newest or options.oldest
         environment = Environment(Path(folder).resolve() / "sdist", base.resolve())
-        if said := environment.install(sdist, PATH=os.environ["PATH"], LSKA_OPS_CUDA_ARCHS=NO_GPU):
-            row.judge([f"pip does not build it: {said}"], "build")
-        else:
-            answers = environment.answers(options.problems)
-            row.judge(judged(answers, environment.folder, best_isa(cpu_flags())), "build")
-            row.ran.append(f"torch {answers['torch']}, Python {answers['python']}: {answers['problems']}")
+        tried(row, "built", environment, sdist, options.problems, best_isa(cpu_flags()), **variables)
     row.seconds = time.monotonic() - began
     finish(row, sdist)
     return row

@@ -13,21 +13,21 @@ class Environment:
 
     def __init__(self, folder: Path, base: Path):
         subprocess.run([base / "bin" / "python", "-m", "venv", folder], check=True)
-        self.folder, self.python = folder, folder / "bin" / "python"
+        self.folder, self.python = folder, [folder / "bin" / "python"]
         self.empty = folder / "empty"
         self.empty.mkdir()
-        theirs, mine = (self.site_packages(python) for python in (base / "bin" / "python", self.python))
+        theirs, mine = (site_packages(folder / "bin" / "python") for folder in (base, self.folder))
         (mine / "base.pth").write_text(f"{theirs}\n", encoding="utf-8")
 
-    def run(self, command: Path, *arguments, **variables: str) -> subprocess.CompletedProcess:
-        """Started where no source tree is and, without another PATH, no program, so no compiler either."""
+    def run(self, *arguments, **variables: str) -> subprocess.CompletedProcess:
+        """Python where no source tree is and, without another PATH, no program, so no compiler either."""
         environment = {"PATH": str(self.empty), "HOME": str(self.empty), "LANG": "C.UTF-8"}
         environment |= {
             k: v for k, v in os.environ.items() if k.upper().startswith(("PIP_", "HTTPS_", "SSL_"))
         }
         environment |= variables
         return subprocess.run(
-            list(map(str, [command, *arguments])),
+            list(map(str, [*self.python, *arguments])),
             cwd=self.empty,
             env=environment,
             stdout=subprocess.PIPE,
@@ -36,25 +36,25 @@ class Environment:
             errors="replace",
         )
 
-    def site_packages(self, python: Path) -> Path:
-        ask = "import sysconfig; print(sysconfig.get_path('platlib'))"
-        return Path(
-            subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
-        )
-
     def install(self, file: Path, **variables: str) -> str | None:
         """What pip says where it fails."""
-        done = self.run(self.python, "-m", "pip", "install", "--no-deps", file, **variables)
+        done = self.run("-m", "pip", "install", "--no-deps", file, **variables)
         return done.stdout[-2000:] if done.returncode else None
 
     def answers(self, problems: int) -> dict:
         """What inside.py finds here, and the exit status and words of `lska-ops doctor`."""
-        done = self.run(self.python, HERE / "inside.py", problems)
+        done = self.run(HERE / "inside.py", problems)
         if done.returncode:
-            raise SystemExit(f"wheels: inside.py failed in {self.folder}:\n{done.stdout[-2000:]}")
+            raise SystemExit(f"inside.py fails: {done.stdout[-2000:]}")
         doctor = self.run(self.folder / "bin" / "lska-ops", "doctor")
         found = json.loads(done.stdout.splitlines()[-1])
         return {**found, "doctor": doctor.stdout, "doctor_status": doctor.returncode}
+
+
+def site_packages(python: Path) -> Path:
+    ask = "import sysconfig; print(sysconfig.get_path('platlib'))"
+    done = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True)
+    return Path(done.stdout.strip())
 
 
 def best_isa(flags: str) -> str:
