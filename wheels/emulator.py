@@ -1,8 +1,8 @@
 """A Python of 64-bit ARM with torch, run by qemu on another machine: what a wheel for it is tried in.
 
-Debian's Python comes from apt-get, which installs nothing here; torch and its requirements from pip. That torch
-asks for CUDA's libraries, gigabytes that nothing would call: empty ones with their names and symbols take their
-place.
+Debian's Python comes from apt-get, which installs nothing here; torch and its requirements from pip. That
+torch asks for CUDA's libraries, gigabytes that nothing would call: empty ones with their names and symbols
+take their place.
 """
 
 import re
