@@ -130,6 +130,32 @@ def test_wheels_baseline_is_for_every_processor(instruction, good):
     assert good or instruction.split()[0] in said[0]
 
 
+ASSEMBLY = """
+x.o:     file format elf64-x86-64
+
+Disassembly of section .text:
+
+<first>:
+	c3                   	ret
+
+Disassembly of section .text.second:
+
+<second>:
+	e8 00 00 00 00       	call   <second+0x5>
+			R_X86_64_PLT32	first-0x4
+"""
+
+
+def test_wheels_code_is_that_of_a_source_build():
+    start, first, second = ASSEMBLY.partition("Disassembly of section .text:")[0], *ASSEMBLY.split("Dis")[1:]
+    other_order = f"{start}Dis{second}\nDis{first}"
+    assert set(judge.functions(ASSEMBLY)) == {"first", "second"}
+    assert judge.other_code("x.o", ASSEMBLY, other_order) == []
+    for change in (("ret", "nop"), ("first-0x4", "third-0x4"), ("<first>:", "<fourth>:")):
+        assert judge.other_code("x.o", ASSEMBLY, ASSEMBLY.replace(*change)), change
+    assert judge.other_code("x.o", "", ""), "nothing was compared"
+
+
 def test_wheels_auditwheel_has_to_answer_with_the_tag():
     target = TARGETS["x86_64"]
     assert judge.auditwheel(target, "Fixed-up wheel written to /t/x-py3-none-manylinux_2_28_x86_64.whl") == []

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from build_backend.compile import source_hash
 from build_backend.facts import ROOT, torch_version
 
 from . import emulator, judge, pack
@@ -82,10 +83,26 @@ def built(target: Target, pure: Path, options) -> tuple[Path, Row]:
     row.judge(judge.elf(symbols, dynamic), "symbols")
     row.judge(judge.contents(judge.names_in(wheel), target.library), "contents")
     if target.machine == "x86_64":
-        kernels = [o for o in objects if o.name.endswith(".baseline.o")]
-        row.judge(judge.old_processors(run("objdump", "-d", *kernels)), "SSE2")
+        kernels = [o for o in objects if ".cpu_kernels" in o.name]
+        baseline = [o for o in kernels if o.name.endswith(".baseline.o")]
+        row.judge(judge.old_processors(run("objdump", "-d", *baseline)), "SSE2")
+        compare(row, kernels, facts)
     audit(row, target, wheel)
     return wheel, row
+
+
+def compare(row: Row, kernels: list[Path], facts) -> None:
+    """With what `make setup` has compiled: the kernels of a wheel are as fast if they are the same code."""
+    info = ROOT / "build" / "compiled" / "build_info.cpp"
+    built = info.read_text(encoding="utf-8") if info.is_file() else ""
+    if source_hash() not in built or facts.compiler_version not in built:
+        row.skipped.append(
+            "source build: none of these sources by this compiler is in build/compiled; make setup"
+        )
+        return
+    for kernel in kernels:
+        said = [run("objdump", "-dr", "--no-addresses", o) for o in (kernel, info.parent / kernel.name)]
+        row.judge(judge.other_code(kernel.name, *said), "source build")
 
 
 def audit(row: Row, target: Target, wheel: Path) -> None:

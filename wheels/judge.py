@@ -64,6 +64,26 @@ def old_processors(assembly: str) -> list[str]:
     return [f"the baseline kernels have {name}, which is beyond SSE2" for name in found]
 
 
+def functions(assembly: str) -> dict[str, str]:
+    """{name: instructions and relocations} of what `objdump -dr --no-addresses` says of an object.
+
+    g++ writes instantiated templates in another order from run to run.
+    """
+    blocks = re.split(r"(?m)^<(\S+)>:$", assembly)[1:]
+    bodies = (
+        re.sub(r"(?m)^(Disassembly of section .*|\S+: +file format .*)?\n", "", body) for body in blocks[1::2]
+    )
+    return dict(zip(blocks[::2], bodies, strict=True))
+
+
+def other_code(name: str, here: str, there: str) -> list[str]:
+    """Where an object's assembly differs from that of the same object of a source build."""
+    mine, theirs = functions(here), functions(there)
+    names = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
+    said = f"{name} has {len(names)} functions that differ from the source build's, {names[:1]} among them"
+    return [said] if names or not mine else []
+
+
 def auditwheel(target: Target, said: str) -> list[str]:
     """What `auditwheel repair --plat` answers."""
     if target.platform in said and "Fixed-up wheel" in said:

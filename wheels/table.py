@@ -34,7 +34,7 @@ class Row:
     def judge(self, said: list[str], check: str) -> None:
         """Notes what a check says: nothing, or the sentences of what is wrong."""
         self.failed += [f"{check}: {sentence}" for sentence in said]
-        self.passed += [] if said else [check]
+        self.passed += [] if said or check in self.passed else [check]
 
     def line(self) -> str:
         parts = [f"cuda ({' '.join(self.archs)})" if part == "cuda" else part for part in self.parts]
