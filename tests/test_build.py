@@ -459,6 +459,7 @@ def test_build_install_with_compiler(isolated, sdist, fresh):
     assert problem is None and answer["parts"] == info["parts"] == parts
     assert info["cuda_archs"] == (["90"] if nvcc else [])
     assert Path(file).is_relative_to(fresh.python.parent.parent)
+    assert info["bytes"] == Path(file).with_name("_C.so").stat().st_size
     assert "Root-Is-Purelib: false" in wheel and "-none-any" not in wheel
 
 

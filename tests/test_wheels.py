@@ -1,15 +1,19 @@
 """What `make wheels` judges wheels by sees what is wrong, and what a wheel says where it cannot serve."""
 
 import json
+import shutil
 import struct
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from build_backend.compile import describe, ninja_file
+from build_backend.facts import collect
 from lska_ops import _compiled
-from wheels import judge, pack, table
+from wheels import emulator, judge, library, pack, table
 from wheels.environments import best_isa, judged
 from wheels.library import run
 from wheels.targets import TARGETS
@@ -215,6 +219,62 @@ def test_wheels_without_a_library_take_the_reference():
     ]
 
 
+# What is built and what it is tried in
+
+
+@pytest.mark.parametrize(
+    "name, isas", [("x86_64", ("avx512", "avx2", "baseline")), ("aarch64", ("baseline",))]
+)
+def test_wheels_are_compiled_as_pip_does_without_plan(name, isas, tmp_path, monkeypatch):
+    if collect().ninja is None or collect().compiler_problem:
+        pytest.skip("no compiler or no ninja was found; make setup")
+    monkeypatch.setattr(library, "version", lambda target: "g++ of another machine")
+    (tmp_path / "version.py").write_text("__version__ = '2.11.0+cu130'", encoding="utf-8")
+    plan, facts = library.plan_of(TARGETS[name], tmp_path, cuda=False)
+    assert (plan.parts, plan.isas, plan.reasons) == (("cpu",), isas, {})
+    assert facts.torch_version == "2.11.0+cu130" and "2.11.0" in json.dumps(describe(plan, facts))
+    text = ninja_file(plan, facts, tmp_path, "")
+    assert (f"cxx = {TARGETS[name].compiler}\n" in text) is (name != "x86_64" or facts.compiler == "c++")
+    assert ("-mavx" in text) is (name == "x86_64") and "plan_module" not in text
+
+
+def test_wheels_missing_compiler_names_its_package(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert library.missing(TARGETS["aarch64"]).endswith(
+        "; apt-get install g++-aarch64-linux-gnu qemu-user-static"
+    )
+    assert library.missing(TARGETS["x86_64"]) == "c++ was not found; apt-get install g++"
+    assert emulator.missing() == "qemu-aarch64-static was not found; apt-get install qemu-user-static"
+
+
+@pytest.mark.skipif(not shutil.which(emulator.GCC), reason=f"{emulator.GCC} was not found; install it")
+def test_wheels_stand_ins_have_what_torch_asks_for(tmp_path):
+    lib, there = tmp_path / "torch" / "lib", tmp_path / "libcufake.so.1"
+    lib.mkdir(parents=True)
+    for name, text in {
+        "fake.c": "int cuThing(void) { return 3; }",
+        "fake.map": "FAKE_1 { global: cuThing; };",
+        "torch.c": "int cuThing(void); int cuOther(void); int ours(void) { return cuThing() + cuOther(); }",
+        "main.c": "int ours(void); int main(void) { return ours(); }",
+    }.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    gcc = [emulator.GCC, "-shared", "-fPIC"]
+    script = f"-Wl,--version-script={tmp_path / 'fake.map'}"
+    run(*gcc, "-Wl,-soname,libcufake.so.1", script, "-o", there, tmp_path / "fake.c")
+    run(*gcc, "-o", lib / "libtorch.so", tmp_path / "torch.c", there)
+    emulator.stand_ins(tmp_path / "torch", tmp_path / "cuda")
+    made = tmp_path / "cuda" / "libcufake.so.1"
+    assert "cuThing@@FAKE_1" in run("nm", "-D", "--defined-only", made)
+    assert not (tmp_path / "cuda" / "libc.so.6").exists()
+    if not shutil.which(emulator.QEMU):
+        pytest.skip(f"{emulator.QEMU} was not found; apt-get install qemu-user-static")
+    program = tmp_path / "main"
+    run(emulator.GCC, "-o", program, tmp_path / "main.c", lib / "libtorch.so", made)
+    folders = f"LD_LIBRARY_PATH={lib}:{made.parent}"
+    done = subprocess.run([emulator.QEMU, "-L", "/usr/aarch64-linux-gnu", "-E", folders, program])
+    assert done.returncode == 0  # with the real one it would be 3
+
+
 # What is written
 
 
@@ -232,7 +292,7 @@ def test_wheels_table_says_what_failed_and_what_was_not_run():
 
 def test_wheels_repacked_wheel_has_the_tag_and_the_library(tmp_path):
     pytest.importorskip("wheel")
-    library, info = tmp_path / "_C.so", tmp_path / "from" / "lska_ops-1.0.dist-info"
+    file, info = tmp_path / "_C.so", tmp_path / "from" / "lska_ops-1.0.dist-info"
     (info.parent / "lska_ops").mkdir(parents=True)
     (info.parent / "lska_ops" / "__init__.py").touch()
     info.mkdir()
@@ -243,9 +303,9 @@ def test_wheels_repacked_wheel_has_the_tag_and_the_library(tmp_path):
         (info / name).write_text(text, encoding="utf-8")
     run(sys.executable, "-m", "wheel", "pack", "--dest", tmp_path, info.parent)
     pure = tmp_path / "lska_ops-1.0-py3-none-any.whl"
-    library.write_bytes(b"library")
+    file.write_bytes(b"library")
     tag = TARGETS["x86_64"].tag
-    wheel = pack.repacked(pure, tag, {"parts": ["cpu"], "bytes": 7}, tmp_path / "out", library)
+    wheel = pack.repacked(pure, tag, {"parts": ["cpu"], "bytes": 7}, tmp_path / "out", file)
     assert wheel.name == f"lska_ops-1.0-{tag}.whl"
     with zipfile.ZipFile(wheel) as archive:
         said = archive.read("lska_ops-1.0.dist-info/WHEEL").decode()

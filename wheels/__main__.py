@@ -179,7 +179,8 @@ def checked_sdist(sdist: Path, options) -> Row:
 
 
 def finish(row: Row, file: Path) -> None:
-    """What passed goes to dist/."""
+    """What passed goes to dist/; what an earlier run left there does not stay where it fails now."""
+    (DIST / file.name).unlink(missing_ok=True)
     if not row.failed:
         shutil.copyfile(file, DIST / file.name)
 
