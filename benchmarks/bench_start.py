@@ -81,12 +81,18 @@ def train(run, data, source, folder, recipe):
         if source is not None and not trainer.resume:
             trainer.add_callback(
                 "on_train_start",
-                lambda t: (where / BEGUN).write_text(json.dumps(state(t, source, run.start))),
+                lambda t: (where / BEGUN).write_text(
+                    json.dumps(state(t, source, run.start)), encoding="utf-8"
+                ),
             )
         with loading(run.start):
             trainer.train()
     # A random detector finds nothing.
-    begun = {"map50": 0.0, "tensors": ("", "")} if source is None else json.loads((where / BEGUN).read_text())
+    begun = (
+        {"map50": 0.0, "tensors": ("", "")}
+        if source is None
+        else json.loads((where / BEGUN).read_text(encoding="utf-8"))
+    )
     return [begun["map50"], *per_epoch(where / "results.csv")], begun["tensors"]
 
 

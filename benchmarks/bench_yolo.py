@@ -143,7 +143,7 @@ def blank(row, module, role, dtype):
 
 def facts_for(args, device):
     if args.facts:
-        return json.loads(args.facts.read_text())
+        return json.loads(args.facts.read_text(encoding="utf-8"))
     load = suite.wait_for_quiet(0 if args.quick else suite.PATIENCE)
     return report.environment(device, load, suite.QUIET_LOAD)
 

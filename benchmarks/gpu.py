@@ -141,7 +141,7 @@ class Gpu:
         if code != 0:
             why = _ended(code, seconds, said)
             return {"status": f"not run: ultralytics cannot be imported ({why}); pip install ultralytics"}
-        (self.folder / "facts.json").write_text(json.dumps(self.facts["line"]))
+        (self.folder / "facts.json").write_text(json.dumps(self.facts["line"]), encoding="utf-8")
         command = [
             sys.executable,
             ROOT / "benchmarks" / "bench_yolo.py",
@@ -166,9 +166,9 @@ class Gpu:
         else:
             command += ["--seconds", f"{seconds - 15:.0f}", "--out", self.results]
             command += ["--facts", self.folder / "facts.json"]
-            (self.folder / "facts.json").write_text(json.dumps(self.facts["line"]))
+            (self.folder / "facts.json").write_text(json.dumps(self.facts["line"]), encoding="utf-8")
         code, said = self.call(command, seconds, self.env, ROOT)
-        result = json.loads(state.read_text()) if state.exists() else {}
+        result = json.loads(state.read_text(encoding="utf-8")) if state.exists() else {}
         wrong = [
             f"{row}: {s}" for row, s in result.get("rows", {}).items() if s.startswith(("failed", "WRONG"))
         ]
@@ -208,7 +208,11 @@ def run(args, folder, make=Gpu, total=TOTAL):
     stages.data |= {"dry": args.dry_run, "seeds": SEEDS}
     if stages.run("environment", limits["environment"], gpu.environment) is not None:
         stages.file = gpu.results / ("dry-run.json" if args.dry_run else FILE)
-        before = json.loads(stages.file.read_text()).get("measured", {}) if stages.file.is_file() else {}
+        before = (
+            json.loads(stages.file.read_text(encoding="utf-8")).get("measured", {})
+            if stages.file.is_file()
+            else {}
+        )
         stages.data |= {"environment": gpu.facts, "measured": before}
         stages.write()
         go_on(stages, gpu, limits)

@@ -72,13 +72,13 @@ def status_of(lines):
 
 def not_yet_first(rows, file):
     """Rows that a run before this one measured with these very kernels come last."""
-    data = json.loads(file.read_text()) if file.is_file() else {}
+    data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     measured, now = data.get("measured", {}), data.get("environment", {}).get("cuda_hash")
     return sorted(rows, key=lambda item: now is not None and measured.get(name_of(*item)) == now)
 
 
 def write(file, statuses, clocks):
-    file.write_text(json.dumps({"rows": statuses, "clocks": clocks}))
+    file.write_text(json.dumps({"rows": statuses, "clocks": clocks}), encoding="utf-8")
 
 
 def construct(rows):
@@ -109,7 +109,7 @@ def main(arguments=None):
         return
     suite.set_up_cuda()
     clocks = {}  # just after each row: of the GPU and its memory, and why they are not higher
-    facts, turn = json.loads(args.facts.read_text()), suite.CudaTurn()
+    facts, turn = json.loads(args.facts.read_text(encoding="utf-8")), suite.CudaTurn()
     order = list(dict.fromkeys(row.id for row, _ in rows))
 
     def measure(row, dtype):

@@ -67,10 +67,10 @@ def write_pictures(folder, count, side):
         Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(images / f"{i}.png")
         boxes = [(*rng.uniform(0.3, 0.7, 2), *rng.uniform(0.1, 0.5, 2)) for _ in range(BOXES)]
         lines = [f"{rng.integers(CLASSES)} " + " ".join(f"{v:.4f}" for v in box) for box in boxes]
-        (labels / f"{i}.txt").write_text("\n".join(lines) + "\n")
+        (labels / f"{i}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     data = folder / "pictures.yaml"
     names = "\n".join(f"  {i}: '{i}'" for i in range(CLASSES))
-    data.write_text(f"path: {folder}\ntrain: images\nval: images\nnames:\n{names}\n")
+    data.write_text(f"path: {folder}\ntrain: images\nval: images\nnames:\n{names}\n", encoding="utf-8")
     return data
 
 

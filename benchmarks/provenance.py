@@ -46,7 +46,7 @@ def _git(*words):
 
 def _cpu_name():
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    found = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 

@@ -145,7 +145,7 @@ def peak_bytes(run, device, runs=PEAK_RUNS):
     peaks = []
     for _ in range(runs):
         ctypes.CDLL(None).malloc_trim(0)
-        reset.write_text("5")
+        reset.write_text("5", encoding="utf-8")
         before = _resident("VmRSS")
         run()
         peaks.append(max(0, _resident("VmHWM") - before))
@@ -153,4 +153,7 @@ def peak_bytes(run, device, runs=PEAK_RUNS):
 
 
 def _resident(field):
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    return (
+        int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
+        * 1024
+    )

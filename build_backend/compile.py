@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -152,14 +153,16 @@ def _gencode(plan: Plan, of_one: bool = False) -> list[str]:
 def _cudart_folders(nvcc: str) -> list[str]:
     """-L flags of nvcc's own libraries, asked of nvcc: the nvcc on PATH may be a wrapper far from them."""
     dry = [nvcc, "-dryrun", "-x", "cu", "/dev/null", "-o", "/dev/null"]
-    said = subprocess.run(dry, capture_output=True, text=True).stderr
+    said = subprocess.run(dry, capture_output=True, text=True, errors="replace").stderr
     return re.findall(r"-L[^\s\"]+", "".join(line for line in said.splitlines() if "LIBRARIES=" in line))
 
 
 def _failed(plan: Plan, facts: Facts, out: Path, target: str) -> str | None:
     """The log, if `target` could not be made."""
     ninja = [facts.ninja, "-f", str(out / "build.ninja"), "-j", str(plan.jobs), target]
-    process = subprocess.Popen(ninja, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        ninja, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
     log = ""
     for line in process.stdout:
         sys.stderr.write(line)
@@ -183,8 +186,9 @@ def _build_info_source(info: dict) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    if not file.is_file() or file.read_text() != text:  # an untouched file is not compiled again
-        file.write_text(text)
+    written = os.fsencode(text)  # ninja takes the paths in it as bytes, UTF-8 on Windows
+    if not file.is_file() or file.read_bytes() != written:  # an untouched file is not compiled again
+        file.write_bytes(written)
 
 
 def _path(path: Path) -> str:

@@ -98,7 +98,7 @@ def decide(facts: Facts) -> Plan:
     return Plan(
         parts=parts,
         reasons=reasons,
-        isas=_isas(facts.machine) if "cpu" in parts else (),
+        isas=isas_of(facts.machine) if "cpu" in parts else (),
         archs=tuple(wanted or _known_archs(facts.nvcc_version)) if "cuda" in parts else (),
         jobs=int(facts.max_jobs or max(1, min(facts.cores, int(facts.free_gb / GB_PER_JOB)))),
     )
@@ -139,7 +139,7 @@ def _why_not_cpu(facts: Facts) -> str | None:
     if facts.mode == "off":
         return "LSKA_OPS_BUILD=off was set when lska_ops was installed; reinstall without it"
     if facts.system != "Linux":
-        return f"lska_ops compiles on Linux only and this is {facts.system}; use the other backends"
+        return _why_not_system(facts.system)
     if facts.compiler_problem:
         return facts.compiler_problem
     if facts.torch is None:
@@ -149,6 +149,12 @@ def _why_not_cpu(facts: Facts) -> str | None:
     if facts.ninja is None:
         return "ninja was not found; pip install ninja, or leave pip's build isolation on"
     return None
+
+
+def _why_not_system(system: str) -> str:
+    name = {"Darwin": "macOS"}.get(system, system)
+    gpu = ", on NVIDIA GPUs Triton where triton-windows is installed" if system == "Windows" else ""
+    return f"lska_ops compiles on Linux only and this is {name}; the reference (plain PyTorch) runs here{gpu}"
 
 
 def _why_not_plan(facts: Facts) -> str | None:
@@ -176,7 +182,8 @@ def release(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _isas(machine: str) -> tuple[str, ...]:
+def isas_of(machine: str) -> tuple[str, ...]:
+    """What is compiled for a machine, the most demanding first."""
     return tuple(ISAS) if machine in ("x86_64", "AMD64") else ("baseline",)
 
 

@@ -14,13 +14,26 @@ import site
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from functools import cache
 from pathlib import Path
 
-from build_backend.decide import Facts
+from build_backend.decide import ISAS, Facts, isas_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CXX20 = "#include <concepts>\ntemplate <std::integral T> T f(T t) { return t; }\nint n = f(0);\n"
+# What the CPU part uses beyond C++20, from the headers that use it.
+BUILTINS = """\
+#include "csrc/common/isa.h"
+#include "csrc/common/shifted.h"
+#include "csrc/common/simd_exp.h"
+#include "csrc/common/transpose.h"
+using namespace lska_ops::LSKA_OPS_ISA;
+void f(Vec<float> (&m)[kLanes<float>]) { transpose<float>(m); }
+void g(Half* p) { store(p, exp_of_nonpositive<float>(shifted<float, 1>(load(p), load(p, 1)))); }
+lska_ops::Isa h() { return lska_ops::best_isa(); }
+"""
+COMPILERS = "g++ 11, clang++ 14 or newer"  # `make compilers` tries the oldest of both
 
 
 @cache
@@ -54,17 +67,28 @@ def _compiler(named: str) -> tuple[str | None, str, str | None]:
     """The command, its version, and why it cannot be used."""
     tried = [named] if named else ["c++", "g++", "clang++"]
     found = next((c for c in tried if shutil.which(shlex.split(c)[0])), None)
-    name, cure = f"CXX={named}" if named else found, "set CXX to g++ 11 or newer, then reinstall lska_ops"
+    name, cure = f"CXX={named}" if named else found, f"set CXX to {COMPILERS}, then reinstall lska_ops"
     if found is None and named:
         return None, "", f"{name} was not found; {cure}"
     if found is None:
-        return None, "", "no C++ compiler was found; install g++ 11 or newer, then reinstall lska_ops"
+        return None, "", f"no C++ compiler was found; install {COMPILERS}, then reinstall lska_ops"
     command = shlex.split(found)
-    probe = [*command, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
-    if subprocess.run(probe, input=CXX20, capture_output=True, text=True).returncode:
+    isa = isas_of(platform.machine())[0]
+    if not _compiles(command, CXX20):
         return found, "", f"{name} does not compile C++20; {cure}"
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    if not _compiles([*command, *ISAS[isa].split(), f"-I{ROOT}", f"-DLSKA_OPS_ISA={isa}"], BUILTINS):
+        return found, "", f"{name} does not compile the builtins that the {isa} kernels use; {cure}"
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace").stdout
     return found, version.partition("\n")[0], None
+
+
+def _compiles(command: list[str], program: str) -> bool:
+    """To an object, which asks the assembler too."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = [*command, "-std=c++20", "-x", "c++", "-c", "-", "-o", f"{folder}/probe.o"]
+        return not subprocess.run(
+            probe, input=program, capture_output=True, text=True, errors="replace"
+        ).returncode
 
 
 def _torch() -> Path | None:
@@ -85,13 +109,17 @@ def _torch() -> Path | None:
 
 
 def torch_version(torch: Path) -> str:
-    return re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text())[1]
+    return re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text(encoding="utf-8"))[1]
 
 
 def _nvcc() -> tuple[str | None, tuple[int, int]]:
     tried = ["nvcc", os.environ.get("CUDA_HOME", "") + "/bin/nvcc", "/usr/local/cuda/bin/nvcc"]
     nvcc = next(filter(None, map(shutil.which, tried)), None)
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout if nvcc else ""
+    said = (
+        subprocess.run([nvcc, "--version"], capture_output=True, text=True, errors="replace").stdout
+        if nvcc
+        else ""
+    )
     release = re.search(r"release (\d+)\.(\d+)", said)
     return (nvcc, (int(release[1]), int(release[2]))) if release else (None, (0, 0))
 
@@ -124,4 +152,4 @@ def _free_bytes() -> int:
 
 
 def _read(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -45,9 +45,11 @@ def shapes(pictures):
         for i in range(count):
             picture, labels = draw(rng)
             picture.save(folder / split / "images" / f"{i}.png")
-            (folder / split / "labels" / f"{i}.txt").write_text(labels)
+            (folder / split / "labels" / f"{i}.txt").write_text(labels, encoding="utf-8")
     data = folder / "shapes.yaml"
-    data.write_text(f"path: {folder}\ntrain: train/images\nval: val/images\nnames: [triangle, disc]\n")
+    data.write_text(
+        f"path: {folder}\ntrain: train/images\nval: val/images\nnames: [triangle, disc]\n", encoding="utf-8"
+    )
     return dict(data=str(data), batch=16, nbs=16, optimizer="AdamW", lr0=0.003, mosaic=0.0, workers=0)
 
 

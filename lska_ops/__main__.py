@@ -1,6 +1,7 @@
 """``lska-ops`` and ``python -m lska_ops``: each word calls one function elsewhere."""
 
 import argparse
+import codecs
 import os
 import sys
 
@@ -43,11 +44,12 @@ def _change(args, plan):
         if args.out:
             check_output(args.out, args.word)
         planned = plan()
-        print("\n".join(row_diff(planned)))
-        write(planned, args.out, args.word)
+        lines = row_diff(planned)
+        write(planned, args.out, args.word)  # first: whatever becomes of what is printed, the file is there
     except (InsertError, ImportError, OSError) as error:
         print(f"lska_ops: {error}", file=sys.stderr)
         return 2
+    print("\n".join(lines))
     print(f"\nwritten: {args.out}" if args.out else "\nnothing is written; -o my.yaml writes it")
     return 0
 
@@ -116,6 +118,28 @@ def _disable(args):
     return 0
 
 
+# What is printed where the terminal's encoding has no such character.
+PLAIN = {"→": "->", "×": "x", "…": "..."}
+
+
+def _plainer(error):
+    """A handler of codecs: words that every terminal has, escapes for what has none."""
+    character = error.object[error.start]
+    return (
+        (PLAIN[character], error.start + 1) if character in PLAIN else codecs.backslashreplace_errors(error)
+    )
+
+
+def _print_in_any_encoding():
+    """No message may fail for its characters; ultralytics' have emoji."""
+    codecs.register_error("lska_ops", _plainer)
+    for stream in (sys.stdout, sys.stderr):
+        # Not a notebook's, which has no encoding, and not where the user has chosen what to do.
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="lska_ops")
+
+
 def _add_change(words):
     word = words.add_parser(
         "insert", help="put a module into a model YAML, every row number moved along; prints the rows"
@@ -174,6 +198,7 @@ def main(argv=None):
     word.add_argument("new", help="the .pt file to write")
     word.set_defaults(run=_convert)
     argv = sys.argv[1:] if argv is None else argv
+    _print_in_any_encoding()
     if argv[:1] == ["yolo"]:  # what follows is ultralytics' to read, -h included
         return _yolo(argv[1:])
     args = parser.parse_args(argv)

@@ -5,6 +5,7 @@
 """
 
 import json
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ _FOLDER = Path(__file__).resolve().parent
 def build_info(folder: Path = _FOLDER) -> dict | None:
     """What was compiled when lska_ops was installed, and why the rest was not; None if it was never built."""
     file = folder / "_build_info.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def load(folder: Path = _FOLDER, torch_version: str = torch.__version__) -> str | None:
@@ -40,15 +41,24 @@ def load(folder: Path = _FOLDER, torch_version: str = torch.__version__) -> str 
     if "cpu" not in info["parts"]:
         return info["reasons"]["cpu"]
     if tuple(int(n) for n in torch_version.split(".")[:2]) < OLDEST_TORCH:
-        return f"torch is {torch_version} and the compiled library needs 2.11 or newer; upgrade torch"
+        return f"torch is {torch_version} and the compiled library needs 2.11 or newer; {_newer_torch(info)}"
     library = folder / "_C.so"
     if not library.is_file():
         return f"{library} is missing, though it was built; reinstall lska_ops"
+    if (size := library.stat().st_size) != info.get("bytes", size):  # half a library would end the process
+        return f"{library} has {size} bytes of {info['bytes']}; reinstall lska_ops where the disk has room"
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
         return f"{library} cannot be loaded in torch {torch_version} ({_line(error)}); reinstall lska_ops"
     return None
+
+
+def _newer_torch(info: dict) -> str:
+    """What helps where torch is too old: another torch, or the source in place of a wheel."""
+    if "from_source" not in info:
+        return "upgrade torch"
+    return f"upgrade torch, or with a compiler build for this one: `{info['from_source']}`"
 
 
 def cuda_problem(folder: Path = _FOLDER) -> str | None:
@@ -82,7 +92,9 @@ _why_not_device._dynamo_marked_constant = True
 def _ask_device(index):
     """What does not change while the process lives; asked once for each device."""
     if reason := cuda_problem():
-        return f"{reason}; reinstall lska_ops with nvcc, see `python -m lska_ops doctor`"
+        # Elsewhere nothing is compiled, with nvcc or without; the reason says what runs there.
+        cure = "; reinstall lska_ops with nvcc, see `python -m lska_ops doctor`"
+        return reason + (cure if sys.platform == "linux" else "")
     capability = torch.cuda.get_device_capability(index)
     if capability < OLDEST_GPU:
         name = torch.cuda.get_device_name(index)

@@ -5,6 +5,8 @@ Imports Triton when a call on a GPU first asks for it, never before.
 
 import importlib
 import os
+import re
+import sys
 import threading
 from functools import cache
 
@@ -14,6 +16,11 @@ from . import _flops
 
 OLDEST_TORCH = (2, 6)
 OLDEST_GPU = (8, 0)  # that Triton compiles for
+# Which Triton each torch is made for: what its wheels for Linux require. Those for Windows require none.
+MADE_FOR = {
+    (2, 6): (3, 2), (2, 7): (3, 3), (2, 8): (3, 4), (2, 9): (3, 5), (2, 10): (3, 6),
+    (2, 11): (3, 6), (2, 12): (3, 7), (2, 13): (3, 7), (2, 14): (3, 8),
+}  # fmt: skip
 # Triton reads it when a kernel is defined; its kernels then run on tensors of the CPU, for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -46,9 +53,10 @@ def _ask_device(op, index):
         capability = torch.cuda.get_device_capability(index)
         if capability < OLDEST_GPU:
             name = torch.cuda.get_device_name(index)
+            compiled = "compile the CUDA kernels, which take 7.5, or " if sys.platform == "linux" else ""
             return (
                 f"{name} has compute capability {capability[0]}.{capability[1]} and Triton needs 8.0; "
-                "compile the CUDA kernels, which take 7.5, or use a newer GPU"
+                f"{compiled}use a newer GPU"
             )
     with _registering:
         _register_once(op)
@@ -68,8 +76,12 @@ def _why_not_start():
     try:
         importlib.import_module("triton.runtime").driver.active.get_current_target()
     except Exception as error:  # of the compiler, the linker, the driver: Triton lets all of them through
-        said = _one_line(error)
-        return f"triton cannot start kernels ({said}); install gcc and Python's headers"
+        cure = "install gcc and Python's headers"
+        if sys.platform == "win32":
+            cure = "install the Visual C++ redistributable; an embedded Python needs include and libs, too"
+        if other := mismatch():
+            cure = f"{other}; otherwise {cure}"
+        return f"triton cannot start kernels ({_one_line(error)}); {cure}"
     return None
 
 
@@ -79,13 +91,47 @@ def _one_line(error):
 
 def problem():
     """Why Triton cannot be used in this process, whatever the device; None where it can."""
-    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+    if _release(torch.__version__) < OLDEST_TORCH:
         return f"torch is {torch.__version__} and the Triton kernels need 2.6 or newer; upgrade torch"
     try:
         importlib.import_module("triton")
     except Exception as error:  # a broken one raises more than ImportError
-        return f"triton cannot be imported ({_one_line(error)}); install the one for this torch"
+        return f"triton cannot be imported ({_one_line(error)}); {_how_to_get()}"
     return None
+
+
+def mismatch():
+    """What is so and what would help where another Triton is installed than this torch is made for, or None.
+
+    Our kernels may run all the same; torch.compile is what breaks first.
+    """
+    version = getattr(importlib.import_module("triton"), "__version__", "")
+    wanted, found = MADE_FOR.get(_release(torch.__version__)), _release(version)
+    if wanted is None or found is None or found == wanted:
+        return None
+    this = f"triton is {version} and torch {torch.__version__} is made for {_dotted(wanted)}"
+    return f"{this}: {_how_to_get('-U ')}"
+
+
+def _how_to_get(option=""):
+    """The Triton of this torch, on this system."""
+    wanted = MADE_FOR.get(_release(torch.__version__))
+    if sys.platform == "win32":
+        below = f"<{wanted[0]}.{wanted[1] + 1}" if wanted else ""
+        return f'pip install {option}"triton-windows{below}"'
+    if sys.platform == "darwin":
+        return "use the reference: there is no Triton for macOS"
+    return f"install the one for this torch{', ' + _dotted(wanted) if wanted else ''}"
+
+
+def _release(version):
+    """(3, 6) from "3.6.0.post26"; None where it is no version."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers and (int(numbers[1]), int(numbers[2]))
+
+
+def _dotted(release):
+    return "{}.{}".format(*release)
 
 
 def kernels_of(*modules):

@@ -89,7 +89,7 @@ def _triton_version():
     """Of the Triton that is installed, or in one sentence why it is of no use."""
     if problem := _triton.problem():
         return f"no: {problem}"
-    return sys.modules["triton"].__version__
+    return _triton.mismatch() or sys.modules["triton"].__version__
 
 
 def _version(distribution):

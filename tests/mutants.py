@@ -228,10 +228,13 @@ class Copy:
         if done.returncode:
             sys.exit(f"the unchanged kernels do not compile:\n{done.stdout}{done.stderr}")
         file = self.compiled / "build.ninja"
-        blocks = re.split(r"(?m)^(?=build )", file.read_text())  # what is compiled again and again, at -O1
+        blocks = re.split(
+            r"(?m)^(?=build )", file.read_text(encoding="utf-8")
+        )  # what is compiled again and again, at -O1
         often = [".avx2." in block.split(":")[0] for block in blocks]
         file.write_text(
-            "".join(b.replace("-O3", "-O1") if o else b for b, o in zip(blocks, often, strict=True))
+            "".join(b.replace("-O3", "-O1") if o else b for b, o in zip(blocks, often, strict=True)),
+            encoding="utf-8",
         )
 
     def compile(self, op: str) -> None:
@@ -278,7 +281,7 @@ def killed_by(mutant: Mutant, unchanged: Copy, folder: Path, last: dict[str, int
     part, ops = FOLDER[mutant]
     copy = unchanged.twin(Path(tempfile.mkdtemp(dir=folder)) / "copy")
     file = copy.folder / "csrc" / part / mutant.file
-    file.write_text(seeded.with_bug(file.read_text(), mutant))
+    file.write_text(seeded.with_bug(file.read_text(encoding="utf-8"), mutant), encoding="utf-8")
     copy.compile(part)
     found = next(((op, found) for op in ops if (found := copy.caught(op))), None)
     shutil.rmtree(copy.folder)

@@ -17,7 +17,9 @@ def package(folder: Path, library: Path, info: dict | None = None) -> dict[str, 
     shutil.copytree(
         ROOT / "lska_ops", target, ignore=shutil.ignore_patterns("*.so", "__pycache__"), dirs_exist_ok=True
     )
-    (target / "_build_info.json").write_text(json.dumps(info or {"parts": ["cpu"], "reasons": {}}))
+    (target / "_build_info.json").write_text(
+        json.dumps(info or {"parts": ["cpu"], "reasons": {}}), encoding="utf-8"
+    )
     for file in (library, *library.parent.glob("_plan*.so")):
         shutil.copyfile(file, target / ("_C.so" if file == library else file.name))
     return {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}

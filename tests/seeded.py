@@ -135,7 +135,9 @@ def forked(tasks, workers: int = 2):
                 return
             child, status = os.wait()
             nth, said = running.pop(child)
-            ended[nth] = Ended(os.waitstatus_to_exitcode(status), said.read_text(errors="replace"))
+            ended[nth] = Ended(
+                os.waitstatus_to_exitcode(status), said.read_text(errors="replace", encoding="utf-8")
+            )
             while turn in ended:
                 yield ended.pop(turn)
                 turn += 1
@@ -147,7 +149,7 @@ def _fork(task, said: Path) -> int:
         return child
     status = UNEXPECTED
     try:
-        with open(said, "w") as file:
+        with open(said, "w", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         status = task()

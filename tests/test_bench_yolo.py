@@ -146,7 +146,7 @@ def test_yolo_goals(capsys):
 def readme(tmp_path):
     file = tmp_path / "README.md"
     if not file.exists():
-        file.write_text(f"{report.BEGIN}\n{report.END}\n")
+        file.write_text(f"{report.BEGIN}\n{report.END}\n", encoding="utf-8")
     return file
 
 
@@ -164,7 +164,7 @@ def test_yolo_csv_to_readme(tmp_path, capsys):
     assert (
         report.main([], readme(tmp_path), results) == report.main(["--check"], readme(tmp_path), results) == 0
     )
-    text = readme(tmp_path).read_text()
+    text = readme(tmp_path).read_text(encoding="utf-8")
     assert (
         "| training step, s; batch 2, 640 px, float32 | yolo11n-ACmix | 1,234,567 | 6.5 | 0.350 | 0.100 | 3.50 "
         "| 200.0 → 109.0 | 0.090 |"
@@ -175,7 +175,7 @@ def test_yolo_csv_to_readme(tmp_path, capsys):
 
 
 def test_yolo_gpu_stage_says_why_not(tmp_path):
-    (tmp_path / "ultralytics.py").write_text("raise ImportError('it is Sunday')")
+    (tmp_path / "ultralytics.py").write_text("raise ImportError('it is Sunday')", encoding="utf-8")
     made = gpu.Gpu(gpu.parse([]), tmp_path)
     made.env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     assert made.networks(60)["status"] == (
@@ -200,7 +200,9 @@ def test_start_stock_is_ultralytics_own(registered):
 
 def test_start_reads_the_tables_of_every_version(tmp_path):
     file = tmp_path / "results.csv"
-    file.write_text("      epoch,   metrics/mAP50(B)\n   1,  0.25\n   2,   0.75\n   2,   0.5\n")
+    file.write_text(
+        "      epoch,   metrics/mAP50(B)\n   1,  0.25\n   2,   0.75\n   2,   0.5\n", encoding="utf-8"
+    )
     assert bench_start.per_epoch(file) == [0.25, 0.5]  # an epoch that was stopped and done again
     assert bench_start.finished(tmp_path, bench_start.Run("plain", "scratch", 0, 2))
     assert not bench_start.finished(tmp_path, bench_start.Run("plain", "scratch", 0, 3))
@@ -222,7 +224,7 @@ def test_start_goes_on_from_the_last_checkpoint(tmp_path):
             assert not last.exists()
             continue
         assert options(None)["resume"] == str(last) and last.exists()
-        (last.parents[1] / bench_start.BEGUN).write_text("{}")
+        (last.parents[1] / bench_start.BEGUN).write_text("{}", encoding="utf-8")
         assert options("plain.pt") == dict(resume=str(last), data="data.yaml", device="cpu")
 
 
@@ -260,7 +262,7 @@ def test_start_csv_to_readme(tmp_path, capsys):
     assert (
         report.main([], readme(tmp_path), results) == report.main(["--check"], readme(tmp_path), results) == 0
     )
-    text = readme(tmp_path).read_text()
+    text = readme(tmp_path).read_text(encoding="utf-8")
     assert "from a plain yolo11n that has 0.750 after 2 epochs, 320 pictures of 160 px" in text
     assert "| yolo11n-ACmix | stock | 499/499 | 2 | 0.750 | 0.625 (0.500 to 0.750) |" in text
     assert (

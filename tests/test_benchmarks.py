@@ -279,10 +279,12 @@ def made_up(row, ours_ms, quiet="yes", load="0.10", date="2026-01-01 00:00 UTC")
 
 def test_benchmarks_csv_to_readme_round_trip(tmp_path, capsys):
     results, readme = tmp_path / "results", tmp_path / "README.md"
-    readme.write_text(f"above\n{report.BEGIN}\n{report.END}\nbelow\n")
+    readme.write_text(f"above\n{report.BEGIN}\n{report.END}\nbelow\n", encoding="utf-8")
     assert report.main(["--check"], readme, results) == 1
     assert report.main([], readme, results) == 0 and report.main(["--check"], readme, results) == 0
-    assert "not measured on a GPU yet" in readme.read_text() and "CPU: not measured yet" in readme.read_text()
+    assert "not measured on a GPU yet" in readme.read_text(
+        encoding="utf-8"
+    ) and "CPU: not measured yet" in readme.read_text(encoding="utf-8")
 
     order = [row.id for row in ROWS["lska"]]
     rows = [row for row in ROWS["lska"] if row.case.id == "yolo11n_p4" and row.B in (1, 4)]
@@ -294,7 +296,7 @@ def test_benchmarks_csv_to_readme_round_trip(tmp_path, capsys):
     assert report.read(file) == written and len(written) == 4 * len(rows)
     assert report.main(["--check"], readme, results) == 1
     assert report.main([], readme, results) == 0 and report.main(["--check"], readme, results) == 0
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     assert text.startswith("above\n") and text.endswith("below\n") and "publishable" not in text
     assert (
         "| LSKA cascade, forward | 8×9×7 (yolo11n_p4) | 1 | float32 | 7, 23, 53 | 12 | 6 | 2 | 6.00 | 3.00 | 25 |"

@@ -35,7 +35,7 @@ GPU_BUILDER = Facts(
     cuda_sources=True,
 )
 CPU_ONLY = replace(GPU_BUILDER, cuda_sources=False)
-NO_COMPILER = {"compiler": None, "compiler_problem": "no C++ compiler was found; install g++ 11 or newer"}
+NO_COMPILER = {"compiler": None, "compiler_problem": "no C++ compiler was found; install g++ 11"}
 
 
 # The decision
@@ -80,6 +80,40 @@ def test_build_pure_python_with_reason(missing, word):
     for reason in plan.reasons.values():
         what_is_so, _, what_would_help = reason.partition("; ")
         assert word in what_is_so and what_would_help
+
+
+@pytest.mark.parametrize(
+    "system, said",
+    [
+        ("Windows", "this is Windows; the reference (plain PyTorch) runs here, on NVIDIA GPUs Triton where triton-windows is installed"),
+        ("Darwin", "this is macOS; the reference (plain PyTorch) runs here"),
+        ("FreeBSD", "this is FreeBSD; the reference (plain PyTorch) runs here"),
+    ],
+)  # fmt: skip
+def test_build_on_another_system_names_what_runs_there(system, said):
+    plan = decide(replace(GPU_BUILDER, system=system))
+    assert set(plan.reasons.values()) == {f"lska_ops compiles on Linux only and {said}"}
+    assert with_requirements(replace(GPU_BUILDER, system=system))[1] == []
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin", "linux"])
+def test_build_only_linux_is_sent_to_nvcc(monkeypatch, platform):
+    from types import SimpleNamespace
+
+    from lska_ops import _compiled
+
+    reason = decide(
+        replace(
+            GPU_BUILDER, system={"win32": "Windows", "darwin": "Darwin"}.get(platform, "Linux"), nvcc=None
+        )
+    )
+    monkeypatch.setattr(_compiled, "problem", reason.reasons.get("cpu"))
+    monkeypatch.setattr(
+        _compiled, "build_info", lambda folder: {"parts": list(reason.parts), "reasons": reason.reasons}
+    )
+    monkeypatch.setattr(_compiled, "sys", SimpleNamespace(platform=platform))
+    said = _compiled._ask_device.__wrapped__(0)
+    assert "; " in said and ("reinstall lska_ops with nvcc" in said) is (platform == "linux")
 
 
 @pytest.mark.parametrize("missing", [{"pybind11": None}, {"python_headers": None}])
@@ -153,6 +187,18 @@ def test_build_instruction_sets():
     assert "native" not in build_compile.FLAGS + "".join(build_decide.ISAS.values())
 
 
+@pytest.mark.parametrize("machine", ["aarch64", "arm64"])
+def test_build_on_arm_passes_no_flag_that_only_x86_knows(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_compile, "_cudart_folders", lambda nvcc: [])
+    facts = replace(GPU_BUILDER, machine=machine)
+    text = build_compile.ninja_file(decide(facts), facts, tmp_path, "")
+    kernels = [line for line in text.splitlines() if ": cxx " in line and "cpu_kernels" in line]
+    assert kernels and all(".baseline.o: cxx " in line for line in kernels)
+    of_x86 = {flag for isa in ("avx512", "avx2") for flag in build_decide.ISAS[isa].split()}
+    assert of_x86 and not of_x86 & set(text.split()) and "avx" not in text
+    assert "-DLSKA_OPS_ISA=baseline" in text and "-gencode" in text
+
+
 def test_build_jobs_follow_cores_memory_and_max_jobs():
     jobs = [
         decide(replace(CPU_ONLY, **given)).jobs
@@ -167,6 +213,59 @@ def test_build_jobs_follow_cores_memory_and_max_jobs():
 def test_build_compiler_that_does_not_compile():
     assert "CXX=/bin/false does not compile C++20; " in build_facts._compiler("/bin/false")[2]
     assert "CXX=no-such-c++ was not found; " in build_facts._compiler("no-such-c++")[2]
+
+
+@pytest.mark.parametrize("compiler", ["g++", "g++-11", "g++-12", "g++-13", "clang++", "clang++-14"])
+def test_build_accepts_every_compiler_that_is_named(compiler):
+    if not shutil.which(compiler):
+        pytest.skip(f"{compiler} was not found; apt-get install {compiler.replace('clang++', 'clang')}")
+    found, version, why_not = build_facts._compiler(compiler)
+    assert (found, why_not) == (compiler, None) and version
+
+
+@pytest.mark.parametrize(
+    "lacks, sentence",
+    [
+        ("-Dconcept=absent", "does not compile C++20; "),
+        ("-D__builtin_convertvector=absent", "does not compile the builtins that the "),
+        ("-Dvector_size=absent", "does not compile the builtins that the "),
+        ("-Wa,--no-such-option", "does not compile C++20; "),  # an assembler that fails
+    ],
+)
+def test_build_refuses_a_compiler_that_would_fail(lacks, sentence):
+    """Before anything is compiled, and in words that name the cure."""
+    if build_facts._compiler("")[2]:
+        pytest.skip(build_facts._compiler("")[2])
+    compiler = f"{build_facts._compiler('')[0]} {lacks}"
+    why_not = build_facts._compiler(compiler)[2]
+    assert f"CXX={compiler} does not compile" in why_not and sentence in why_not
+    assert why_not.endswith("set CXX to g++ 11, clang++ 14 or newer, then reinstall lska_ops")
+
+
+def test_build_reads_an_environment_whose_folder_no_encoding_has(tmp_path):
+    said = "home = /环境一\ninclude-system-site-packages = true\n"
+    for encoding in ("utf-8", "gbk"):
+        (tmp_path / "pyvenv.cfg").write_text(said, encoding=encoding)
+        read = build_facts._read(tmp_path / "pyvenv.cfg")
+        assert read.endswith("\ninclude-system-site-packages = true\n")
+        assert (read == said) is (encoding == "utf-8")
+
+
+def test_build_ninja_file_names_paths_by_their_bytes(tmp_path):
+    file, path = tmp_path / "build.ninja", os.fsdecode("/研究/".encode("gbk"))
+    build_compile._write(file, f"nvcc = {path}\n")
+    assert file.read_bytes() == b"nvcc = " + "/研究/".encode("gbk") + b"\n"
+    before = file.stat().st_mtime_ns
+    build_compile._write(file, f"nvcc = {path}\n")
+    assert file.stat().st_mtime_ns == before
+
+
+def test_build_compilers_words_in_any_encoding(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_bytes('#!/bin/sh\necho "c++ 编译器 12"\n'.encode("gbk"))
+    compiler.chmod(0o755)
+    command, version, problem = build_facts._compiler(str(compiler))
+    assert (command, problem) == (str(compiler), None) and version.startswith("c++ ")
 
 
 def test_build_ninja_file_compiles_kernels_once_per_instruction_set(tmp_path, monkeypatch):
@@ -226,7 +325,7 @@ def test_build_failure_is_blamed_on_its_part(broken, parts, tmp_path, monkeypatc
 
 def _installed(folder, parts=("cpu", "plan"), reasons=None):
     info = {"parts": list(parts), "reasons": reasons or {}}
-    (folder / "_build_info.json").write_text(json.dumps(info))
+    (folder / "_build_info.json").write_text(json.dumps(info), encoding="utf-8")
     return folder
 
 
@@ -237,9 +336,9 @@ def test_build_load_says_what_is_so_and_what_would_help(tmp_path):
     said.append(_compiled.load(_installed(tmp_path, (), {"cpu": "no C++ compiler was found; install g++"})))
     said.append(_compiled.load(_installed(tmp_path), "2.10.0+cu128"))
     said.append(_compiled.load(tmp_path, "2.11.0"))
-    (tmp_path / "_C.so").write_text("not a library")
+    (tmp_path / "_C.so").write_text("not a library", encoding="utf-8")
     said.append(_compiled.load(tmp_path, "2.11.0"))
-    (tmp_path / "_build_info.json").write_text("{")
+    (tmp_path / "_build_info.json").write_text("{", encoding="utf-8")
     said.append(_compiled.load(tmp_path))
     words = [
         "never built",
@@ -297,7 +396,7 @@ class Environment:
         site = Path(self.run("-c", "import sysconfig; print(sysconfig.get_path('platlib'))").stdout.strip())
         for found in [here / "torch", here / "torchgen", *here.glob("torch-*.dist-info")]:
             (site / found.name).symlink_to(found)
-        (site / "shown.pth").write_text(f"{here}\n")
+        (site / "shown.pth").write_text(f"{here}\n", encoding="utf-8")
         for folder in [*site.glob("setuptools*"), *site.glob("pkg_resources")]:
             shutil.rmtree(folder)  # venvs of Python 3.11 and older bring one of their own, too old
         self.empty = folder.parent / "empty"
@@ -360,6 +459,7 @@ def test_build_install_with_compiler(isolated, sdist, fresh):
     assert problem is None and answer["parts"] == info["parts"] == parts
     assert info["cuda_archs"] == (["90"] if nvcc else [])
     assert Path(file).is_relative_to(fresh.python.parent.parent)
+    assert info["bytes"] == Path(file).with_name("_C.so").stat().st_size
     assert "Root-Is-Purelib: false" in wheel and "-none-any" not in wheel
 
 
@@ -399,7 +499,7 @@ def test_build_install_editable_in_place_and_off_again(source, fresh):
 
 @pytest.mark.install
 def test_build_install_survives_code_that_does_not_compile(source, fresh):
-    with open(source / "csrc" / "module.cpp", "a") as module:
+    with open(source / "csrc" / "module.cpp", "a", encoding="utf-8") as module:
         module.write("#error seeded\n")
     done = fresh.pip(source, LSKA_OPS_BUILD="require")
     assert done.returncode == 1 and "LSKA_OPS_BUILD=require, but the cpu part did not compile" in done.stdout
@@ -412,7 +512,7 @@ def test_build_install_survives_code_that_does_not_compile(source, fresh):
 @pytest.mark.install
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH; install the CUDA toolkit")
 def test_build_install_keeps_cpu_where_nvcc_fails(source, fresh):
-    with open(source / "csrc" / "lska" / "cuda.cu", "a") as cuda:
+    with open(source / "csrc" / "lska" / "cuda.cu", "a", encoding="utf-8") as cuda:
         cuda.write("#error seeded\n")
     done = fresh.pip(source, LSKA_OPS_CUDA_ARCHS="90")
     assert done.returncode == 0, done.stdout

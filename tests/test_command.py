@@ -6,6 +6,7 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,9 +44,13 @@ def python(tmp_path_factory):
         Path(torch.__file__).parents[1],
         sysconfig.get_path("purelib"),
     ]
-    packages.joinpath("seen.pth").write_text("\n".join(map(str, dict.fromkeys(seen))) + "\n")
+    packages.joinpath("seen.pth").write_text(
+        "\n".join(map(str, dict.fromkeys(seen))) + "\n", encoding="utf-8"
+    )
     command = interpreter.with_name("yolo")  # as ultralytics' own, which tune() starts
-    command.write_text(f"#!{interpreter}\nfrom ultralytics.cfg import entrypoint\nentrypoint()\n")
+    command.write_text(
+        f"#!{interpreter}\nfrom ultralytics.cfg import entrypoint\nentrypoint()\n", encoding="utf-8"
+    )
     command.chmod(0o755)
     env = {**os.environ, "PATH": f"{interpreter.parent}{os.pathsep}{os.environ['PATH']}"}
     return lambda *words, **options: subprocess.run(
@@ -106,7 +111,7 @@ def test_command_doctor_tells_of_the_hook(python, hook):
         return next(line for line in printed.splitlines() if line.startswith("yolo hook"))
 
     assert line() == f"yolo hook    on ({hook}); `lska-ops disable` removes it"
-    hook.with_suffix(".py").write_text("older = True")
+    hook.with_suffix(".py").write_text("older = True", encoding="utf-8")
     assert line() == f"yolo hook    on, of another version ({hook}); `lska-ops enable` renews it"
     python("-m", "lska_ops", "enable")
     assert line().startswith("yolo hook    on (")
@@ -115,7 +120,7 @@ def test_command_doctor_tells_of_the_hook(python, hook):
 
 
 def test_command_hook_never_breaks_ultralytics(python, hook, tmp_path):
-    (tmp_path / "lska_ops.py").write_text("raise RuntimeError('broken')")
+    (tmp_path / "lska_ops.py").write_text("raise RuntimeError('broken')", encoding="utf-8")
     code = "import sys; sys.path.insert(0, sys.argv[1]); from ultralytics.nn import tasks; print(tasks.parse_model)"
     done = python("-c", code, tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("<function parse_model")
@@ -154,6 +159,15 @@ def test_command_doctor_names_what_is_compiled(monkeypatch):
     assert doctor._compiled_parts() == "cpu, by g++ 12"
 
 
+def test_command_doctor_tells_of_a_triton_of_another_torch(monkeypatch):
+    monkeypatch.setattr(doctor._triton, "problem", lambda: None)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.8.0"))
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    assert doctor._triton_version().startswith("triton is 3.8.0 and torch 2.11.0+cu130 is made for 3.6: ")
+    monkeypatch.setattr(torch, "__version__", "2.14.1+cu130")
+    assert doctor._triton_version() == "3.8.0"
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -178,7 +192,7 @@ def test_command_problems_refuses_in_one_line(capsys, words, message):
 
 @pytest.mark.parametrize("word", ["enable", "disable"])
 def test_command_hook_without_rights(monkeypatch, tmp_path, capsys, word):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     files = tuple(tmp_path / "file" / f"hook{suffix}" for suffix in (".pth", ".py"))
     monkeypatch.setattr(startup, "_files", lambda: files)
     if word == "disable":

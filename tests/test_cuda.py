@@ -121,7 +121,7 @@ def test_cuda_declines_acmix_of_other_sizes(gpu):
 
 
 def test_cuda_limits_of_acmix_are_the_kernels():
-    plan = (Path(__file__).parent.parent / "csrc" / "acmix" / "plan.h").read_text()
+    plan = (Path(__file__).parent.parent / "csrc" / "acmix" / "plan.h").read_text(encoding="utf-8")
     for name in ("MostReach", "MostShift", "MostHeads", "MostDims", "MostStride"):
         number = int(re.search(rf"constexpr int kAcmix{name} = (\d+);", plan)[1])
         assert getattr(acmix_compiled, re.sub("(?<=t)(?=[A-Z])", "_", name).upper()) == number

@@ -35,7 +35,7 @@ socket.create_connection = refuse
 def python(tmp_path):
     """Starts a Python process in an empty directory without a network; gives (Popen, file of network attempts)."""
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(NO_NETWORK)
+    (tmp_path / "site" / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
     (tmp_path / "cwd").mkdir()
     path = os.pathsep.join(filter(None, (str(tmp_path / "site"), os.environ.get("PYTHONPATH"))))
     env = {**os.environ, "PYTHONPATH": path, "ATTEMPTS": str(tmp_path / "attempts")}
@@ -92,7 +92,12 @@ def test_demo_boxes_are_tight_around_the_ink(tmp_path):
     for picture in check_data(write_digits(tmp_path, train=12, val=1))["train"]:
         pixels = np.asarray(Image.open(picture).convert("L"), float)
         ground = np.median(pixels)
-        lines = picture.parents[1].joinpath("labels", picture.stem + ".txt").read_text().split("\n")
+        lines = (
+            picture.parents[1]
+            .joinpath("labels", picture.stem + ".txt")
+            .read_text(encoding="utf-8")
+            .split("\n")
+        )
         for line in filter(None, lines):
             _, x, y, w, h = (float(word) for word in line.split())
             left, right, top, bottom = (round(320 * v) for v in (x - w / 2, x + w / 2, y - h / 2, y + h / 2))
@@ -144,7 +149,7 @@ def test_demo_trains_and_its_model_opens_again_without_network(python, tmp_path,
     process, attempts = python("-c", TRAIN, picture, *words)
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
-    assert not attempts.exists(), attempts.read_text()
+    assert not attempts.exists(), attempts.read_text(encoding="utf-8")
     said = dict(re.findall(r"^(weights|curves|pictures|mAP50|seconds/step): +(\S+)", output, re.M))
     assert set(said) == {"weights", "curves", "pictures", "mAP50", "seconds/step"}
     assert os.path.getsize(said["weights"]) and os.path.getsize(said["curves"])
@@ -306,7 +311,7 @@ def user_data(folder, train="0 0.5 0.5 0.2 0.2\n", names="names: {0: thing}\n"):
             content = label if isinstance(label, bytes) else label.encode()
             (folder / "dataset" / split / "labels" / "a.txt").write_bytes(content)
     data = folder / "data.yaml"
-    data.write_text("train: dataset/train/images\nval: dataset/val/images\n" + names)
+    data.write_text("train: dataset/train/images\nval: dataset/val/images\n" + names, encoding="utf-8")
     return data
 
 
@@ -321,7 +326,9 @@ def refused(data, message):
 def test_demo_data_check_accepts_boxes_polygons_and_background(tmp_path):
     splits = check_data(user_data(tmp_path, "0 0.1 0.1 0.5 0.1 0.5 0.5\n\n"))
     assert [p.name for p in splits["train"]] == ["a.jpg"]
-    (tmp_path / "dataset" / "train" / "labels" / "a.txt").write_text("0 0.5 0.5 1 1\n0 0.1 0.1 0.2 0.2\n")
+    (tmp_path / "dataset" / "train" / "labels" / "a.txt").write_text(
+        "0 0.5 0.5 1 1\n0 0.1 0.1 0.2 0.2\n", encoding="utf-8"
+    )
     check_data(tmp_path / "data.yaml")
     Image.new("RGB", (32, 32)).save(tmp_path / "dataset" / "train" / "images" / "background.png")
     assert len(check_data(tmp_path / "data.yaml")["train"]) == 2
@@ -415,16 +422,18 @@ def test_demo_data_check_reads_list_files_as_ultralytics_does(tmp_path, monkeypa
     data = user_data(tmp_path)
     listing = tmp_path / "lists" / "train.txt"
     listing.parent.mkdir()
-    data.write_text(f"train: {listing}\nval: dataset/val/images\nnames: [a]\n")
+    data.write_text(f"train: {listing}\nval: dataset/val/images\nnames: [a]\n", encoding="utf-8")
     absolute = tmp_path / "dataset" / "train" / "images" / "a.jpg"
     (tmp_path / "lists" / "images").mkdir()
     (tmp_path / "lists" / "images" / "b.jpg").write_bytes(absolute.read_bytes())
     monkeypatch.chdir(tmp_path)
-    listing.write_text(f"./images/b.jpg\n\ndataset/train/images/a.jpg\n{absolute}\n")
+    listing.write_text(f"./images/b.jpg\n\ndataset/train/images/a.jpg\n{absolute}\n", encoding="utf-8")
     pictures = [str(picture) for picture in check_data(data)["train"]]
     reader = YOLODataset.__new__(YOLODataset)
     reader.prefix, reader.fraction = "", 1.0
     assert sorted(pictures) == sorted(os.path.normpath(file) for file in reader.get_img_files(str(listing)))
 
-    listing.write_text("dataset/train/images/a.jpg\nimages/b.jpg\n")  # not from the list's folder
+    listing.write_text(
+        "dataset/train/images/a.jpg\nimages/b.jpg\n", encoding="utf-8"
+    )  # not from the list's folder
     refused(data, f"{listing} line 2 is 'images/b.jpg', which does not exist; expected a picture")

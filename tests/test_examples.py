@@ -73,7 +73,9 @@ def test_examples_segment(start):
     assert model.trainer.metrics["metrics/mAP50(M)"] >= 0
     labels = sorted(Path("shapes/train/labels").glob("*.txt"))
     assert len(labels) == 4
-    corners = [len(line.split()) // 2 for file in labels for line in file.read_text().splitlines()]
+    corners = [
+        len(line.split()) // 2 for file in labels for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     assert set(corners) == {3, 24} and len(corners) == 12
 
 
@@ -103,11 +105,11 @@ def test_examples_own_loop_needs_no_ultralytics(start, monkeypatch, capsys):
 
 def test_examples_train(start, tmp_path, monkeypatch):
     data = write_digits(tmp_path, train=2, val=1)
-    classes = data.read_text().partition("names:")[2]
+    classes = data.read_text(encoding="utf-8").partition("names:")[2]
     for name in ("train.py", "coco128.yaml"):
         shutil.copy(EXAMPLES / name, tmp_path)
     text = (tmp_path / "coco128.yaml").read_text(encoding="utf-8")
-    (tmp_path / "coco128.yaml").write_text(text.partition("names:")[0] + "names:" + classes)
+    (tmp_path / "coco128.yaml").write_text(text.partition("names:")[0] + "names:" + classes, encoding="utf-8")
     train, asked = Model.train, {}
 
     def shorter(model, **options):

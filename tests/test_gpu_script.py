@@ -52,7 +52,7 @@ def dry_run(folder, *words):
     command = [sys.executable, SCRIPT, "--dry-run", "--out", folder, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     found = list(Path(folder).glob("*/dry-run.json"))
-    return done, json.loads(found[0].read_text()) if found else None
+    return done, json.loads(found[0].read_text(encoding="utf-8")) if found else None
 
 
 def test_gpu_script_dry_run_reaches_what_needs_the_gpu(tmp_path):
@@ -138,7 +138,9 @@ class Made:
     def _stage(self, name):
         def work(seconds):
             file = self.results / evidence.FILE
-            self.seen.append((name, json.loads(file.read_text())["stages"] if file.exists() else None))
+            self.seen.append(
+                (name, json.loads(file.read_text(encoding="utf-8"))["stages"] if file.exists() else None)
+            )
             what = self.told.get(name, {})
             if isinstance(what, Exception):
                 raise what
@@ -157,7 +159,7 @@ def run_made(tmp_path, **told):
     made = Made(tmp_path / "gpu", **told)
     code = gpu.run(gpu.parse(["--out", str(tmp_path)]), tmp_path, make=made)
     file = made.results / evidence.FILE
-    return made, code, json.loads(file.read_text()) if file.exists() else None
+    return made, code, json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 NAMES = ["environment", "build", "tests", "memcheck", "racecheck", "benchmarks", "networks"]
@@ -207,10 +209,10 @@ def test_gpu_script_keeps_what_earlier_runs_measured(tmp_path):
     later = [*rows_on_gpu()[1:], row]
     data["measured"] = {gpu_rows.name_of(*row): "now"}
     file = tmp_path / "gpu" / evidence.FILE
-    file.write_text(json.dumps(data))
+    file.write_text(json.dumps(data), encoding="utf-8")
     assert gpu_rows.not_yet_first(rows_on_gpu(), file) == later
     data["environment"]["cuda_hash"] = "other kernels"
-    file.write_text(json.dumps(data))
+    file.write_text(json.dumps(data), encoding="utf-8")
     assert gpu_rows.not_yet_first(rows_on_gpu(), file) == list(rows_on_gpu())
     assert gpu_rows.not_yet_first(rows_on_gpu(), tmp_path / "none") == list(rows_on_gpu())
 
@@ -337,7 +339,7 @@ def test_gpu_rows_training_comes_first():
 def test_gpu_rows_can_be_made(tmp_path):
     state = tmp_path / "rows.json"
     gpu_rows.main(["--construct", "--state", str(state)])
-    assert len(json.loads(state.read_text())["rows"]) == len(rows_on_gpu())
+    assert len(json.loads(state.read_text(encoding="utf-8"))["rows"]) == len(rows_on_gpu())
 
 
 def test_gpu_rows_leave_csv_and_state(tmp_path, monkeypatch, capsys):
@@ -355,11 +357,11 @@ def test_gpu_rows_leave_csv_and_state(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(suite, "set_up_cuda", lambda: None)
     monkeypatch.setattr(suite, "providers", lambda op: {"cuda": ours("cuda"), "eager": eager})
     facts, state, out = tmp_path / "facts.json", tmp_path / "rows.json", tmp_path / "out"
-    facts.write_text(json.dumps(FACTS))
+    facts.write_text(json.dumps(FACTS), encoding="utf-8")
     words = ["--state", str(state), "--out", str(out), "--facts", str(facts), "--seconds"]
     gpu_rows.main([*words, str(time.monotonic() - gpu_rows.START + 100)])
     names = [gpu_rows.name_of(*item) for item in rows]
-    data = json.loads(state.read_text())
+    data = json.loads(state.read_text(encoding="utf-8"))
     assert data["rows"] == dict.fromkeys(
         names, "failed: cuda declined: x is on cpu; move it to a CUDA device"
     )
@@ -371,7 +373,7 @@ def test_gpu_rows_leave_csv_and_state(tmp_path, monkeypatch, capsys):
     assert all(float(line["ms"]) > 0 for line in lines if line["provider"] in ("eager", "copy"))
     assert all(line["date"] == FACTS["date"] for line in lines) and "Goals, fp16" in capsys.readouterr().out
     gpu_rows.main([*words, "0"])
-    assert json.loads(state.read_text())["rows"] == dict.fromkeys(names, gpu_rows.OUT_OF_TIME)
+    assert json.loads(state.read_text(encoding="utf-8"))["rows"] == dict.fromkeys(names, gpu_rows.OUT_OF_TIME)
     # What is not measured again stays.
     assert all(report.read(out / f"{op}.csv") == lines for op, lines in found.items())
 
@@ -406,10 +408,10 @@ def test_gpu_rows_autotuned_at_one_k_or_b():
 def tree(tmp_path):
     folder = tmp_path / "csrc" / "lska"
     folder.mkdir(parents=True)
-    (folder / "cuda.cu").write_text('#include <vector>\n#include "csrc/lska/a.h"\n')
-    (folder / "a.h").write_text('#pragma once\n#include "csrc/lska/b.h"\n')
-    (folder / "b.h").write_text("int b;\n")
-    (folder / "cpu.h").write_text("int cpu;\n")
+    (folder / "cuda.cu").write_text('#include <vector>\n#include "csrc/lska/a.h"\n', encoding="utf-8")
+    (folder / "a.h").write_text('#pragma once\n#include "csrc/lska/b.h"\n', encoding="utf-8")
+    (folder / "b.h").write_text("int b;\n", encoding="utf-8")
+    (folder / "cpu.h").write_text("int cpu;\n", encoding="utf-8")
     return tmp_path
 
 
@@ -417,7 +419,9 @@ def leave(tree, name, date, cuda_hash, tests):
     file = tree / "results" / name / evidence.FILE
     file.parent.mkdir(parents=True)
     facts = {**FACTS, "date": date, "cuda_hash": cuda_hash}
-    file.write_text(json.dumps({"environment": facts, "stages": {"tests": tests} if tests else {}}))
+    file.write_text(
+        json.dumps({"environment": facts, "stages": {"tests": tests} if tests else {}}), encoding="utf-8"
+    )
 
 
 def test_evidence_grows_old_with_the_kernels(tree):
@@ -438,9 +442,9 @@ def test_evidence_grows_old_with_the_kernels(tree):
     assert "never run" in said()
     leave(tree, "good", "2026-01-02 00:00 UTC", evidence.cuda_hash(tree), {"status": "ok", "passed": 9})
     assert said() == "cuda kernels are those of the evidence of 2026-01-02 (Made-up GPU, commit abc)"
-    (tree / "csrc" / "lska" / "cpu.h").write_text("int other;\n")
+    (tree / "csrc" / "lska" / "cpu.h").write_text("int other;\n", encoding="utf-8")
     assert "are those of" in said()
-    (tree / "csrc" / "lska" / "b.h").write_text("int c;\n")
+    (tree / "csrc" / "lska" / "b.h").write_text("int c;\n", encoding="utf-8")
     assert said().startswith(
         "cuda kernels changed since the evidence of 2026-01-02 (Made-up GPU, commit abc)"
     )
@@ -521,7 +525,7 @@ def test_gpu_rows_in_the_readme_carry_their_date(tmp_path):
     data["stages"] = {
         "benchmarks": {"rows": {"a": "ok", "b": gpu_rows.OUT_OF_TIME, "c": gpu_rows.OUT_OF_TIME}}
     }
-    (folder / evidence.FILE).write_text(json.dumps(data))
+    (folder / evidence.FILE).write_text(json.dumps(data), encoding="utf-8")
     text = report.block(tmp_path)
     assert "| LSKA cascade, forward (2026-01-02) | 128×40×40 (yolo11n_p4) | 16 | float16 | 23 |" in text
     assert (

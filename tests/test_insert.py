@@ -146,6 +146,66 @@ def test_insert_without_a_last_line_end(tmp_path, newline):
     ]
 
 
+CHINESE = SMALL.replace("# a net", "# 网络 “小目标检测”").replace(
+    "# a comment of its own", "# 一句话、模块、嚳"
+)
+ENCODINGS = ["utf-8", "utf-8-sig", "gbk", "gb18030", "big5", "shift-jis", "latin-1"]
+
+
+def inserted(text):
+    """What `insert` makes of SMALL behind its row 1, the row numbers written out."""
+    for old, new in (
+        (" # 12 layers, 345 parameters", ""),
+        ("# 1 of 2", "# 1 of 2\n  - [-1, 1, LSKA, [11]] # 2 (P2/4)"),
+        ("[-2, 1, Conv", "[-3, 1, Conv"),
+        ("[[-1, 1], 1, Concat", "[[-1, 2], 1, Concat"),
+        ("[[3, 4], 1,", "[[4, 5], 1,"),
+    ):
+        text = changed(text, old, new)
+    return text
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_insert_keeps_every_byte_of_comments_in_any_encoding(tmp_path, encoding, newline):
+    text = {"big5": CHINESE.replace("网络 “小目标检测”", "功許蓋 檢測").replace("一句话、模块、嚳", "網路模塊"),
+            "shift-jis": CHINESE.replace("网络 “小目标检测”", "ソ表示").replace("一句话、模块、嚳", "能予"),
+            "latin-1": CHINESE.replace("网络 “小目标检测”", "é à l'école").replace("一句话、模块、嚳", "größer")}.get(encoding, CHINESE)  # fmt: skip
+    source, out, back = (tmp_path / name for name in ("net.yaml", "out.yaml", "back.yaml"))
+    source.write_bytes(text.replace("\n", newline).encode(encoding))
+    made = insert(source, "LSKA", 1, k_size=11, out=out)
+    assert out.read_bytes() == inserted(text).replace("\n", newline).encode(encoding)
+    assert made.encode("utf-8", "surrogateescape") == out.read_bytes()
+    remove(out, "LSKA", out=back)
+    without_counts = changed(text, " # 12 layers, 345 parameters", "")
+    assert back.read_bytes() == without_counts.replace("\n", newline).encode(encoding)
+    lska_ops.register()
+    assert (
+        type(tasks.DetectionModel(str(out), verbose=False).model[2]) is lska_ops.LSKA
+    )  # ultralytics reads it
+
+
+@pytest.mark.parametrize(
+    "encoding, name",
+    [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16"), ("utf-16-be", "UTF-16"), ("utf-32", "UTF-32")],
+)
+def test_insert_refuses_text_whose_letters_take_several_bytes(tmp_path, encoding, name):
+    source, out = tmp_path / "net.yaml", tmp_path / "out.yaml"
+    source.write_bytes(CHINESE.encode(encoding))
+    with pytest.raises(InsertError) as error:
+        insert(source, "LSKA", 1, out=out)
+    assert str(error.value).startswith(f"net.yaml: is {name} text; expected UTF-8") and not out.exists()
+
+
+def test_insert_names_the_encoding_where_bytes_break_the_yaml(tmp_path):
+    source = tmp_path / "net.yaml"
+    source.write_bytes(changed(SMALL, "nc: 3 ", 'nc: "3鎈" ').encode("gbk"))  # its second byte is a backslash
+    with pytest.raises(
+        InsertError, match=r"net.yaml: is no YAML \(line \d+: .*\); expected .*, saved as UTF-8"
+    ):
+        insert(source, "LSKA", 1)
+
+
 @pytest.mark.parametrize("style", [None, True, False], ids=["leaves", "flow", "block"])
 def test_insert_in_every_style_of_yaml(tmp_path, style):
     d = yaml.safe_load(SMALL)
@@ -324,7 +384,7 @@ def test_insert_word_refuses_a_file_it_cannot_make(tmp_path, monkeypatch, capsys
     assert main(["insert", "net.yaml", "LSKA", "--after", "P2", "-o", out]) == 2
     assert capsys.readouterr().err == f"lska_ops: {message}\n"
     assert [file.name for file in tmp_path.iterdir()] == ["net.yaml"]
-    assert (tmp_path / "net.yaml").read_text() == SMALL
+    assert (tmp_path / "net.yaml").read_text(encoding="utf-8") == SMALL
 
 
 def test_insert_word_prints_rows_and_writes(tmp_path, monkeypatch, capsys):

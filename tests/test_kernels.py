@@ -275,7 +275,7 @@ def available_memory():
     """Bytes that can be used without swapping; what files keep in memory can be given up."""
     if not os.path.exists("/proc/meminfo"):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with open("/proc/meminfo") as lines:
+    with open("/proc/meminfo", encoding="utf-8") as lines:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 

@@ -101,6 +101,51 @@ def test_layout_tests_hold_no_tolerance():
         assert not found, f"{path}: judge by lska_ops.testing.error_ratio"
 
 
+def opens_text(call):
+    """Whether a call reads or writes text in whatever encoding the machine has; ruff sees it of some alone."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    said = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in said:
+        return False
+    if name in ("read_text", "write_text"):
+        return len(call.args) == (name == "write_text")
+    if name != "open" or ast.unparse(call.func) in ("tarfile.open", "Image.open", "os.open"):
+        return False
+    place = 1 if isinstance(call.func, ast.Name) else 0  # of the mode: open(file, mode), file.open(mode)
+    mode = said.get("mode", call.args[place] if len(call.args) > place else ast.Constant("r"))
+    return "b" not in getattr(mode, "value", "")
+
+
+@pytest.mark.parametrize(
+    "call, answer",
+    [
+        ("f.read_text()", True),
+        ("f.write_text(x)", True),
+        ("open(f)", True),
+        ("open(f, 'a', newline='')", True),
+        ("f.open('w')", True),
+        ("open(f, mode='x')", True),
+        ("f.read_text('utf-8')", False),
+        ("f.write_text(x, encoding='utf-8')", False),
+        ("open(f, 'rb')", False),
+        ("f.open('wb')", False),
+        ("os.open(f, flags)", False),
+    ],
+)
+def test_layout_text_without_an_encoding_is_seen(call, answer):
+    assert opens_text(ast.parse(call).body[0].value) is answer
+
+
+def test_layout_text_is_utf8_on_every_machine():
+    folders = (
+        ROOT / name for name in ("lska_ops", "build_backend", "wheels", "benchmarks", "tests", "examples")
+    )
+    for path in [ROOT / "setup.py", *(file for folder in folders for file in folder.rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found = isinstance(node, ast.Call) and opens_text(node)
+            assert not found, f'{path}:{node.lineno} names no encoding; expected encoding="utf-8"'
+
+
 def test_layout_readme_names_every_module_and_folder():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()

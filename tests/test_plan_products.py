@@ -29,7 +29,7 @@ SHORT = {
 def committed():
     """{(gpu, problem, kernel): lines by rank}."""
     found = {}
-    with open(plans.FILE, newline="") as file:
+    with open(plans.FILE, newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             found.setdefault((line["gpu"], line["problem"], line["kernel"]), []).append(line)
     return found

@@ -222,7 +222,7 @@ def test_profile_keeps_other_calls_of_its_csv(tmp_path):
     write(lines(second, "a", "all"), tmp_path)
     write([*lines(first, "a", "all"), *lines(calls.Problem(B=3), "a", "all")], tmp_path)
     write(lines(second, "b", "all"), tmp_path)
-    with open(tmp_path / "t4.csv", newline="") as file:
+    with open(tmp_path / "t4.csv", newline="", encoding="utf-8") as file:
         found = [(call_of(line), line["kernel"]) for line in csv.DictReader(file)]
     calls_there = [
         ("lska_fwd", "16", str(p.C), "80", "80", str(p.k), "", "", "", p.dtype, p.layout)
@@ -399,7 +399,7 @@ def test_profile_is_that_of_the_committed_table(profiler, text):
     problem, gpu = calls.parse(text), BY_NAME[JUDGE]
     if not (file := RESULTS / f"{gpu.file}.csv").exists():
         pytest.fail(f"{file} is missing; run `make profile`")
-    with open(file, newline="") as table:
+    with open(file, newline="", encoding="utf-8") as table:
         committed = {same(line): line for line in csv.DictReader(table)}
     ((_, rows),) = profiler.rows(problem, [gpu])
     for line in lines_of(problem, gpu, rows):

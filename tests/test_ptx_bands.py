@@ -21,7 +21,7 @@ from ptx.parse import Module  # noqa: E402
 def gpu():
     root = Path(os.environ.get("LSKA_OPS_PTX_SOURCES", build.ROOT))
     code = build.ptx_of("lska", root / "csrc" / "lska" / "cuda_bands.cu", 80, root)
-    made = Gpu(build.build(build.ROOT / "build" / "host_cuda"), [Module(code.read_text())])
+    made = Gpu(build.build(build.ROOT / "build" / "host_cuda"), [Module(code.read_text(encoding="utf-8"))])
     yield made
     made.close()
 

@@ -1,4 +1,4 @@
-"""What the two READMEs say: the same in both languages, and what can be run is run as it stands there."""
+"""What README and docs/ say: the same in both languages, and what can be run is run as it stands there."""
 
 import inspect
 import itertools
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from packaging.requirements import Requirement
 from test_checkpoints import write_fork
 from test_yolo import PARAMETERS, SCALES
 from ultralytics import YOLO
@@ -16,6 +17,7 @@ from ultralytics.engine.model import Model
 from ultralytics.nn import tasks
 
 import lska_ops
+from lska_ops import _triton
 from lska_ops.__main__ import main
 from lska_ops.yolo import row_diff, startup
 from lska_ops.yolo.digits import write_digits
@@ -25,6 +27,11 @@ from lska_ops.yolo.registration import modules
 
 ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
+INSTALL = ROOT / "docs" / "install.md"
+PAGES = [(page, page.with_suffix(".zh-CN.md")) for page in (ENGLISH, *sorted(ROOT.glob("docs/*[!N].md")))]
+each_page = pytest.mark.parametrize(
+    "path", [page for pair in PAGES for page in pair], ids=lambda path: path.name
+)
 FENCE, BEGIN, END = "```", "<!-- results -->", "<!-- /results -->"
 
 
@@ -65,7 +72,7 @@ def shared(kind, what, places):
     found = re.findall(r"`[^`]+`", what)
     what = re.sub(r"`[^`]+`", "", what)
     for link in re.findall(r"\]\(([^)]+)\)", what):
-        link = "the other language" if Path(link).name.startswith("README") else link
+        link = link.replace(".zh-CN.md", ".md")
         found.append(("heading", places.get(link[1:])) if link.startswith("#") else ("link", link))
     what = re.sub(r"\]\([^)]+\)", "", what)
     # A sentence has them in another order there.
@@ -88,8 +95,15 @@ def read(path):
     return path.read_text(encoding="utf-8")
 
 
-def test_readme_is_the_same_in_both_languages():
-    assert not (difference := first_difference(read(ENGLISH), read(CHINESE))), difference
+def test_readme_pages_are_all_there():
+    assert INSTALL in [english for english, _ in PAGES]
+    found = [page for folder in (ROOT, ROOT / "docs") for page in folder.glob("*.zh-CN.md")]
+    assert sorted(found) == sorted(chinese for _, chinese in PAGES)
+
+
+@pytest.mark.parametrize("english, chinese", PAGES, ids=lambda path: path.name)
+def test_readme_is_the_same_in_both_languages(english, chinese):
+    assert not (difference := first_difference(read(english), read(chinese))), difference
 
 
 @pytest.mark.parametrize(
@@ -115,7 +129,26 @@ def test_readme_comparison_sees(change):
     assert first_difference(text, text.replace(*change, 1))
 
 
-@pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("| 2.14 | 3.8 |", "| 2.14 | 3.7 |"),
+        ("triton-windows<3.7", "triton-windows<3.6"),
+        ("from 8.4.146 on", "from 8.4.137 on"),
+        ("`reference`, `triton` with an extra", "`reference`"),
+        ("(../README.md)", "(../CONTRIBUTING.md)"),
+        ("(#raspberry-pi)", "(#jetson)"),
+        ("LSKA_OPS_CUDA_ARCHS=87 pip", "LSKA_OPS_CUDA_ARCHS=90 pip"),
+    ],
+    ids=lambda change: change[0],
+)
+def test_readme_comparison_sees_in_install(change):
+    text, chinese = read(INSTALL), read(INSTALL.with_suffix(".zh-CN.md"))
+    assert change[0] in text, "the page no longer says this; name something that it says"
+    assert first_difference(text.replace(*change, 1), chinese)
+
+
+@each_page
 def test_readme_links_lead_somewhere(path):
     text = read(path)
     links = re.findall(
@@ -125,7 +158,7 @@ def test_readme_links_lead_somewhere(path):
         if link.startswith("#"):
             assert link[1:] in anchors(text), f"{path.name}: no heading {link}"
         elif not link.startswith("https://"):
-            assert (ROOT / link).exists(), f"{path.name}: {link} does not exist"
+            assert (path.parent / link).exists(), f"{path.name}: {link} does not exist"
 
 
 def test_readme_results_go_into_both(tmp_path, capsys):
@@ -149,8 +182,8 @@ def test_readme_results_go_into_both(tmp_path, capsys):
 # What is run: the English file's, the other's being the same
 
 
-def blocks(language=""):
-    found = [what.split("\n", 1) for _, kind, what in chunks(read(ENGLISH)) if kind == "code block"]
+def blocks(language="", page=ENGLISH):
+    found = [what.split("\n", 1) for _, kind, what in chunks(read(page)) if kind == "code block"]
     return [code for fence, code in found if fence == FENCE + language]
 
 
@@ -214,10 +247,10 @@ def test_readme_python_runs(folder, logged):
     assert names["attended"].shape == names["shifted"].shape == names["q"].shape
 
 
-def commands():
-    """README's command lines as words, comments left out, each once."""
-    lines = [line for block in blocks() for line in block.splitlines()]
-    lines = [line for line in lines if re.match(r"(python|lska-ops|make|pip) ", line)]
+def commands(page=ENGLISH):
+    """A page's command lines as words, comments left out, each once."""
+    lines = [line for block in blocks(page=page) for line in block.splitlines()]
+    lines = [line for line in lines if re.match(r"(LSKA_OPS_\w+=\S+ )*(python|lska-ops|make|pip) ", line)]
     return [list(words) for words in dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)]
 
 
@@ -228,6 +261,11 @@ def run(words):
         return 0
     if words[0] == "make":
         return 0 if re.search(rf"^{words[1]}:", read(ROOT / "Makefile"), re.M) else 2
+    if words[0].startswith("LSKA_OPS_"):
+        assert words[0].partition("=")[0] in read(ROOT / "build_backend" / "facts.py"), words
+        return run(words[1:])
+    if words[:2] == ["pip", "wheel"]:
+        return 0 if words[-1] == "." else 2
     if words[0] == "pip":
         extras = re.search(r"\.\[(.*)\]", words[-1])[1].split(",")
         return (
@@ -255,6 +293,31 @@ def test_readme_commands_run(folder, monkeypatch):
     assert (folder / "new.pt").exists() and not there[0].exists()
 
 
+def test_readme_install_commands_run(folder):
+    assert len(commands(INSTALL)) > 4
+    for words in commands(INSTALL):
+        assert run(words) in (0, int(words[-1] == "doctor")), shlex.join(words)
+
+
+def test_readme_install_has_the_triton_of_every_torch():
+    table = {}
+    for torch_versions, triton, command in rows_of("| torch | Triton", INSTALL)[2:]:
+        for version in torch_versions.split(", "):
+            table[version] = triton, command
+    assert table == {
+        f"{torch[0]}.{torch[1]}": (f"{major}.{minor}", f'pip install "triton-windows<{major}.{minor + 1}"')
+        for torch, (major, minor) in _triton.MADE_FOR.items()
+    }
+
+
+def test_readme_extra_triton_is_for_windows_alone():
+    (requirement,) = re.search(r"^triton = \[(.*)\]", read(ROOT / "pyproject.toml"), re.M).groups()
+    parsed = Requirement(requirement.strip('"'))
+    assert parsed.name == "triton-windows"
+    found = [parsed.marker.evaluate({"sys_platform": name}) for name in ("win32", "linux", "darwin")]
+    assert found == [True, False, False]
+
+
 def test_readme_export_runs(folder):
     pytest.importorskip("onnx", reason="onnx is not installed; pip install '.[export]'")
     saved("yolo11n-LSKA.yaml", "best.pt")
@@ -262,9 +325,9 @@ def test_readme_export_runs(folder):
     assert exports and not any(map(run, exports)) and (folder / "best.onnx").exists()
 
 
-def rows_of(heading):
+def rows_of(heading, page=ENGLISH):
     """The cells, without backquotes, of the table whose first line begins with `heading`."""
-    lines = [what for _, kind, what in chunks(read(ENGLISH)) if kind == "table row"]
+    lines = [what for _, kind, what in chunks(read(page)) if kind == "table row"]
     start = next(i for i, line in enumerate(lines) if line.startswith(heading))
     cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines[start:]]
     return list(itertools.takewhile(lambda row: len(row) == len(cells[0]), cells))

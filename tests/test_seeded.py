@@ -86,7 +86,11 @@ def test_seeded_bugs_all_fit_the_sources(file):
     bugs = set().union(*(seeded_bugs(value) for name, value in vars(module).items() if name.isupper()))
     folders = [seeded.ROOT / f for f in ("csrc", "lska_ops", *(f"{a}/{b}" for a, b in product(PARTS, OPS)))]
     for bug in bugs:
-        counts = [(f / bug.file).read_text().count(bug.right) for f in folders if (f / bug.file).is_file()]
+        counts = [
+            (f / bug.file).read_text(encoding="utf-8").count(bug.right)
+            for f in folders
+            if (f / bug.file).is_file()
+        ]
         assert 1 in counts, (bug.name, bug.file, counts)
     assert bugs
 

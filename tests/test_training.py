@@ -51,7 +51,7 @@ def rows(module=None):
 
 def write(folder, module=None):
     path = folder / f"tiny{module or ''}.yaml"
-    path.write_text(yaml.safe_dump(rows(module)))
+    path.write_text(yaml.safe_dump(rows(module)), encoding="utf-8")
     return path
 
 
@@ -170,7 +170,7 @@ def test_training_goes_on_in_a_fresh_process(tmp_path, digits, module):
     assert done.returncode == 0, done.stdout + done.stderr
     count = sum(p.requires_grad for layer in layers(model.model) for p in layer.parameters())
     assert f"resumed 1 True {count} {count}\n" in done.stdout, done.stdout
-    assert len(last.parents[1].joinpath("results.csv").read_text().splitlines()) == 1 + 3
+    assert len(last.parents[1].joinpath("results.csv").read_text(encoding="utf-8").splitlines()) == 1 + 3
     before, after = torch.load(last, weights_only=False)["model"], model.trainer.model
     for ours, theirs in zip(layers(before), layers(after), strict=True):
         assert not torch.equal(ours.conv1.weight.float(), theirs.conv1.weight)
@@ -183,7 +183,7 @@ def validated(model, folder, digits):
     )
     metrics = model.val(**options, **OFFLINE)
     files = sorted((folder / "val" / "labels").glob("*.txt"))
-    return {file.name: file.read_text() for file in files}, metrics.results_dict
+    return {file.name: file.read_text(encoding="utf-8") for file in files}, metrics.results_dict
 
 
 def test_training_validation_is_that_of_the_plain_model(pair, tmp_path, digits):

@@ -394,7 +394,7 @@ def test_transfer_through_train(tmp_path, digits, said, module):
     plain = trained(build("yolo11n.yaml", nc=10))
     path = saved(plain, tmp_path / "yolo11n.pt")
     d = {**tasks.yaml_model_load(f"yolo11n-{module}.yaml"), "nc": 10}
-    (tmp_path / "yolo11n-ten.yaml").write_text(yaml.safe_dump(d))
+    (tmp_path / "yolo11n-ten.yaml").write_text(yaml.safe_dump(d), encoding="utf-8")
     model = ultralytics.YOLO(tmp_path / "yolo11n-ten.yaml").load(path)
 
     def compare(trainer):

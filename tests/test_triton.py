@@ -52,7 +52,9 @@ def says(reason, *words):
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine on which nothing is missing: an RTX 4090, torch 2.9, Triton."""
-    machine = SimpleNamespace(capability=(8, 9), import_error=None, start_error=None, registered=[])
+    machine = SimpleNamespace(
+        capability=(8, 9), import_error=None, start_error=None, registered=[], triton_version="3.5.1"
+    )
     _triton._ask_device.cache_clear()
     monkeypatch.setattr(_triton, "_register_once", cache(_triton._register_once.__wrapped__))
     monkeypatch.setattr(_triton, "INTERPRETED", False)
@@ -74,7 +76,11 @@ def gpu(monkeypatch):
             machine.registered.append(name)
             time.sleep(0.05)  # another thread comes in between
 
-        return SimpleNamespace(driver=SimpleNamespace(active=active), register_triton=register)
+        return SimpleNamespace(
+            driver=SimpleNamespace(active=active),
+            register_triton=register,
+            __version__=machine.triton_version,
+        )
 
     monkeypatch.setattr(_triton, "importlib", SimpleNamespace(import_module=import_module))
     yield machine
@@ -115,6 +121,89 @@ def test_triton_declines_where_its_first_launch_would_fail(gpu, error):
     why = " ".join(str(error).split()) or "AssertionError"
     says(compiled.why_not_triton(ON_GPU), f"triton cannot start kernels ({why}); install gcc and Python's")
     assert not gpu.registered
+
+
+@pytest.fixture
+def on(gpu, monkeypatch):
+    """The same machine with another system, torch and Triton."""
+
+    def change(platform="win32", torch_version="2.9.1", triton_version="3.5.1"):
+        _triton._ask_device.cache_clear()
+        monkeypatch.setattr(_triton, "sys", SimpleNamespace(platform=platform))
+        monkeypatch.setattr(torch, "__version__", torch_version)
+        gpu.triton_version = triton_version
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "platform, torch_version, cure",
+    [
+        ("win32", "2.6.0+cu124", 'pip install "triton-windows<3.3"'),
+        ("win32", "2.7.1+cu128", 'pip install "triton-windows<3.4"'),
+        ("win32", "2.8.0+cu128", 'pip install "triton-windows<3.5"'),
+        ("win32", "2.9.1+cu130", 'pip install "triton-windows<3.6"'),
+        ("win32", "2.10.0+cu130", 'pip install "triton-windows<3.7"'),
+        ("win32", "2.11.0+cu130", 'pip install "triton-windows<3.7"'),
+        ("win32", "2.12.0+cu130", 'pip install "triton-windows<3.8"'),
+        ("win32", "2.13.0+cu130", 'pip install "triton-windows<3.8"'),
+        ("win32", "2.14.1+cu130", 'pip install "triton-windows<3.9"'),
+        ("win32", "9.0.0", 'pip install "triton-windows"'),
+        ("linux", "2.14.1+cpu", "install the one for this torch, 3.8"),
+        ("linux", "9.0.0", "install the one for this torch"),
+        ("darwin", "2.14.1", "use the reference: there is no Triton for macOS"),
+    ],
+)
+def test_triton_that_is_missing_is_named_for_system_and_torch(gpu, on, platform, torch_version, cure):
+    on(platform, torch_version)
+    gpu.import_error = ModuleNotFoundError("No module named 'triton'")
+    assert compiled.why_not_triton(ON_GPU) == f"triton cannot be imported (No module named 'triton'); {cure}"
+
+
+def test_triton_table_has_the_pair_that_is_installed():
+    torch_release = _triton._release(torch.__version__)
+    if REASON or torch_release not in _triton.MADE_FOR:
+        pytest.skip(REASON or f"torch is {torch.__version__}, which the table lacks; add a row")
+    assert _triton._release(importlib.import_module("triton").__version__) == _triton.MADE_FOR[torch_release]
+    assert _triton.mismatch() is None
+
+
+@pytest.mark.parametrize(
+    "platform, torch_version, triton_version, said",
+    [
+        ("win32", "2.11.0", "3.6.0", None),
+        ("win32", "2.11.0", "3.8.0.post29", 'triton is 3.8.0.post29 and torch 2.11.0 is made for 3.6: pip install -U "triton-windows<3.7"'),
+        ("win32", "2.14.1", "3.6.0", 'triton is 3.6.0 and torch 2.14.1 is made for 3.8: pip install -U "triton-windows<3.9"'),
+        ("linux", "2.9.1", "3.2.0", "triton is 3.2.0 and torch 2.9.1 is made for 3.5: install the one for this torch, 3.5"),
+        ("win32", "9.0.0", "3.8.0", None),
+        ("linux", "2.9.1", "unknown", None),
+    ],
+)  # fmt: skip
+def test_triton_of_another_torch_is_said_and_used(gpu, on, platform, torch_version, triton_version, said):
+    on(platform, torch_version, triton_version)
+    assert _triton.mismatch() == said
+    assert compiled.why_not_triton(ON_GPU) is None
+
+
+@pytest.mark.parametrize(
+    "triton_version, before", [("3.5.1", ""), ("3.8.0", "triton is 3.8.0 and torch 2.9.1 ")]
+)
+def test_triton_that_cannot_start_on_windows(gpu, on, triton_version, before):
+    on("win32", triton_version=triton_version)
+    gpu.start_error = OSError("DLL load failed")
+    reason = compiled.why_not_triton(ON_GPU)
+    says(
+        reason,
+        f"triton cannot start kernels (DLL load failed); {before}",
+        "install the Visual C++ redistributable",
+    )
+    assert "gcc" not in reason and ("; otherwise " in reason) is bool(before)
+
+
+def test_triton_on_windows_does_not_send_an_old_gpu_to_nvcc(gpu, on):
+    on("win32")
+    gpu.capability = (7, 5)
+    assert compiled.why_not_triton(ON_GPU).endswith("and Triton needs 8.0; use a newer GPU")
 
 
 def test_triton_registers_once_for_all_devices_and_threads(gpu):
@@ -342,7 +431,7 @@ def test_triton_guard_pages_are_forbidden():
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "too_far.py").write_text(kernel)
+        (Path(folder) / "too_far.py").write_text(kernel, encoding="utf-8")
         for by in (1, -1):
             done = subprocess.run(
                 [sys.executable, "-u", "-c", code, TESTS, folder, str(by)], capture_output=True, text=True

@@ -80,14 +80,14 @@ def test_wiring_command_runs_and_gives_the_network(name, tmp_path, monkeypatch):
     (said,) = wiring.problems(d)
     command = re.search(r"`python -m lska_ops (.*?)` moves them too", said)[1]
     assert main(command.split()) == 0
-    made = yaml.safe_load((tmp_path / "new.yaml").read_text())
+    made = yaml.safe_load((tmp_path / "new.yaml").read_text(encoding="utf-8"))
     assert [made[part] for part in ("backbone", "head")] == [fixed[part] for part in ("backbone", "head")]
     assert "nn.yaml" not in command and "ss.yaml" not in command
 
 
 def test_wiring_is_said_of_what_the_parser_was_given(logged, tmp_path):
     d = {k: v for k, v in by_hand(17).items() if k not in ("scale", "yaml_file")}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(d, sort_keys=False))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(d, sort_keys=False), encoding="utf-8")
     ultralytics.YOLO(tmp_path / "mine.yaml")
     assert any("insert yolo11.yaml LSKA --after 16 -o new.yaml` moves" in line for line in logged)
 
@@ -108,7 +108,10 @@ def test_wiring_row_that_nobody_reads():
 
 def test_wiring_is_said_once_and_the_model_is_built(logged, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump({k: v for k, v in by_hand(17).items() if k not in ("scale", "yaml_file")}))
+    file.write_text(
+        yaml.safe_dump({k: v for k, v in by_hand(17).items() if k not in ("scale", "yaml_file")}),
+        encoding="utf-8",
+    )
     for _ in range(2):
         model = ultralytics.YOLO(file).model
     assert type(model.model[17]).__name__ == "LSKA"
@@ -160,7 +163,7 @@ def test_wiring_passes_over_files_that_are_no_model(tmp_path, monkeypatch):
                        ("d", "backbone:\n" + "  - [-1]\n" * 24 + "head: []")):  # fmt: skip
         folder = tmp_path / "cfg" / "models"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.yaml").write_text(text)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     monkeypatch.setattr(ultralytics.utils, "ROOT", tmp_path)
     wiring._stock.cache_clear()
     try:

@@ -71,10 +71,10 @@ def test_yolo_hint_is_for_names_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("yolo11n-seg-LSKA.pt", "yolo11n-seg-LSKA", "runs/yolo11n-seg-LSKA.yaml",
                  "https://example.invalid/yolo11n-seg-LSKA.yaml", "broken-LSKA.yaml", "empty-LSKA.yaml"):  # fmt: skip
-        (tmp_path / "broken.yaml").write_text("backbone: [")
-        (tmp_path / "empty.yaml").write_text("backbone: []\nhead: []\n")
+        (tmp_path / "broken.yaml").write_text("backbone: [", encoding="utf-8")
+        (tmp_path / "empty.yaml").write_text("backbone: []\nhead: []\n", encoding="utf-8")
         assert hint_for(name) == ""
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(rows()))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(rows()), encoding="utf-8")
     command = "insert mine.yaml LSKA --after P3 P4 P5 -o mine-LSKA.yaml"
     assert hint_for("mine-LSKA.yaml") == f"; `python -m lska_ops {command}` writes it"
     (tmp_path / "mine-LSKA.yaml").touch()
@@ -126,10 +126,10 @@ def test_yolo_bad_row(row, message):
 
 def test_yolo_bad_row_names_the_file(tmp_path):
     file = tmp_path / "my-net.yaml"
-    file.write_text(yaml.safe_dump(rows([-1, 1, "LSKA", [8]])))
+    file.write_text(yaml.safe_dump(rows([-1, 1, "LSKA", [8]])), encoding="utf-8")
     with pytest.raises(ValueError, match=r"^my-net\.yaml: row 1: LSKA: k_size is 8; expected"):
         ultralytics.YOLO(file)
-    file.write_text(yaml.safe_dump(rows([-1, 1, "LSKAA", []])))
+    file.write_text(yaml.safe_dump(rows([-1, 1, "LSKAA", []])), encoding="utf-8")
     with pytest.raises(ValueError, match=r"^my-net\.yaml: row 1 names 'LSKAA'"):
         ultralytics.YOLO(file)
 
@@ -172,7 +172,9 @@ def test_yolo_bad_row_beside_one_of_ours(tmp_path, row, message):
     with pytest.raises(ValueError) as error:
         parse(d)
     assert str(error.value).startswith(f"model YAML: {message}")
-    (tmp_path / "net.yaml").write_text(yaml.safe_dump({name: v for name, v in d.items() if name != "scale"}))
+    (tmp_path / "net.yaml").write_text(
+        yaml.safe_dump({name: v for name, v in d.items() if name != "scale"}), encoding="utf-8"
+    )
     with pytest.raises(InsertError) as error:
         insert(tmp_path / "net.yaml", "LSKA", 0)
     assert str(error.value).startswith(f"net.yaml: {message}")
@@ -210,7 +212,7 @@ def test_yolo_maps_that_do_not_fit_name_the_row(tmp_path):
     file = tmp_path / "my-net.yaml"
     d = yaml.safe_load(insert("yolo11n.yaml", "ACmix", "P3"))
     d["head"][6] = [-1, 1, "ACmix", [7, 4, 3, 2]]  # row 17, in place of the one without a stride
-    file.write_text(yaml.safe_dump(d, sort_keys=False))
+    file.write_text(yaml.safe_dump(d, sort_keys=False), encoding="utf-8")
     with pytest.raises(ValueError) as error:
         ultralytics.YOLO(file)
     assert str(error.value) == (
@@ -219,7 +221,7 @@ def test_yolo_maps_that_do_not_fit_name_the_row(tmp_path):
     )
     d = yaml.safe_load(insert("yolo11n.yaml", "LSKA", 2))
     d["head"][1][0] = [-1, 2]
-    file.write_text(yaml.safe_dump(d, sort_keys=False))
+    file.write_text(yaml.safe_dump(d, sort_keys=False), encoding="utf-8")
     with pytest.raises(
         ValueError, match=r"my-net\.yaml: row 13 \(Concat\) does not take .* maps of one size$"
     ):

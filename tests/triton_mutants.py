@@ -125,7 +125,7 @@ def main(*words):
             shutil.copytree(folder / "lska_ops" / op, package)
             if mutant:
                 file = package / mutant.file
-                file.write_text(seeded.with_bug(file.read_text(), mutant))
+                file.write_text(seeded.with_bug(file.read_text(encoding="utf-8"), mutant), encoding="utf-8")
             return partial(solve, op, package, triton_interpreter.main)
 
         ops = sorted({OP[mutant] for mutant in mutants})

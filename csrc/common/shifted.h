@@ -6,10 +6,6 @@
 
 namespace lska_ops::LSKA_OPS_ISA {
 
-template <typename A, int... I>
-inline Vec<A> shuffled(Vec<A> a, Vec<A> b, Lanes<I...>) {
-  return __builtin_shufflevector(a, b, I...);
-}
 template <int First, typename Up>
 struct LanesFrom;
 template <int First, int... I>

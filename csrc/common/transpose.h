@@ -22,14 +22,14 @@ constexpr int exchanged(int e) {
 
 template <typename A, int Unit, int Width, int... I>
 inline void interleave(Vec<A>& a, Vec<A>& b, Lanes<I...>) {
-  const Vec<A> lower = __builtin_shufflevector(a, b, interleaved<sizeof...(I), Unit, Width, false>(I)...);
-  b = __builtin_shufflevector(a, b, interleaved<sizeof...(I), Unit, Width, true>(I)...);
+  const Vec<A> lower = shuffled<A>(a, b, Lanes<interleaved<sizeof...(I), Unit, Width, false>(I)...>{});
+  b = shuffled<A>(a, b, Lanes<interleaved<sizeof...(I), Unit, Width, true>(I)...>{});
   a = lower;
 }
 template <typename A, int Width, int... I>
 inline void exchange(Vec<A>& a, Vec<A>& b, Lanes<I...>) {
-  const Vec<A> lower = __builtin_shufflevector(a, b, exchanged<sizeof...(I), Width, false>(I)...);
-  b = __builtin_shufflevector(a, b, exchanged<sizeof...(I), Width, true>(I)...);
+  const Vec<A> lower = shuffled<A>(a, b, Lanes<exchanged<sizeof...(I), Width, false>(I)...>{});
+  b = shuffled<A>(a, b, Lanes<exchanged<sizeof...(I), Width, true>(I)...>{});
   a = lower;
 }
 

@@ -81,6 +81,7 @@ void lska_cascade_bwd_kernel(const LskaShape& shape, const LskaTaps& taps, const
     cascade.down_near(grad_strip, flipped0v, grad);
   }
 
+  Vec<A>*& captured = grad_row;  // clang 14 has no capture of a structured binding
   const auto out = channels_of<T>(shape, grad_x, nullptr, block, L);
   const auto grad_out = channels_of<const T>(shape, grad_y, nullptr, block, L);
   const auto factor = channels_of<const A>(shape, product, nullptr, block, L);
@@ -99,7 +100,7 @@ void lska_cascade_bwd_kernel(const LskaShape& shape, const LskaTaps& taps, const
     sum0h_bias += total;
     cascade.row_near(grad_mid_row, flipped0h, cascade.zero, grad_row);
     store_row<T>(
-        out, y, [&](int64_t i) { return grad_row[i]; },
+        out, y, [&](int64_t i) { return captured[i]; },
         [&](Vec<A> v, int64_t at, int n, int channel) {
           const Vec<A> b = channel < 0 ? bias_lanes : broadcast<A>(bias_here[channel]);
           if (n == L) return v + load(grad_out.data + at) * (load(factor.data + at) + b);

@@ -54,7 +54,10 @@ def write_digits(folder, train=640, val=96, seed=0):
             _write_scene(rng, digits, pool, images / f"digits_{i:04}.jpg", labels / f"digits_{i:04}.txt")
     names = "\n".join(f"  {i}: '{i}'" for i in range(10))
     data = folder / "digits.yaml"
-    data.write_text(f"path: {folder / 'dataset'}\ntrain: train/images\nval: val/images\nnames:\n{names}\n")
+    data.write_text(
+        f"path: {folder / 'dataset'}\ntrain: train/images\nval: val/images\nnames:\n{names}\n",
+        encoding="utf-8",
+    )
     return data
 
 
@@ -79,7 +82,7 @@ def _write_scene(rng, digits, pool, image_path, label_path):
         lines.append(f"{digits.target[digit]} " + " ".join(f"{v / SCENE:.6f}" for v in (*centre, w, h)))
     scene += rng.normal(0, 6, scene.shape)
     Image.fromarray(scene.clip(0, 255).astype(np.uint8)).convert("RGB").save(image_path, quality=92)
-    label_path.write_text("\n".join(lines) + "\n")
+    label_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _enlarged(image, side):

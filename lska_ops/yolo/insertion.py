@@ -9,7 +9,7 @@ import torch
 
 from .hints import did_you_mean
 from .maps import PICTURE, SIDE, MapError, first_of, maps_of
-from .model_file import InsertError, ModelFile
+from .model_file import InsertError, ModelFile, encoded
 from .parsing import CHANNEL_COUNTS, PARSER_ERRORS, explained, parse_quietly
 from .registration import NAMES, modules, register
 
@@ -31,7 +31,8 @@ def insert(source, module, after, *, out=None, **options):
         options: of the module's row by name, such as k_size=23 or head=8.
 
     Returns:
-        str: the text of the new YAML.
+        str: the text of the new YAML. Bytes that are not UTF-8, as in comments of a file saved as GBK, are
+            surrogate escapes (PEP 383); `out` gets the bytes.
 
     Raises:
         InsertError: the file, a place, the module or an option does not hold; nothing is written. It is a
@@ -141,8 +142,8 @@ def write(plan, out=None, word="insert"):
     """The new text; written to `out` where one is named."""
     if out is not None:
         check_output(out, word)
-        with open(out, "x", encoding="utf-8", newline="") as file:
-            file.write(plan.new.text)
+        with open(out, "xb") as file:
+            file.write(encoded(plan.new.text))
     return plan.new.text
 
 

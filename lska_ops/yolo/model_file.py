@@ -1,5 +1,6 @@
 """A model YAML as text whose rows can be moved: what is not a row number stays as its author wrote it."""
 
+import codecs
 import dataclasses
 import os
 import re
@@ -9,6 +10,10 @@ from . import rules
 from .hints import hint_for, without_scale
 from .maps import PICTURE
 from .registration import CFG
+
+# What YAML takes in place of a character that it does not take.
+STAND_IN = "\N{REPLACEMENT CHARACTER}"
+NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 
 
 class InsertError(ValueError):
@@ -31,7 +36,7 @@ class Row:
 
 
 class ModelFile:
-    """The rows of a model YAML and its text.
+    """The rows of a model YAML and its text, bytes that are not UTF-8 as surrogate escapes (PEP 383) in it.
 
     Args:
         source: a path, or a name that ultralytics or this package has, such as "yolo11n.yaml".
@@ -46,21 +51,22 @@ class ModelFile:
             raise InsertError(f"model YAML: source is {got}; expected its path or name")
         self.name = Path(str(source)).name
         self.path = _find(source)
-        with open(self.path, encoding="utf-8", errors="ignore", newline="") as file:
-            self.text = file.read()
+        self.text = _decoded(self.name, self.path.read_bytes())
         self.scale = _scale(self.name)
         self._read()
 
     def _read(self):
         import yaml
 
+        readable = yaml.reader.Reader.NON_PRINTABLE.sub(STAND_IN, self.text)  # every mark stays at its place
         try:
-            root = yaml.compose(self.text, Loader=yaml.SafeLoader)
-            self.values = yaml.safe_load(self.text)
+            root = yaml.compose(readable, Loader=yaml.SafeLoader)
+            self.values = yaml.safe_load(readable)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = f" (line {mark.line + 1}: {error.problem})" if mark else ""
-            raise InsertError(f"{self.name}: is no YAML{line}; expected a model YAML") from error
+            expected = f"a model YAML{', saved as UTF-8' if NOT_UTF8.search(self.text) else ''}"
+            raise InsertError(f"{self.name}: is no YAML{line}; expected {expected}") from error
         except ValueError as error:  # a date that is none
             raise InsertError(f"{self.name}: is no YAML ({error}); expected a model YAML") from error
         if problem := rules.first_problem(self.values):
@@ -191,7 +197,8 @@ class ModelFile:
             before = re.search(r",\s*$", self.text[: row.start])
             start = before.start() if before and not comma else row.start
             return start, comma.end() if comma else row.end
-        return self.text.rfind("\n", 0, row.start), self._line_end(i)
+        before = self.text.rfind("\n", 0, row.start)
+        return before - (self.text[before - 1 : before] == "\r"), self._line_end(i)
 
     def _scales(self):
         """Comments that count the parameters of the old rows go; the scale of the file's name comes first,
@@ -210,6 +217,22 @@ class ModelFile:
             for place, other in ((first, asked), (asked, first)):
                 edits.append((*spans[place], self.text[slice(*spans[other])]))
         return edits
+
+
+def _decoded(name, content):
+    """A file's text, from which :func:`encoded` makes the same bytes, whatever its encoding."""
+    if b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        wide = content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE))
+        encoding = "UTF-32" if wide else "UTF-16"
+        raise InsertError(
+            f"{name}: is {encoding} text; expected UTF-8, which ultralytics reads: save it as that"
+        )
+    return content.decode("utf-8", "surrogateescape")
+
+
+def encoded(text):
+    """The bytes of a model file's text."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _find(source):

@@ -20,7 +20,7 @@ FLAGS = "-O2 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wno-u
 SHARED = "-shared"
 # Float16 is converted by an instruction where there is one; by a function, float16 takes three times as long.
 CPU = Path("/proc/cpuinfo")
-HALVES = "-mf16c" if CPU.is_file() and "f16c" in CPU.read_text().split() else ""
+HALVES = "-mf16c" if CPU.is_file() and "f16c" in CPU.read_text(encoding="utf-8").split() else ""
 sys.path.insert(0, str(ROOT))
 
 from build_backend.compile import TARGET  # noqa: E402
@@ -49,7 +49,7 @@ def _libraries() -> list[str]:
 def alone(folder: Path):
     """In a folder that one process at a time makes something in; the others wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -69,13 +69,13 @@ def build(folder: Path, flags: str = "", root: Path = ROOT) -> Path:
     objects = [folder / f"{file.stem}.o" for file in files]
     with alone(folder):
         there = all(file.is_file() for file in (library, stamp, *objects))
-        if not (there and stamp.read_text() == digest.hexdigest()):
+        if not (there and stamp.read_text(encoding="utf-8") == digest.hexdigest()):
             stamp.unlink(missing_ok=True)
             with ThreadPoolExecutor(2) as pool:
                 compiled = pool.map(lambda o: compile_object(f"{o.stem}.cpp", o, flags, root), objects)
                 fresh = link(compiled, folder / f"new_{LIBRARY}", flags)
             os.replace(fresh, library)  # a process that has loaded the old one keeps it
-            stamp.write_text(digest.hexdigest())
+            stamp.write_text(digest.hexdigest(), encoding="utf-8")
     return library
 
 

@@ -394,7 +394,7 @@ def try_out(mutant: Mutant, unchanged: dict[str, Path], folder: Path) -> int:
     for part in ("csrc", "tests/host_cuda"):
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
     file = root / "csrc" / mutant.file
-    file.write_text(seeded.with_bug(file.read_text(), mutant))
+    file.write_text(seeded.with_bug(file.read_text(encoding="utf-8"), mutant), encoding="utf-8")
     objects = unchanged | {
         op: compile_object(SOURCES[op], root / f"{op}.o", FLAGS, root) for op in touched(mutant)
     }
@@ -429,7 +429,7 @@ def main(*words: str) -> int:
     start = time.monotonic()
     mutants = seeded.chosen(MUTANTS, words, lambda m: f"{m.file}: {m.name}")
     for mutant in mutants:
-        seeded.with_bug((ROOT / "csrc" / mutant.file).read_text(), mutant)
+        seeded.with_bug((ROOT / "csrc" / mutant.file).read_text(encoding="utf-8"), mutant)
     if not mutants:
         return 0
     os.chdir(ROOT)

@@ -93,12 +93,12 @@ def seeded(name, library, bug):
         for part in ("csrc", "tests/host_cuda"):
             shutil.copytree(ROOT / part, root / part)
         changed = root / "csrc" / file
-        text = changed.read_text()
+        text = changed.read_text(encoding="utf-8")
         if text.count(right) != 1:
             sys.exit(
                 f"{name}: {file} has {text.count(right)} times what the seeded bug replaces; expected one"
             )
-        changed.write_text(text.replace(right, wrong))
+        changed.write_text(text.replace(right, wrong), encoding="utf-8")
         objects = {file.name: file for file in library.parent.glob("*.o")}
         made = source.replace(".cpp", ".o")
         objects[made] = compile_object(source, root / made, SANITIZERS[name], root)

@@ -51,7 +51,10 @@ class Gpu:
         library = build(ROOT / "build" / "host_cuda")
         # tests/ptx/mutants.py runs tests on kernels with a bug.
         root = Path(os.environ.get("LSKA_OPS_PTX_SOURCES", ROOT))
-        return cls(library, [Module(file.read_text()) for op in ops for file in ptx(op, arch, root, files)])
+        return cls(
+            library,
+            [Module(file.read_text(encoding="utf-8")) for op in ops for file in ptx(op, arch, root, files)],
+        )
 
     @property
     def kernels(self):

@@ -45,8 +45,8 @@ class MachineCode:
             with alone(base.parent / str(self.arch)):
                 if not base.with_suffix(".sass").is_file():
                     _assemble(file, kernel, self.arch, base)
-            code = sass.Code(base.with_suffix(".sass").read_text())
-            log = base.with_suffix(".log").read_text()
+            code = sass.Code(base.with_suffix(".sass").read_text(encoding="utf-8"))
+            log = base.with_suffix(".log").read_text(encoding="utf-8")
             self._made[kernel] = code[kernel], sass.resources(log)[kernel]
         return self._made[kernel]
 
@@ -54,10 +54,10 @@ class MachineCode:
 def _assemble(file, kernel, arch, base):
     """Leaves base.sass and base.log of one kernel."""
     alone_there, cubin = base.with_suffix(".alone.ptx"), base.with_suffix(".cubin")
-    alone_there.write_text(without_others(file.read_text(), kernel))
-    base.with_suffix(".log").write_text(sass.assemble(alone_there, arch, cubin))
+    alone_there.write_text(without_others(file.read_text(encoding="utf-8"), kernel), encoding="utf-8")
+    base.with_suffix(".log").write_text(sass.assemble(alone_there, arch, cubin), encoding="utf-8")
     fresh = base.with_suffix(".new")
-    fresh.write_text(sass.disassemble(cubin))
+    fresh.write_text(sass.disassemble(cubin), encoding="utf-8")
     fresh.rename(base.with_suffix(".sass"))  # whole, as another process may look for it, too
     alone_there.unlink()
     cubin.unlink()
@@ -111,4 +111,4 @@ def _ptx(source, arch, root):
 
 @cache
 def _module(file):
-    return Module(file.read_text())
+    return Module(file.read_text(encoding="utf-8"))

@@ -170,7 +170,7 @@ def try_device(mutant: Mutant, folder: Path) -> int:
     root = folder / re.sub(r"\W+", "_", mutant.name)
     shutil.copytree(ROOT / "csrc", root / "csrc")
     file = root / "csrc" / mutant.file
-    file.write_text(seeded.with_bug(file.read_text(), mutant))
+    file.write_text(seeded.with_bug(file.read_text(encoding="utf-8"), mutant), encoding="utf-8")
     os.environ["LSKA_OPS_PTX_SOURCES"] = str(root)
     return run_tests(mutant.test)
 
@@ -220,7 +220,7 @@ def main(*words: str) -> int:
 
     for mutant in mutants:
         if isinstance(mutant, Mutant):
-            seeded.with_bug((ROOT / "csrc" / mutant.file).read_text(), mutant)
+            seeded.with_bug((ROOT / "csrc" / mutant.file).read_text(encoding="utf-8"), mutant)
     with tempfile.TemporaryDirectory(prefix="ptx_mutants_") as name:
         tasks = (
             partial(try_device if isinstance(m, Mutant) else try_compiled, m, Path(name)) for m in mutants

@@ -140,7 +140,7 @@ def same_plan(line):
 
 
 def counted():
-    with open(FILE, newline="") as file:
+    with open(FILE, newline="", encoding="utf-8") as file:
         return {same_plan(line): tuple(line[-2:]) for line in list(csv.reader(file))[1:]}
 
 
@@ -158,7 +158,10 @@ def main():
     jobs = len(os.sched_getaffinity(0))
     prepare(["acmix"], [gpu.arch for gpu in GPUS], jobs)
     host_library(ROOT)
-    with ProcessPoolExecutor(jobs, initializer=_begin) as pool, open(FILE, "w", newline="") as file:
+    with (
+        ProcessPoolExecutor(jobs, initializer=_begin) as pool,
+        open(FILE, "w", newline="", encoding="utf-8") as file,
+    ):
         out = csv.writer(file, lineterminator="\n")
         out.writerow(COLUMNS)
         for lines in pool.map(_of, *zip(*problems(), strict=True), repeat(known)):

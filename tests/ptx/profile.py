@@ -145,7 +145,7 @@ def write(lines, results=RESULTS):
         file = results / f"{gpu.file}.csv"
         kept = []
         if file.exists():
-            with open(file, newline="") as table:
+            with open(file, newline="", encoding="utf-8") as table:
                 kept = list(csv.DictReader(table))
         by_call = {}
         for line in [*kept, *(line for line in lines if line["gpu"] == gpu.name)]:
@@ -153,7 +153,7 @@ def write(lines, results=RESULTS):
             if any(there["kernel"] == "all" for there in lines_there):
                 lines_there.clear()  # "all" is a call's last line: this is its next run
             lines_there.append(line)
-        with open(file, "w", newline="") as table:
+        with open(file, "w", newline="", encoding="utf-8") as table:
             out = csv.DictWriter(table, COLUMNS, lineterminator="\n")
             out.writeheader()
             for call in sorted(by_call.keys() & rank.keys(), key=rank.get):

@@ -48,6 +48,6 @@ def launches(problem, given, sample):
 def _assembled(ptx):
     with tempfile.TemporaryDirectory() as folder:
         text, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        text.write_text(ptx)
+        text.write_text(ptx, encoding="utf-8")
         log = sass.assemble(text, ARCH, cubin, of="triton")
         return sass.Code(sass.disassemble(cubin)), sass.resources(log)

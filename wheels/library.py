@@ -1,0 +1,122 @@
+"""Compiles csrc/ for a target as `pip install` does, and links it for older systems than this one.
+
+The objects are those of a source build: same compiler, same flags. What would tie them to this system
+is decided when they are linked: zig brings the symbols of glibc 2.28 and links with these, whatever is here.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from build_backend.compile import _build_info_source, _cudart_folders, _write, describe, ninja_file
+from build_backend.decide import Plan, decide
+from build_backend.facts import ROOT, Facts, collect, torch_version
+
+from .targets import Target
+
+HERE = Path(__file__).resolve().parent
+PYTHON = [sys.executable]
+ZIG = [*PYTHON, "-m", "ziglang"]
+
+
+def run(*command, **options) -> str:
+    """What a command prints; where it fails, SystemExit with the end of that."""
+    said = subprocess.run(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        **options,
+    )
+    if said.returncode:
+        raise SystemExit(f"wheels: {Path(command[0]).name} failed:\n{said.stdout[-3000:]}")
+    return said.stdout
+
+
+def plan_of(target: Target, torch: Path, cuda: bool) -> tuple[Plan, Facts]:
+    """What `pip install` would decide on a machine of the target where nothing is missing.
+
+    _plan is left out, for only tests import it; without it a wheel serves every Python.
+    """
+    facts = replace(
+        collect(),
+        mode="require",
+        machine=target.machine,
+        torch=str(torch),
+        torch_version=torch_version(torch),
+        pybind11="left out",
+        python_headers="left out",
+    )
+    if target.compiler != "c++":
+        facts = replace(
+            facts, compiler=target.compiler, compiler_problem=None, compiler_version=version(target)
+        )
+    facts = replace(facts, cuda_sources=facts.cuda_sources and target.cuda and cuda)
+    plan = decide(facts)
+    if plan.error:
+        raise SystemExit(plan.error.replace("lska_ops:", "wheels:"))
+    return replace(plan, parts=tuple(p for p in plan.parts if p != "plan"), reasons={}), facts
+
+
+def version(target: Target) -> str:
+    return run(target.compiler, "--version").partition("\n")[0]
+
+
+def missing(target: Target) -> str | None:
+    """Why this machine cannot compile for the target, and what helps."""
+    if shutil.which(target.compiler):
+        return None
+    return f"{target.compiler} was not found; apt-get install {target.packages or 'g++'}"
+
+
+def compile_objects(plan: Plan, facts: Facts, out: Path) -> list[Path]:
+    """Compiles what has changed; returns the objects of the library."""
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "build_info.cpp", _build_info_source(describe(plan, facts)))
+    ninja = ninja_file(plan, facts, out, "")
+    _write(out / "build.ninja", ninja)
+    objects = re.findall(r"(?m)^build (\S+\.o): ", ninja)
+    command = [facts.ninja, "-f", out / "build.ninja", "-j", str(plan.jobs), *objects]
+    run(*command, cwd=ROOT)
+    return [ROOT / name for name in objects]
+
+
+def link(target: Target, plan: Plan, facts: Facts, objects: list[Path], out: Path) -> Path:
+    """Links the objects to out/<library>, which exports nothing and suits manylinux_2_28."""
+    old = out / "old_runtime.o"
+    run(target.compiler, "-O2", "-std=c++20", "-fPIC", "-c", HERE / "old_runtime.cpp", "-o", old)
+    torch = torch_to_link(target, Path(facts.torch), [*objects, old], out / "torch")
+    gcc = [
+        run(target.compiler, f"-print-file-name={name}").strip()
+        for name in ("libstdc++.so.6", "libgcc_s.so.1", "libgcc.a")
+    ]
+    cuda = []
+    if "cuda" in plan.parts:
+        cuda = [*_cudart_folders(facts.nvcc), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    library = out / target.library
+    hidden = [f"-Wl,--version-script={HERE / 'hidden.map'}", "-Wl,-z,defs"]
+    zig = [*ZIG, "c++", "-target", target.zig, "-shared", "-nostdlib++", "-s", "-o", library]
+    run(*zig, *objects, old, *cuda, torch, *gcc, *hidden)
+    return library
+
+
+def torch_to_link(target: Target, torch: Path, objects: list[Path], out: Path) -> Path:
+    """A libtorch_cpu of the target that has the names, and no code, of what the objects call of this torch.
+
+    torch's own need not be there for another system: a name that this torch lacks still fails to link.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    called = set(run("nm", "-u", "--format=just-symbols", *objects).split())
+    has = run(
+        "nm", "-D", "--defined-only", "--format=just-symbols", torch / "lib" / "libtorch_cpu.so"
+    ).split()
+    names = sorted(called & {name.partition("@")[0] for name in has})
+    (out / "torch.c").write_text("".join(f"void {name}(void) {{}}\n" for name in names), encoding="utf-8")
+    library = out / "libtorch_cpu.so"
+    soname = "-Wl,-soname,libtorch_cpu.so"
+    run(*ZIG, "cc", "-target", target.zig, "-shared", soname, "-w", "-o", library, out / "torch.c")
+    return library
