@@ -117,17 +117,8 @@ def floats_that_matter(random_ones=0):
     halves[-1] = 65536  # in the place of infinity, so that the last midpoint is where infinity begins
     middles = (halves[1:] + halves[:-1]) / 2
     near = np.concatenate([halves, middles]).view(np.uint32)[:, None] + np.arange(-2, 3)
-    special = [
-        0x7F800000,
-        0x7F800001,
-        0x7F801FFF,
-        0x7FA00000,
-        0x7FC00000,
-        0x7FFFFFFF,
-        0x7F7FFFFF,
-        1,
-        0x7FFFFF,
-    ]
+    special = [0x7F800000, 0x7F800001, 0x7F801FFF, 0x7FA00000, 0x7FC00000, 0x7FFFFFFF, 1, 0x7FFFFF]
+    special += [0x47801000, 0x47801001, 0x478FFFFF, 0x47900000, 0x48000000, 0x7F7FFFFF]  # beyond 2^16
     random = np.random.default_rng(0)
     bits = np.concatenate(
         [
@@ -138,7 +129,7 @@ def floats_that_matter(random_ones=0):
         ]
     ).astype(np.uint32)
     bits = np.concatenate([bits, bits | np.uint32(1 << 31)])
-    return bits[: len(bits) // 16 * 16].view(np.float32)
+    return np.append(bits, np.zeros(-len(bits) % 16, np.uint32)).view(np.float32)  # whole vectors
 
 
 def converted(folder, width, numbers, source=ROOT):
