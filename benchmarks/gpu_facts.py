@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # for build_backend
+sys.path.append(str(ROOT))
 
-OLDEST_TORCH = (2, 11)
+from build_backend.decide import FIRST_STABLE, release  # noqa: E402
+
 QUIET = 0.1  # of the GPU's time that others use, above which no result is publishable
 SMI = (
     "name", "driver_version", "clocks.current.sm", "clocks.current.memory", "clocks.max.sm",
@@ -53,8 +54,8 @@ def missing(torch, build):
     if torch is None:
         yield "torch was not found; give a Python that has it: make gpu PYTHON=..."
         return
-    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
-        yield f"torch is {torch.__version__}; needs 2.11 or newer"
+    if release(torch.__version__) < FIRST_STABLE:
+        yield f"torch is {torch.__version__}; needs {'.'.join(map(str, FIRST_STABLE))} or newer"
     if build.compiler_problem:
         yield build.compiler_problem
     if build.nvcc is None:

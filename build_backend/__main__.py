@@ -10,7 +10,7 @@ from pathlib import Path
 
 from build_backend.compile import LIBRARY, compile_parts
 from build_backend.decide import decide
-from build_backend.facts import collect, torch_version
+from build_backend.facts import collect, torch_facts
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     facts = collect()
     facts = replace(facts, mode="require", cuda_sources=options.cuda and facts.cuda_sources)
     if options.torch:
-        facts = replace(facts, torch=str(options.torch), torch_version=torch_version(options.torch))
+        facts = replace(facts, **torch_facts(options.torch))
     if options.without_plan:
         facts = replace(facts, pybind11="left out", python_headers="left out")
     plan = decide(facts)

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from build_backend.decide import ISAS, Facts, Plan, without
+from build_backend.decide import ISAS, Facts, Plan, abi, without
 from build_backend.facts import ROOT
 
 LIBRARY = "_C.so"  # no Python symbols: torch loads it
@@ -58,6 +58,7 @@ def describe(plan: Plan, facts: Facts) -> dict:
         "flags": FLAGS,
         "isas": list(plan.isas),
         "torch_headers": facts.torch_version,
+        "abi": abi(facts.torch_version) if plan.parts else None,
         "nvcc": "{}.{}".format(*facts.nvcc_version) if "cuda" in plan.parts else None,
         "cuda_archs": list(plan.archs),
         "cuda_ptx": plan.ptx,
@@ -78,11 +79,11 @@ def ninja_file(plan: Plan, facts: Facts, out: Path, extra: str) -> str:
     commands = f"cxx = {_dollar(facts.compiler)}\nnvcc = {_dollar(facts.nvcc or 'nvcc')}\n"
     file = _NinjaFile(out, extra, commands)
     info = file.object(out / "build_info.cpp", FLAGS)
-    torch = [TARGET, "-isystem", f"{facts.torch}/include"]
-    link = ["-L" + f"{facts.torch}/lib", "-ltorch_cpu"]
+    torch, link = torch_flags(facts), torch_libraries(facts)
     targets = {}
     if "cpu" in plan.parts:
-        objects = [file.object(s, FLAGS, *torch) for s in _sources("module.cpp", "*/cpu.cpp")]
+        threads = _threads(facts)
+        objects = [file.object(s, FLAGS, *torch, *threads) for s in _sources("module.cpp", "*/cpu.cpp")]
         for isa in plan.isas:
             for source in _sources("*/cpu_kernels*.cpp"):
                 flags = [*ISAS[isa].split(), f"-DLSKA_OPS_ISA={isa}"]
@@ -109,6 +110,25 @@ def ninja_file(plan: Plan, facts: Facts, out: Path, extra: str) -> str:
         file.alias(part, built)
     file.alias("all", list(targets))
     return file.text
+
+
+def torch_flags(facts: Facts) -> list[str]:
+    """Of the compilers, for what includes csrc/common/torch_api.h; nvcc takes them as well."""
+    headers = ["-isystem", f"{facts.torch}/include"]
+    if abi(facts.torch_version) == "stable":
+        return [TARGET, *headers]
+    return ["-DLSKA_OPS_ATEN", f"-D_GLIBCXX_USE_CXX11_ABI={facts.string_abi}", *headers]
+
+
+def torch_libraries(facts: Facts) -> list[str]:
+    """Of the linker. The OpenMP library is torch's own: two of them in a process would each have threads."""
+    found = [f"-L{facts.torch}/lib", "-ltorch_cpu"]
+    return found if abi(facts.torch_version) == "stable" else [*found, "-lc10", facts.openmp or "-lgomp"]
+
+
+def _threads(facts: Facts) -> list[str]:
+    """ATen's parallel_for is a template, an OpenMP loop in our own code; the stable ABI calls torch's."""
+    return [] if abi(facts.torch_version) == "stable" else ["-fopenmp"]
 
 
 class _NinjaFile:

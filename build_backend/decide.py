@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass, field, replace
 
 PARTS = ("cpu", "cuda", "plan")
-OLDEST_TORCH = (2, 11)  # the first whose headers have all of the stable ABI that csrc/ uses
+OLDEST_TORCH = (2, 3)
+FIRST_STABLE = (2, 11)  # the first whose headers have all of the stable ABI that csrc/ uses; before it, ATen
 ISAS = {  # compiled into one library, chosen at run time
     "avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mf16c",
     "avx2": "-mavx2 -mfma -mf16c",
@@ -44,6 +45,8 @@ class Facts:
     compiler_problem: str | None = None  # why it is not usable
     torch: str | None = None  # the torch folder, with include/ and lib/
     torch_version: str = ""
+    string_abi: int = 1  # torch's _GLIBCXX_USE_CXX11_ABI
+    openmp: str | None = None  # the library in torch's folder that its threads come from
     ninja: str | None = None
     pybind11: str | None = None  # include folder
     python_headers: str | None = None  # include folder
@@ -75,24 +78,30 @@ def decide(facts: Facts) -> Plan:
         return _stop(f"LSKA_OPS_BUILD is {facts.mode!r}; expected auto, require or off")
     if facts.max_jobs and not re.fullmatch(r"[1-9]\d*", facts.max_jobs):
         return _stop(f"MAX_JOBS is {facts.max_jobs!r}; expected a whole number from 1")
-    wanted = [a.replace(".", "") for a in re.split(r"[;,\s]+", facts.archs) if a]
+    cuda_wanted = facts.cuda_sources and facts.archs.strip() != "none"
+    wanted = [a.replace(".", "") for a in re.split(r"[;,\s]+", facts.archs) if a and a != "none"]
     wanted = list(dict.fromkeys(wanted))
     if wrong := [a for a in wanted if not re.fullmatch(r"\d{2,3}[af]?", a)]:
-        return _stop(f"LSKA_OPS_CUDA_ARCHS names {wrong[0]!r}; expected compute capabilities like 80;90;120")
+        return _stop(
+            f"LSKA_OPS_CUDA_ARCHS names {wrong[0]!r}; expected compute capabilities like 80;90;120, or none"
+        )
 
     reasons = {}
     if why := _why_not_cpu(facts):
         reasons = dict.fromkeys(PARTS, why)
     if why := _why_not_plan(facts):
         reasons.setdefault("plan", why)
-    if facts.cuda_sources and not facts.nvcc:
+    if cuda_wanted and not facts.nvcc:
         reasons.setdefault("cuda", "nvcc was not found; install the CUDA toolkit and reinstall lska_ops")
-    elif facts.cuda_sources and (why := _why_not_archs(wanted, facts.nvcc_version)):
+    elif cuda_wanted and (why := _why_not_archs(wanted, facts.nvcc_version)):
         reasons.setdefault("cuda", why)
     if facts.mode == "require" and reasons:
         return _stop(f"LSKA_OPS_BUILD=require, but {next(reasons[p] for p in PARTS if p in reasons)}")
     if not facts.cuda_sources:
         reasons["cuda"] = "this version of lska_ops has no CUDA sources; use the other backends"
+    elif not cuda_wanted:
+        why = "LSKA_OPS_CUDA_ARCHS=none was set when lska_ops was installed; reinstall without it"
+        reasons.setdefault("cuda", why)
 
     parts = tuple(p for p in PARTS if p not in reasons)
     return Plan(
@@ -125,9 +134,9 @@ def with_requirements(facts: Facts) -> tuple[Plan, list[str]]:
     """
     brought = replace(facts, ninja="brought", pybind11="brought")
     if facts.torch is None:
-        brought = replace(brought, torch="brought", torch_version="{}.{}".format(*OLDEST_TORCH))
+        brought = replace(brought, torch="brought", torch_version=_dotted(FIRST_STABLE))
     plan = decide(brought)
-    torch = ["torch>={}.{}".format(*OLDEST_TORCH)] if facts.torch is None else []
+    torch = [f"torch>={_dotted(FIRST_STABLE)}"] if facts.torch is None else []
     return plan, ["ninja", "pybind11>=2.12", *torch] if plan.parts else []
 
 
@@ -143,9 +152,12 @@ def _why_not_cpu(facts: Facts) -> str | None:
     if facts.compiler_problem:
         return facts.compiler_problem
     if facts.torch is None:
-        return "torch's headers were not found; install torch>=2.11, then reinstall lska_ops"
+        return (
+            f"torch's headers were not found; install torch>={_dotted(OLDEST_TORCH)}, then reinstall lska_ops"
+        )
     if release(facts.torch_version) < OLDEST_TORCH:
-        return f"torch {facts.torch_version} is older than 2.11; upgrade torch, then reinstall lska_ops"
+        oldest = _dotted(OLDEST_TORCH)
+        return f"torch {facts.torch_version} is older than {oldest}; upgrade torch, then reinstall lska_ops"
     if facts.ninja is None:
         return "ninja was not found; pip install ninja, or leave pip's build isolation on"
     return None
@@ -180,6 +192,15 @@ def release(version: str) -> tuple[int, int]:
     """(2, 14) from "2.14.1+cu130"."""
     major, minor = re.match(r"(\d+)\.(\d+)", version).groups()
     return int(major), int(minor)
+
+
+def abi(torch_version: str) -> str:
+    """What the library is built on: torch's stable ABI, or ATen, whose library serves that release alone."""
+    return "stable" if release(torch_version) >= FIRST_STABLE else "aten"
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return "{}.{}".format(*version)
 
 
 def isas_of(machine: str) -> tuple[str, ...]:

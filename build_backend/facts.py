@@ -52,8 +52,7 @@ def collect() -> Facts:
         compiler=compiler,
         compiler_version=compiler_version,
         compiler_problem=compiler_problem,
-        torch=str(torch) if torch else None,
-        torch_version=torch_version(torch) if torch else "",
+        **(torch_facts(torch) if torch else {}),
         ninja=_script("ninja"),
         pybind11=_pybind11(),
         python_headers=_python_headers(),
@@ -108,8 +107,18 @@ def _torch() -> Path | None:
     return next((f / "torch" for f in folders if (f / "torch" / "version.py").is_file()), None)
 
 
-def torch_version(torch: Path) -> str:
-    return re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text(encoding="utf-8"))[1]
+def torch_facts(torch: Path) -> dict:
+    """What the build has to know of the torch in a folder, as fields of Facts."""
+    version = re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text(encoding="utf-8"))[1]
+    config = _read(torch / "share" / "cmake" / "Torch" / "TorchConfig.cmake")
+    string_abi = re.search(r"_GLIBCXX_USE_CXX11_ABI=([01])", config)  # 0 in pip's torch up to 2.6
+    openmp = sorted((torch / "lib").glob("libgomp*.so*"))  # pip's torch has one of its own, conda's has not
+    return {
+        "torch": str(torch),
+        "torch_version": version,
+        "string_abi": int(string_abi[1]) if string_abi else 1,
+        "openmp": str(openmp[0]) if openmp else None,
+    }
 
 
 def _nvcc() -> tuple[str | None, tuple[int, int]]:

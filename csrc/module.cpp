@@ -1,10 +1,9 @@
 // The registered ops: one line per schema, no maths. Launchers register themselves beside their definition.
-#include <torch/csrc/stable/library.h>
-
 #include <string>
 
 #include "csrc/acmix/schema.h"
 #include "csrc/common/build_info.h"
+#include "csrc/common/torch_api.h"
 #include "csrc/lska/schema.h"
 
 namespace {
@@ -14,15 +13,17 @@ std::string build_info() { return lska_ops::kBuildInfo; }
 STABLE_TORCH_LIBRARY(lska_ops, m) {
   m.def("build_info() -> str");
   m.def("set_cpu_isa(str isa) -> str");
+  m.def("cuda_versions() -> int[]");
+  lska_ops::fakes_in(m, "lska_ops.lska.compiled");
   m.def(LSKA_CASCADE_FWD("cpu"));
   m.def(LSKA_FWD("cpu"));
   m.def(LSKA_BWD("cpu"));
-  m.def(ACMIX_CORE_FWD("cpu"));
-  m.def(ACMIX_CORE_BWD("cpu"));
-  m.def("cuda_versions() -> int[]");
   m.def(LSKA_CASCADE_FWD("cuda"));  // without an implementation where the CUDA part was not compiled
   m.def(LSKA_FWD("cuda"));
   m.def(LSKA_BWD("cuda"));
+  lska_ops::fakes_in(m, "lska_ops.acmix.compiled");
+  m.def(ACMIX_CORE_FWD("cpu"));
+  m.def(ACMIX_CORE_BWD("cpu"));
   m.def(ACMIX_CORE_FWD("cuda"));
   m.def(ACMIX_CORE_BWD("cuda"));
 }

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import torch
 
-OLDEST_TORCH = (2, 11)
+FIRST_STABLE = (2, 11)  # that a library on torch's stable ABI runs in; see build_backend/decide.py
 OLDEST_GPU = (7, 5)
 # Jetson and DRIVE: they run machine code of their own only, and no other GPU runs theirs (CUDA programming
 # guide, "Binary Compatibility"). 10.1 is how CUDA 12 calls Thor, 11.0; 8.8 is in no table of GPUs that NVIDIA
 # published, so that nothing is promised for it either.
 TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (8, 8), (10, 1), (11, 0)}
 OTHERS_CODE = {"103": "100"}  # GPUs better served by another's code; see build_backend/decide.py
+# pip caches the wheels that it builds, whatever torch they were built with.
+REBUILD = "`pip install --no-deps --force-reinstall --no-cache-dir .` in the clone"
 _FOLDER = Path(__file__).resolve().parent
 
 
@@ -40,8 +42,8 @@ def load(folder: Path = _FOLDER, torch_version: str = torch.__version__) -> str 
         )
     if "cpu" not in info["parts"]:
         return info["reasons"]["cpu"]
-    if tuple(int(n) for n in torch_version.split(".")[:2]) < OLDEST_TORCH:
-        return f"torch is {torch_version} and the compiled library needs 2.11 or newer; {_newer_torch(info)}"
+    if reason := _why_not_this_torch(torch_version, info):
+        return reason
     library = folder / "_C.so"
     if not library.is_file():
         return f"{library} is missing, though it was built; reinstall lska_ops"
@@ -54,11 +56,20 @@ def load(folder: Path = _FOLDER, torch_version: str = torch.__version__) -> str 
     return None
 
 
-def _newer_torch(info: dict) -> str:
-    """What helps where torch is too old: another torch, or the source in place of a wheel."""
-    if "from_source" not in info:
-        return "upgrade torch"
-    return f"upgrade torch, or with a compiler build for this one: `{info['from_source']}`"
+def _why_not_this_torch(running, info):
+    """Why what was compiled with one torch does not run in this one; None where it does."""
+    built = info.get("torch_headers") or _dotted(FIRST_STABLE)
+    if info.get("abi", "stable") == "stable":
+        fits, served = _release(running) >= FIRST_STABLE, f"{_dotted(FIRST_STABLE)} and newer"
+    else:
+        fits, served = _release(running) == _release(built), f"{_dotted(_release(built))} alone"
+    if fits:
+        return None
+    command = f"`{info['from_source']}`" if "from_source" in info else REBUILD  # a wheel has no clone beside it
+    return (
+        f"the compiled library was built with torch {built}, for {served}, and this is torch {running}; "
+        f"build it anew by {command}"
+    )
 
 
 def cuda_problem(folder: Path = _FOLDER) -> str | None:
@@ -152,6 +163,14 @@ def _numbers(arch):
     return divmod(int(arch.rstrip("af")), 10)
 
 
+def _release(version):
+    return tuple(int(n) for n in version.split(".")[:2])
+
+
+def _dotted(release):
+    return "{}.{}".format(*release)
+
+
 def _version(number):
     return f"{number // 1000}.{number % 1000 // 10}"
 
@@ -159,5 +178,8 @@ def _version(number):
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
+
+# What torch.compile and fake tensors have to know of an op; torch 2.3 has another name for it.
+register_fake = getattr(torch.library, "register_fake", None) or torch.library.impl_abstract
 
 problem = load()

@@ -25,6 +25,8 @@ KNOWN_MODES = frozenset((
 # A subclass (DTensor, quantised weights, what a user logs with) has operations of its own, but the fake one.
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter, torch._subclasses.fake_tensor.FakeTensor)
 
+# torch.compile of 2.3 follows no autograd.Function like ours; it has to see plain PyTorch.
+COMPILES_OURS = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 4)
 _HAS_FLAG = hasattr(torch.compiler, "_is_exporting_flag")  # from torch 2.7 on
 
 
@@ -58,7 +60,7 @@ def watched(x):
     if exporting() or torch_func_is_active() or forward_ad._current_level >= 0:
         return True
     if torch.compiler.is_compiling():  # torch.compile follows modes itself
-        return False
+        return not COMPILES_OURS
     if type(x) not in PLAIN_TENSORS and isinstance(x, (torch.Tensor, torch.fx.Proxy)):
         return True
     if torch._C._len_torch_function_stack() and _any_unknown(_get_current_function_mode_stack()):

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tarfile
 import venv
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,7 +69,7 @@ def test_build_without_nvcc_keeps_cpu():
         (NO_COMPILER, "no C++ compiler was found"),
         ({"compiler_problem": "CXX=/bin/false does not compile C++20; set CXX"}, "CXX=/bin/false"),
         ({"torch": None, "torch_version": ""}, "torch's headers were not found"),
-        ({"torch_version": "2.10.0+cu128"}, "torch 2.10.0+cu128 is older than 2.11"),
+        ({"torch_version": "2.2.2+cu121"}, "torch 2.2.2+cu121 is older than 2.3"),
         ({"ninja": None}, "ninja was not found"),
         ({"system": "Windows"}, "this is Windows"),
         ({"mode": "off"}, "LSKA_OPS_BUILD=off"),
@@ -127,7 +129,7 @@ def test_build_without_python_headers_keeps_the_library(missing):
     [
         (NO_COMPILER, "no C++ compiler"),
         ({"nvcc": None}, "nvcc was not found"),
-        ({"torch_version": "2.6.0"}, "torch 2.6.0 is older"),
+        ({"torch_version": "2.2.2"}, "torch 2.2.2 is older"),
         ({"python_headers": None}, "Python.h was not found"),
     ],
 )
@@ -166,12 +168,13 @@ def test_build_torch_is_required_only_where_it_serves():
     absent = {"torch": None, "torch_version": "", "ninja": None, "pybind11": None}
     assert with_requirements(replace(CPU_ONLY, **absent))[1] == ["ninja", "pybind11>=2.12", "torch>=2.11"]
     assert with_requirements(CPU_ONLY)[1] == ["ninja", "pybind11>=2.12"]
-    assert with_requirements(replace(CPU_ONLY, torch_version="2.3.1"))[1] == []  # never replaced, however old
+    assert with_requirements(replace(CPU_ONLY, torch_version="2.3.1"))[1] == ["ninja", "pybind11>=2.12"]
+    assert with_requirements(replace(CPU_ONLY, torch_version="2.2.2"))[1] == []  # never replaced, however old
     assert with_requirements(replace(CPU_ONLY, **absent, mode="off"))[1] == []
     assert with_requirements(replace(CPU_ONLY, **{**absent, **NO_COMPILER}))[1] == []
 
 
-@pytest.mark.parametrize("torch_version", ["2.11.0+cu126", "2.14.1+cpu", "2.15.0+cu132"])
+@pytest.mark.parametrize("torch_version", ["2.3.1+cu121", "2.11.0+cu126", "2.14.1+cpu", "2.15.0+cu132"])
 def test_build_nvcc_of_another_cuda_still_builds(torch_version):
     assert "cuda" in decide(replace(GPU_BUILDER, torch_version=torch_version)).parts
 
@@ -180,6 +183,44 @@ def test_build_architectures():
     assert decide(replace(GPU_BUILDER, nvcc_version=(12, 4))).archs == ("75", "80", "86", "87", "89", "90")
     assert decide(replace(GPU_BUILDER, archs="8.0; 90a,80")).archs == ("80", "90a")
     assert "103" not in decide(GPU_BUILDER).archs
+
+
+def test_build_cuda_left_out_on_demand():
+    for mode in ("auto", "require"):
+        for nvcc in ("/usr/bin/nvcc", None):  # nobody misses it
+            plan = decide(replace(GPU_BUILDER, mode=mode, archs="none", nvcc=nvcc))
+            assert (plan.parts, plan.archs, plan.error) == (("cpu", "plan"), (), None)
+            assert plan.reasons["cuda"].startswith("LSKA_OPS_CUDA_ARCHS=none was set ")
+    assert decide(replace(GPU_BUILDER, archs="none;90")).archs == ("90",)
+
+
+def test_build_oldest_torch_is_the_same_everywhere():
+    from gpu_facts import missing
+
+    from lska_ops import _compiled, doctor
+
+    oldest = ".".join(map(str, build_decide.OLDEST_TORCH))
+    assert doctor.OLDEST_TORCH == oldest
+    assert f'"torch>={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"torch=={oldest}." in (ROOT / "Makefile").read_text()
+    assert _compiled.FIRST_STABLE == build_decide.FIRST_STABLE
+    said = list(missing(SimpleNamespace(__version__="2.2.0"), replace(GPU_BUILDER, compiler_problem=None)))
+    assert said[0] == "torch is 2.2.0; needs {}.{} or newer".format(*build_decide.FIRST_STABLE)
+
+
+@pytest.mark.parametrize(
+    "torch_version, abi",
+    [
+        ("2.3.1+cu121", "aten"),
+        ("2.10.0", "aten"),
+        ("2.11.0a0+git", "stable"),
+        ("2.14.1+cpu", "stable"),
+        ("3.0", "stable"),
+    ],
+)
+def test_build_form_follows_torchs_release(torch_version, abi):
+    facts = replace(CPU_ONLY, torch_version=torch_version)
+    assert build_decide.abi(torch_version) == build_compile.describe(decide(facts), facts)["abi"] == abi
 
 
 def test_build_instruction_sets():
@@ -268,6 +309,63 @@ def test_build_compilers_words_in_any_encoding(tmp_path):
     assert (command, problem) == (str(compiler), None) and version.startswith("c++ ")
 
 
+def _torch_folder(folder, version, config=None, libraries=()):
+    for name, text in (
+        ("version.py", f"__version__ = '{version}'\n"),
+        ("share/cmake/Torch/TorchConfig.cmake", config),
+    ):
+        if text is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+    (folder / "lib").mkdir()
+    for name in libraries:
+        (folder / "lib" / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config, string_abi",
+    [
+        ('set(TORCH_CXX_FLAGS "-D_GLIBCXX_USE_CXX11_ABI=0")\n', 0),
+        ('set(TORCH_CXX_FLAGS "-D_GLIBCXX_USE_CXX11_ABI=1")\n', 1),
+        ("", 1),
+        (None, 1),
+    ],
+)
+@pytest.mark.parametrize(
+    "libraries", [("libc10.so", "libgomp-98b21ff3.so.1"), ("libc10.so",)], ids=["pip", "conda"]
+)
+def test_build_reads_an_old_torch_without_importing_it(config, string_abi, libraries, tmp_path):
+    torch = _torch_folder(tmp_path / "torch", "2.6.0+cu124", config, libraries)
+    found = build_facts.torch_facts(torch)
+    openmp = str(torch / "lib" / libraries[1]) if len(libraries) == 2 else None
+    assert found == {
+        "torch": str(torch), "torch_version": "2.6.0+cu124", "string_abi": string_abi, "openmp": openmp,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("string_abi", [0, 1])
+@pytest.mark.parametrize("openmp, linked", [("/site/torch/lib/libgomp-98b21ff3.so.1",) * 2, (None, "-lgomp")])
+def test_build_over_aten(string_abi, openmp, linked, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_compile, "_cudart_folders", lambda nvcc: [])
+    old = replace(GPU_BUILDER, torch_version="2.6.0+cu124", string_abi=string_abi, openmp=openmp)
+    flags = {}
+    for facts in (old, replace(old, torch_version="2.11.0")):
+        text = build_compile.ninja_file(decide(facts), facts, tmp_path, "")
+        built = re.findall(r"(?m)^build \S*/(\S+): \S+ .*\n  flags = (.*)$", text)
+        flags[facts.torch_version] = {output: words.split() for output, words in built}
+    aten, stable = flags["2.6.0+cu124"], flags["2.11.0"]
+    with_torch = {"module.o", "lska.cpu.o", "acmix.cpu.o", "lska.cuda.o", "acmix.cuda.o"}
+    for output in with_torch:
+        assert "-DLSKA_OPS_ATEN" in aten[output] and f"-D_GLIBCXX_USE_CXX11_ABI={string_abi}" in aten[output]
+        assert ("-fopenmp" in aten[output]) == ("cuda" not in output)  # nvcc does not know it
+        assert build_compile.TARGET in stable[output] and build_compile.TARGET not in aten[output]
+    assert {linked, "-lc10", "-ltorch_cpu"} <= set(aten["_C.so"])
+    assert "-ltorch_cpu" in stable["_C.so"] and not {linked, "-lc10"} & set(stable["_C.so"])
+    old_only = ("-DLSKA_OPS_ATEN", "-fopenmp", "-D_GLIBCXX_USE_CXX11_ABI")
+    assert not any(word.startswith(old_only) for words in stable.values() for word in words)
+
+
 def test_build_ninja_file_compiles_kernels_once_per_instruction_set(tmp_path, monkeypatch):
     for name in ("module.cpp", "plan_module.cpp", "lska/cpu.cpp", "lska/cpu_kernels_far.cpp", "lska/cuda.cu"):
         (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -323,8 +421,8 @@ def test_build_failure_is_blamed_on_its_part(broken, parts, tmp_path, monkeypatc
 # Loading
 
 
-def _installed(folder, parts=("cpu", "plan"), reasons=None):
-    info = {"parts": list(parts), "reasons": reasons or {}}
+def _installed(folder, parts=("cpu", "plan"), reasons=None, **more):
+    info = {"parts": list(parts), "reasons": reasons or {}, **more}
     (folder / "_build_info.json").write_text(json.dumps(info), encoding="utf-8")
     return folder
 
@@ -335,22 +433,49 @@ def test_build_load_says_what_is_so_and_what_would_help(tmp_path):
     said = [_compiled.load(tmp_path)]
     said.append(_compiled.load(_installed(tmp_path, (), {"cpu": "no C++ compiler was found; install g++"})))
     said.append(_compiled.load(_installed(tmp_path), "2.10.0+cu128"))
-    said.append(_compiled.load(tmp_path, "2.11.0"))
+    said.append(_compiled.load(_installed(tmp_path, abi="stable", torch_headers="2.14.1"), "2.10.0+cu128"))
+    for running in ("2.5.1", "2.14.1+cpu"):
+        said.append(_compiled.load(_installed(tmp_path, abi="aten", torch_headers="2.6.0+cu124"), running))
+    said.append(_compiled.load(tmp_path, "2.6.2+cpu"))
+    said.append(_compiled.load(_installed(tmp_path), "2.11.0"))
     (tmp_path / "_C.so").write_text("not a library", encoding="utf-8")
     said.append(_compiled.load(tmp_path, "2.11.0"))
+    for bytes_there in (0, 12):
+        (tmp_path / "_C.so").write_bytes(b"not a library"[:bytes_there])
+        said.append(_compiled.load(_installed(tmp_path, bytes=13), "2.11.0"))
     (tmp_path / "_build_info.json").write_text("{", encoding="utf-8")
     said.append(_compiled.load(tmp_path))
     words = [
         "never built",
         "no C++ compiler",
-        "torch is 2.10.0+cu128",
+        "with torch 2.11, for 2.11 and newer, and this is torch 2.10.0+cu128",
+        "with torch 2.14.1, for 2.11 and newer, and this is torch 2.10.0+cu128",
+        "with torch 2.6.0+cu124, for 2.6 alone, and this is torch 2.5.1",
+        "with torch 2.6.0+cu124, for 2.6 alone, and this is torch 2.14.1+cpu",
+        "is missing",  # no word of torch: any 2.6 will do
         "is missing",
         "cannot be loaded",
+        *["bytes of 13"] * 2,
         "read",
     ]
     for sentence, word in zip(said, words, strict=True):
         what_is_so, _, what_would_help = sentence.partition("; ")
         assert word in what_is_so and what_would_help and "\n" not in sentence
+        if "this is torch" in what_is_so:
+            assert "`pip install --no-deps --force-reinstall --no-cache-dir .`" in what_would_help
+
+
+def test_build_library_cut_off_is_never_loaded(tmp_path):
+    """To load half of it ends the process, with SIGBUS."""
+    from lska_ops import _compiled
+
+    if _compiled.problem:
+        pytest.skip(_compiled.problem)
+    stored, whole = _compiled.build_info(), (Path(_compiled.__file__).parent / "_C.so").read_bytes()
+    assert stored["bytes"] == len(whole)
+    for length in (64, 4096, len(whole) // 2, len(whole) - 1):
+        (_installed(tmp_path, bytes=len(whole)) / "_C.so").write_bytes(whole[:length])
+        assert f"has {length} bytes of {len(whole)}; reinstall" in _compiled.load(tmp_path, "2.11.0")
 
 
 def test_build_loaded_library_tells_what_it_was_built_from():

@@ -4,15 +4,40 @@ import collections
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import lska_ops
+from build_backend.compile import NVCC_FLAGS, torch_flags
+from build_backend.facts import collect
 from lska_ops import _compiled
 
+ROOT = Path(__file__).resolve().parent.parent
+# All of the GPU's part that is torch's: device, stream, tensors, products, registration. No kernel of ours.
+OVER_ATEN = """
+#include "csrc/common/on_gpu.h"
+
+namespace lska_ops::gpu {
+__global__ void fill(float* y) { *y = 1; }
+
+Tensor product(const Tensor& x, const MaybeTensor& y) {
+  const OnGpu on("product", x);
+  Tensor out = empty_map(in_nchw(x), headeronly::MemoryFormat::ChannelsLast);
+  fill<<<1, 1, 0, static_cast<cudaStream_t>(on.device.stream)>>>(static_cast<float*>(out.mutable_data_ptr()));
+  const int64_t shape[] = {1, 1};
+  multiply(stable::from_blob(x.data_ptr(), {shape, 2}, {shape, 2}, x.device(), x.scalar_type()),
+           y ? *y : stable::new_empty(x, {1, 1}), stable::new_empty(x, {1, 1}, ScalarType::Float));
+  return out;
+}
+}  // namespace lska_ops::gpu
+
+STABLE_TORCH_LIBRARY_IMPL(lska_ops_test, CUDA, m) { m.impl("product", TORCH_BOX(&lska_ops::gpu::product)); }
+"""
 LIBRARY = Path(lska_ops.__file__).parent / "_C.so"
 MOST_KERNELS = 24  # of one source file; each costs build time for every architecture
 
@@ -108,3 +133,17 @@ def test_cuda_build_spills_nothing(cuobjdump):
         of_file = collections.Counter(map(source_file, names))
         assert len(of_file) == 2 + 1 + 3 + 6 + 6, of_file  # both ops, bands, products, tiles of both ways
         assert max(of_file.values()) <= MOST_KERNELS, of_file
+
+
+@pytest.mark.versions
+def test_cuda_build_launchers_compile_over_aten(tmp_path):
+    """What nvcc reads for torch before 2.11, with this torch's headers; machine code has no part in it."""
+    facts = collect()
+    if facts.nvcc is None or facts.compiler_problem:
+        pytest.skip(facts.compiler_problem or "nvcc was not found; install the CUDA toolkit")
+    (tmp_path / "gpu.cu").write_text(OVER_ATEN)
+    flags = [*NVCC_FLAGS.split(), "-arch=sm_90", "-ccbin", shlex.split(facts.compiler)[-1]]
+    flags += torch_flags(replace(facts, torch_version="2.6.0"))
+    command = [facts.nvcc, *flags, "-c", str(tmp_path / "gpu.cu"), "-o", str(tmp_path / "gpu.o")]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[:4000]

@@ -6,10 +6,13 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lska_ops import LSKA, ACmix, LSKATrivial, _backends, _compiled
+from lska_ops import LSKA, ACmix, LSKATrivial, _backends, _compiled, _watchers
 from lska_ops.testing import PUBLISHED, relative_error
 from lska_ops.testing.problems import LAYOUTS, OPS, random_problem, ratios, solve
+
+pytestmark = pytest.mark.versions
 
 # LSKA_OPS_TEST_PROBLEMS asks for fewer, where each takes long (sanitizers) or the machine is slow.
 FORWARD, BACKWARD = (int(n) for n in os.environ.get("LSKA_OPS_TEST_PROBLEMS", "1000 500").split())
@@ -197,9 +200,12 @@ class TestCpu:
             x = inputs(module, side)
             wanted = [x, *module.parameters()]
             expected, found = module(x), compiled(x)
-            assert torch.equal(found, expected)
             grads = torch.autograd.grad(expected.sum(), wanted), torch.autograd.grad(found.sum(), wanted)
-            assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+            pairs = [(found, expected), *zip(*grads, strict=True)]
+            if _watchers.COMPILES_OURS:
+                assert all(torch.equal(a, b) for a, b in pairs)
+            else:  # plain PyTorch was compiled
+                assert all(relative_error(a, b) <= PUBLISHED or b.abs().max() <= PUBLISHED for a, b in pairs)
 
     def test_kernels_save_few_maps_for_backward(self, module):
         x = inputs(module, 20).float().detach().requires_grad_()
@@ -245,10 +251,21 @@ class TestCpu:
 
     @pytest.mark.parametrize("op", OPS)
     def test_kernels_opcheck(self, op):
+        if not hasattr(torch.library, "opcheck"):
+            pytest.skip("torch has no opcheck; 2.4 has")
         for seed in (80_000, 80_001, 80_002):
             problem = random_problem(op, seed)
             for name, arguments in captured_calls(problem):
                 torch.library.opcheck(getattr(torch.ops.lska_ops, name).default, arguments)
+
+    @pytest.mark.parametrize("op", OPS)
+    def test_kernels_fakes_are_as_results(self, op):
+        for name, arguments in captured_calls(random_problem(op, 80_000)):
+            call = getattr(torch.ops.lska_ops, name)
+            with FakeTensorMode() as mode:
+                fakes = call(*(mode.from_tensor(a) if torch.is_tensor(a) else a for a in arguments))
+            for fake, result in zip(fakes, call(*arguments), strict=True):
+                assert (fake.shape, fake.dtype) == (result.shape, result.dtype)
 
 
 def captured_calls(problem):

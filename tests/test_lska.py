@@ -210,8 +210,6 @@ def test_lska_pruning_takes_effect():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_lska_compiles_without_graph_break(dynamic):
-    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 6):
-        pytest.skip("torch.compile of our modules needs torch 2.6; upgrade torch")
     m = module(4, 7)
     torch._dynamo.reset()  # the limit of recompilations counts other tests' modules too
     compiled = torch.compile(m, fullgraph=True, dynamic=dynamic, backend="aot_eager")

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from build_backend.compile import source_hash
-from build_backend.facts import ROOT, torch_version
+from build_backend.facts import ROOT, torch_facts
 
 from . import emulator, judge, pack
 from .environments import Environment, best_isa, judged
@@ -132,7 +132,7 @@ def in_emulator(row: Row, wheel: Path, options) -> None:
     if why := emulator.missing():
         row.skipped.append(f"emulator: {why}")
         return
-    version = torch_version(run_python(options.oldest, TORCH))
+    version = torch_facts(Path(run_python(options.oldest, TORCH)))["torch_version"]
     environment = emulator.Emulated(BUILD / "emulated", version.partition("+")[0])
     tried(row, "emulator", environment, wheel, max(1, options.problems // 5), "baseline")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from build_backend.compile import _build_info_source, _cudart_folders, _write, describe, ninja_file
 from build_backend.decide import Plan, decide
-from build_backend.facts import ROOT, Facts, collect, torch_version
+from build_backend.facts import ROOT, Facts, collect, torch_facts
 
 from .targets import Target
 
@@ -46,8 +46,7 @@ def plan_of(target: Target, torch: Path, cuda: bool) -> tuple[Plan, Facts]:
         collect(),
         mode="require",
         machine=target.machine,
-        torch=str(torch),
-        torch_version=torch_version(torch),
+        **torch_facts(torch),
         pybind11="left out",
         python_headers="left out",
     )

@@ -1,7 +1,5 @@
 // ACmix on CPU: launchers. They check, allocate, and share the kernels' units out among the threads; every
 // unit gives the same bits on any thread, and partial sums are added in the order of their units.
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
 #include "csrc/acmix/cpu_kernels.h"
@@ -23,7 +21,7 @@ AcmixCpuKernels kernels_for(Dtype dtype) {
 // run(first, last, scratch) over the units, `bytes` of scratch for each thread.
 template <typename Run>
 void share_out(int64_t units, int64_t bytes, const Run& run) {
-  torch::stable::parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
+  stable::parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
     const Scratch scratch = new_scratch(bytes);
     run(first, last, scratch.get());
   });
@@ -63,7 +61,7 @@ struct Problem {
         take("dep_conv", p.dep_conv, {s.C, s.kernel_conv * s.kernel_conv, s.kernel_conv, s.kernel_conv});
     rate1 = take("rate1", p.rate1, {1});
     rate2 = take("rate2", p.rate2, {1});
-    qkv = torch::stable::contiguous(qkv);
+    qkv = stable::contiguous(qkv);
     const auto data = [](const Tensor& t) { return t.numel() ? t.const_data_ptr() : nullptr; };
     weights = {data(conv_p), data(fc), data(dep_conv), data(rate1), data(rate2)};
     kernels = kernels_for(dtype);
@@ -99,7 +97,7 @@ struct Problem {
     if (!t) return empty_of({0}, type);
     check_shape(op, name, *t, shape);
     check_like(op, name, *t, qkv);
-    return torch::stable::contiguous(*t);
+    return stable::contiguous(*t);
   }
 
   // dep_conv after fc, as the kernels read it.
@@ -113,7 +111,7 @@ struct Problem {
     return out;
   }
 
-  int64_t band() const { return acmix_forward_band(s.B, s.Ho, torch::stable::get_num_threads()); }
+  int64_t band() const { return acmix_forward_band(s.B, s.Ho, stable::get_num_threads()); }
 };
 
 std::tuple<Tensor, Tensor> acmix_core_fwd_cpu(const Tensor& qkv, const MaybeTensor& conv_p,
@@ -149,15 +147,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> acmix_core_bwd_cpu(
   if (p.attends) {
     check_shape(p.op, "lse", lse_, {s.B, s.G, s.Ho, s.Wo});
     STD_TORCH_CHECK(lse_.is_cpu() && lse_.scalar_type() == p.accumulate_type, p.op, ": lse has dtype ",
-                    torch::headeronly::toString(lse_.scalar_type()), "; expected ",
-                    torch::headeronly::toString(p.accumulate_type),
-                    " on the CPU, as the forward pass returned it");
+                    headeronly::toString(lse_.scalar_type()), "; expected ",
+                    headeronly::toString(p.accumulate_type), " on the CPU, as the forward pass returned it");
   }
-  const Tensor grad_y = torch::stable::contiguous(grad_y_), lse = torch::stable::contiguous(lse_);
+  const Tensor grad_y = stable::contiguous(grad_y_), lse = stable::contiguous(lse_);
   Tensor grad_qkv = empty_of({s.B, 3 * s.C, s.H, s.W}, p.type);
-  Tensor grad_conv_p = torch::stable::empty_like(p.conv_p), grad_fc = torch::stable::empty_like(p.fc),
-         grad_dep_conv = torch::stable::empty_like(p.dep_conv),
-         grad_rate1 = torch::stable::empty_like(p.rate1), grad_rate2 = torch::stable::empty_like(p.rate2);
+  Tensor grad_conv_p = stable::empty_like(p.conv_p), grad_fc = stable::empty_like(p.fc),
+         grad_dep_conv = stable::empty_like(p.dep_conv), grad_rate1 = stable::empty_like(p.rate1),
+         grad_rate2 = stable::empty_like(p.rate2);
   const auto sum = [&](const Tensor& parts, int64_t count, bool transposed, Tensor& out) {
     p.kernels.sum_parts(parts.const_data_ptr(), count, out.numel(), transposed, out.mutable_data_ptr());
   };

@@ -50,7 +50,7 @@ struct Call {
         attention(bool(p.rate1)),
         shift(bool(p.rate2)) {
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16, op,
-                    ": qkv has dtype ", torch::headeronly::toString(type),
+                    ": qkv has dtype ", headeronly::toString(type),
                     "; expected float32, float16 or bfloat16");
     STD_TORCH_CHECK(attention || shift, op, ": rate1 and rate2 are missing; expected at least one of them");
     STD_TORCH_CHECK(bool(p.conv_p) == attention, op,
@@ -110,8 +110,7 @@ struct Call {
     STD_TORCH_CHECK(t.device() == qkv.device(), op, ": ", name,
                     " is on another device; expected it where qkv is");
     STD_TORCH_CHECK(t.scalar_type() == wanted, op, ": ", name, " has dtype ",
-                    torch::headeronly::toString(t.scalar_type()), "; expected ",
-                    torch::headeronly::toString(wanted));
+                    headeronly::toString(t.scalar_type()), "; expected ", headeronly::toString(wanted));
   }
   const void* parameter(const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
     check_beside(name, t, type);
@@ -128,10 +127,10 @@ struct Call {
     return in_nchw(t);
   }
   Tensor floats(std::initializer_list<int64_t> shape) const {
-    return torch::stable::new_empty(qkv, {shape.begin(), shape.size()}, ScalarType::Float);
+    return stable::new_empty(qkv, {shape.begin(), shape.size()}, ScalarType::Float);
   }
   Tensor elements(std::initializer_list<int64_t> shape) const {
-    return torch::stable::new_empty(qkv, {shape.begin(), shape.size()});
+    return stable::new_empty(qkv, {shape.begin(), shape.size()});
   }
   template <class F>
   void with_type(const F& f) const {
@@ -185,9 +184,9 @@ inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, cons
   const std::array<int64_t, 4> sizes = {s.B, s.C, s.Ho(), s.Wo()};
   const bool last = call.channels_last();
   if (!last) call.read_nchw();
-  using torch::headeronly::MemoryFormat;
-  Tensor y = torch::stable::empty(sizes, call.type, std::nullopt, qkv.device(), std::nullopt,
-                                  last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  using headeronly::MemoryFormat;
+  Tensor y = stable::empty(sizes, call.type, std::nullopt, qkv.device(), std::nullopt,
+                           last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   Tensor lse = call.attention ? call.floats({s.B, s.G, s.Ho(), s.Wo()}) : call.floats({0});
   if (call.empty()) return {y, lse};
   float* const rows = call.attention ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;

@@ -147,13 +147,13 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   const Tensor lse = call.attention ? call.map("lse", given_lse, ScalarType::Float, s.G) : given_lse;
   const auto gradient = [&](bool wanted, std::initializer_list<int64_t> shape) {
     Tensor t = wanted ? call.elements(shape) : call.elements({0});
-    return call.empty() ? torch::stable::zero_(t) : t;
+    return call.empty() ? stable::zero_(t) : t;
   };
   const auto maps = [&](bool in_channels_last) {
-    using torch::headeronly::MemoryFormat;
-    return torch::stable::empty(std::array<int64_t, 4>{s.B, 3 * s.C, s.H, s.W}, call.type, std::nullopt,
-                                qkv.device(), std::nullopt,
-                                in_channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    using headeronly::MemoryFormat;
+    return stable::empty(std::array<int64_t, 4>{s.B, 3 * s.C, s.H, s.W}, call.type, std::nullopt,
+                         qkv.device(), std::nullopt,
+                         in_channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   };
   const int64_t k = s.kernel_conv;
   const bool last = call.channels_last();
@@ -188,7 +188,7 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
       Tensor grad = last ? maps(false) : grad_qkv;
       const std::optional<ShiftParts> of_queries =
           maps_bwd(call, nchw, lse, !parts, grad, grad_conv_p, grad_rate1);
-      if (last) torch::stable::copy_(grad_qkv, grad);
+      if (last) stable::copy_(grad_qkv, grad);
       if (!parts) parts = of_queries;
     }
     if (call.shift && !parts) parts = shift_parts(call, nchw);

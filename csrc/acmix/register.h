@@ -3,8 +3,6 @@
 // has the Device to launch on.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-
 #include "csrc/acmix/launch_backward.h"
 
 namespace lska_ops::acmix_cuda {

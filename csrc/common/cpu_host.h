@@ -2,22 +2,17 @@
 // launchers only, as isa.h is.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <initializer_list>
 #include <memory>
 #include <new>
-#include <optional>
 
 #include "csrc/common/check.h"
 #include "csrc/common/dtype.h"
 
 namespace lska_ops {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
+using headeronly::ScalarType;
+using stable::Tensor;
 
 inline Dtype dtype_of(const char* op, const char* name, const Tensor& t) {
   switch (t.scalar_type()) {
@@ -30,14 +25,14 @@ inline Dtype dtype_of(const char* op, const char* name, const Tensor& t) {
     case ScalarType::BFloat16:
       return Dtype::bf16;
     default:
-      STD_TORCH_CHECK(false, op, ": ", name, " has dtype ", torch::headeronly::toString(t.scalar_type()),
+      STD_TORCH_CHECK(false, op, ": ", name, " has dtype ", headeronly::toString(t.scalar_type()),
                       "; expected float32, float64, float16 or bfloat16");
   }
 }
 
 inline Tensor empty_of(std::initializer_list<int64_t> shape, ScalarType dtype) {
-  return torch::stable::empty({shape.begin(), shape.size()}, dtype, std::nullopt,
-                              torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  return stable::empty({shape.begin(), shape.size()}, dtype, std::nullopt,
+                       stable::Device(headeronly::DeviceType::CPU));
 }
 
 // Kernels' own memory, from the start of a cache line.

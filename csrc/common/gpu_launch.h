@@ -1,20 +1,14 @@
 // What the launchers of every op share: tensors, layouts, dtypes, and the start of a kernel.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-
 #include "csrc/common/check.h"
 #include "csrc/common/gpu.h"
 #include "csrc/common/portable.cuh"
 
 namespace lska_ops::gpu {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
+using headeronly::ScalarType;
+using stable::Tensor;
 
 struct Device {
   GpuLimits limits;
@@ -27,15 +21,14 @@ inline bool channels_last_in_memory(const Tensor& x) {
   return !x.is_contiguous() && fits(1, 1) && fits(3, C) && fits(2, W * C) && fits(0, H * W * C);
 }
 
-inline Tensor empty_map(const Tensor& like, torch::headeronly::MemoryFormat format) {
-  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              format);
+inline Tensor empty_map(const Tensor& like, headeronly::MemoryFormat format) {
+  return stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
 }
 
 inline Tensor in_nchw(const Tensor& t) {
   if (t.is_contiguous()) return t;
-  Tensor copy = empty_map(t, torch::headeronly::MemoryFormat::Contiguous);
-  return torch::stable::copy_(copy, t);
+  Tensor copy = empty_map(t, headeronly::MemoryFormat::Contiguous);
+  return stable::copy_(copy, t);
 }
 
 template <class T>

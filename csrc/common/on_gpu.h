@@ -3,7 +3,6 @@
 
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
 
 #include "csrc/common/gpu_launch.h"
 
@@ -31,15 +30,15 @@ inline int attribute(const char* op, cudaDeviceAttr which, int device) {
 }
 
 struct OnGpu {
-  torch::stable::accelerator::DeviceGuard guard;
+  DeviceGuard guard;
   Device device;
 
   static int32_t checked(const char* op, const Tensor& x) {
     STD_TORCH_CHECK(x.is_cuda(), op, ": its first map is not on a GPU; expected a CUDA tensor");
-    return x.get_device_index();
+    return x.device().index();
   }
   OnGpu(const char* op, const Tensor& x) : guard(checked(op, x)) {
-    const int index = x.get_device_index();
+    const int index = x.device().index();
     device = {
         {attribute(op, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
          attribute(op, cudaDevAttrMultiProcessorCount, index), attribute(op, cudaDevAttrL2CacheSize, index),

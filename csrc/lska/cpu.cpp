@@ -1,7 +1,5 @@
 // LSKA on CPU: launchers. The cascade runs in parallel over groups of channels, the 1x1 product and the gate
 // over blocks of pixels, a few images at a time, so that what one stage writes the next one finds in cache.
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <tuple>
 
@@ -129,7 +127,7 @@ struct Problem {
       return held.back();
     }
     Tensor out = empty_of({n}, accumulate_type);
-    if (!t) return torch::stable::zero_(out);
+    if (!t) return stable::zero_(out);
     kernels.to_accumulate(hold(name, *t), out.mutable_data_ptr(), n);
     return out;
   }
@@ -192,7 +190,7 @@ Tensor lska_cascade_fwd_cpu(const Tensor& x, const Tensor& conv0h, const MaybeTe
                   {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias,
                    conv_spatial_v, conv_spatial_v_bias},
                   dilation);
-  Tensor s = torch::stable::empty_like(p.x);
+  Tensor s = stable::empty_like(p.x);
   if (!p.empty()) p.cascade(0, p.images, static_cast<char*>(s.mutable_data_ptr()), false);
   return s;
 }
@@ -214,8 +212,8 @@ std::tuple<Tensor, Tensor> lska_fwd_cpu(const Tensor& x, const Tensor& conv0h, c
   check_shape(p.op, "conv1 weight", conv1, {C, C, 1, 1});
   if (conv1_bias) check_shape(p.op, "conv1 bias", *conv1_bias, {C});
   const bool in_place = p.type == p.accumulate_type, keep = keep_product && in_place;
-  Tensor y = torch::stable::empty_like(p.x);
-  Tensor product = keep ? torch::stable::empty_like(p.x) : empty_of({0}, p.type);
+  Tensor y = stable::empty_like(p.x);
+  Tensor product = keep ? stable::empty_like(p.x) : empty_of({0}, p.type);
   if (p.empty()) return {y, product};
 
   const Tensor weight = p.in_accumulate("conv1 weight", conv1, C * C),
@@ -304,11 +302,10 @@ Grads lska_bwd_cpu(const Tensor& given_grad_y, const Tensor& x, const Tensor& pr
 
   const auto zeros = [&](std::initializer_list<int64_t> shape) {
     Tensor t = empty_of(shape, p.type);
-    return p.empty() ? torch::stable::zero_(t) : t;
+    return p.empty() ? stable::zero_(t) : t;
   };
   const int64_t trivial = k1 ? C : 0;  // LSKA-trivial: the dilated pair's gradients are empty
-  Tensor grad_x = torch::stable::empty_like(p.x), grad_conv1 = zeros({C, C, 1, 1}),
-         grad_conv1_bias = zeros({C});
+  Tensor grad_x = stable::empty_like(p.x), grad_conv1 = zeros({C, C, 1, 1}), grad_conv1_bias = zeros({C});
   Tensor taps[8] = {
       zeros({C, 1, 1, k0}),       zeros({C}),       zeros({C, 1, k0, 1}),       zeros({C}),
       zeros({trivial, 1, 1, k1}), zeros({trivial}), zeros({trivial, 1, k1, 1}), zeros({trivial})};

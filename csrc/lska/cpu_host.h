@@ -27,10 +27,10 @@ inline bool is_channels_last(const Tensor& x) {
 // t itself where its memory is in the wanted order, else a copy that is.
 inline Tensor in_order(const Tensor& t, bool channels_last) {
   if (channels_last ? is_channels_last(t) : t.is_contiguous()) return t;
-  Tensor copy = torch::stable::empty(t.sizes(), t.scalar_type(), std::nullopt, t.device(), std::nullopt,
-                                     channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                   : torch::headeronly::MemoryFormat::Contiguous);
-  return torch::stable::copy_(copy, t);
+  Tensor copy = stable::empty(
+      t.sizes(), t.scalar_type(), std::nullopt, t.device(), std::nullopt,
+      channels_last ? headeronly::MemoryFormat::ChannelsLast : headeronly::MemoryFormat::Contiguous);
+  return stable::copy_(copy, t);
 }
 
 // Memory of one thread that outlives the call: mapping it anew costs as much as a small cascade. One for each
@@ -53,7 +53,7 @@ inline void* workspace(size_t bytes) {
 template <typename F>
 void for_each(int64_t n, const F& f) {
   if (n == 0) return;
-  torch::stable::parallel_for(0, n > 1 ? n : 2, 1, [&](int64_t begin, int64_t end) {
+  stable::parallel_for(0, n > 1 ? n : 2, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end && i < n; ++i) f(i);
   });
 }
@@ -65,19 +65,14 @@ struct Matrix {
   Matrix transposed() const { return {data, cols, rows, col_stride, row_stride}; }
   Tensor tensor(ScalarType dtype) const {
     const int64_t sizes[] = {rows, cols}, strides[] = {row_stride, col_stride};
-    return torch::stable::from_blob(data, {sizes, 2}, {strides, 2},
-                                    torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
+    return stable::from_blob(data, {sizes, 2}, {strides, 2}, stable::Device(headeronly::DeviceType::CPU),
+                             dtype);
   }
 };
 
 // out = a b, by the vendor library.
 inline void multiply(const Matrix& a, const Matrix& b, const Matrix& out, ScalarType dtype) {
-  StableIValue stack[] = {torch::stable::detail::from(a.tensor(dtype)),
-                          torch::stable::detail::from(b.tensor(dtype)),
-                          torch::stable::detail::from(out.tensor(dtype))};
-  STD_TORCH_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION) == 0,
-                  "lska: aten::mm.out failed");
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes over the returned handle
+  multiply(a.tensor(dtype), b.tensor(dtype), out.tensor(dtype));
 }
 
 }  // namespace lska_ops

@@ -31,7 +31,7 @@ inline Tensor matrices(const Tensor& memory, int64_t offset, int64_t batch, int6
                        int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
   const int64_t sizes[] = {batch, rows, cols}, strides[] = {batch_stride, row_stride, col_stride};
   char* data = static_cast<char*>(memory.data_ptr()) + offset * int64_t(memory.element_size());
-  return torch::stable::from_blob(data, {sizes, 3}, {strides, 3}, memory.device(), memory.scalar_type());
+  return stable::from_blob(data, {sizes, 3}, {strides, 3}, memory.device(), memory.scalar_type());
 }
 
 // [rows, cols] in someone else's memory.
@@ -39,18 +39,7 @@ inline Tensor matrix(const Tensor& memory, int64_t offset, int64_t rows, int64_t
                      int64_t col_stride) {
   const int64_t sizes[] = {rows, cols}, strides[] = {row_stride, col_stride};
   char* data = static_cast<char*>(memory.data_ptr()) + offset * int64_t(memory.element_size());
-  return torch::stable::from_blob(data, {sizes, 2}, {strides, 2}, memory.device(), memory.scalar_type());
-}
-
-// out = a b, of one matrix or of each, by the vendor library; on tensor cores for the half dtypes, by whose
-// rules it sums.
-inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
-  const char* name = a.dim() == 2 ? "aten::mm" : "aten::bmm";
-  StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
-                          torch::stable::detail::from(out)};
-  STD_TORCH_CHECK(torch_call_dispatcher(name, "out", stack, TORCH_ABI_VERSION) == 0, "lska: ", name,
-                  ".out failed");
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes over the returned handle
+  return stable::from_blob(data, {sizes, 2}, {strides, 2}, memory.device(), memory.scalar_type());
 }
 
 // One checked call, with the plans of its cascade for some images at a time. All its maps lie in memory as x
@@ -72,8 +61,7 @@ struct Call {
       : op(name), device(on), x(given), type(given.scalar_type()) {
     STD_TORCH_CHECK(x.dim() == 4, op, ": x has shape ", in_words(x.sizes()), "; expected [B, C, H, W]");
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16, op,
-                    ": x has dtype ", torch::headeronly::toString(type),
-                    "; expected float32, float16 or bfloat16");
+                    ": x has dtype ", headeronly::toString(type), "; expected float32, float16 or bfloat16");
     STD_TORCH_CHECK(dilation >= 1, op, ": dilation is ", dilation, "; expected at least 1");
     STD_TORCH_CHECK(bool(w.conv_spatial_h) == bool(w.conv_spatial_v), op,
                     ": one of conv_spatial_h and conv_spatial_v is missing; expected both or none");
@@ -105,8 +93,7 @@ struct Call {
     STD_TORCH_CHECK(t.device() == x.device(), op, ": ", name,
                     " is on another device; expected it where x is");
     STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " has dtype ",
-                    torch::headeronly::toString(t.scalar_type()), "; expected x's, ",
-                    torch::headeronly::toString(type));
+                    headeronly::toString(t.scalar_type()), "; expected x's, ", headeronly::toString(type));
   }
   const void* hold(const char* name, const Tensor& t) {
     check_beside(name, t);
@@ -136,17 +123,17 @@ struct Call {
     if (!channels_last) return in_nchw(t);
     if (channels_last_in_memory(t)) return t;
     Tensor copy = empty_like_x();
-    return torch::stable::copy_(copy, t);
+    return stable::copy_(copy, t);
   }
   Tensor held_matrix(const char* name, const Tensor& t) {
     hold(name, t);
     return held.back();
   }
 
-  Tensor floats(int64_t n) const { return torch::stable::new_empty(x, {n}, ScalarType::Float); }
-  Tensor elements(int64_t n) const { return torch::stable::new_empty(x, {n}); }
+  Tensor floats(int64_t n) const { return stable::new_empty(x, {n}, ScalarType::Float); }
+  Tensor elements(int64_t n) const { return stable::new_empty(x, {n}); }
   Tensor empty_like_x() const {
-    using torch::headeronly::MemoryFormat;
+    using headeronly::MemoryFormat;
     return empty_map(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   }
 
@@ -280,7 +267,7 @@ inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, cons
   Call call(op, device, x, w, dilation);
   check_conv1(call, conv1_weight, conv1_bias);
   Tensor y = call.empty_like_x();
-  Tensor product = keep_product ? call.empty_like_x() : torch::stable::new_empty(call.x, {0});
+  Tensor product = keep_product ? call.empty_like_x() : stable::new_empty(call.x, {0});
   if (call.empty()) return {y, product};
 
   const Tensor weight = call.held_matrix("conv1 weight", conv1_weight);

@@ -151,8 +151,8 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   const Tensor product = kept ? call.map_like("product", given_product) : given_product;
 
   const auto gradient = [&](std::initializer_list<int64_t> shape) {
-    Tensor t = torch::stable::new_empty(call.x, {shape.begin(), shape.size()});
-    return call.empty() ? torch::stable::zero_(t) : t;
+    Tensor t = stable::new_empty(call.x, {shape.begin(), shape.size()});
+    return call.empty() ? stable::zero_(t) : t;
   };
   const int64_t trivial = k1 ? C : 0;  // LSKA-trivial: the dilated pair's gradients are empty
   Tensor grad_x = call.empty_like_x(), grad_conv1 = gradient({C, C, 1, 1}), grad_conv1_bias = gradient({C});

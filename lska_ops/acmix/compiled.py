@@ -132,5 +132,5 @@ def register_triton():
 if _compiled.problem is None:
     for _backend, _fakes in (("cpu", (_core_fwd, _core_bwd)), ("cuda", (_core_fwd_gpu, _core_bwd_gpu))):
         for _name, _fake, _count in zip(("fwd", "bwd"), _fakes, (_core_flops, _core_bwd_flops), strict=True):
-            torch.library.register_fake(f"lska_ops::acmix_core_{_name}_{_backend}", _fake)
+            _compiled.register_fake(f"lska_ops::acmix_core_{_name}_{_backend}", _fake)
             _flops.register(f"acmix_core_{_name}_{_backend}", _count)

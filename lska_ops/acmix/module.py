@@ -128,7 +128,8 @@ class ACmix(FusedModule):
 
     def _position(self, loc):
         conv_p = self.conv_p
-        own = getattr(getattr(conv_p, "weight", None), "dtype", None)
+        weight = getattr(conv_p, "weight", None)
+        own = weight.dtype if isinstance(weight, torch.Tensor) else None
         if own is None:  # an adapter's, that wraps the weight
             own = next((p.dtype for p in conv_p.parameters() if p.is_floating_point()), loc.dtype)
         with without_autocast(loc.device.type):

@@ -169,12 +169,20 @@ class _Projections(torch.autograd.Function):
             grad_weights = grad_weight[:, :, None, None].chunk(3)
         if ctx.needs_input_grad[0]:
             weight = torch.cat(weights).flatten(1).expand(len(x), -1, -1)
-            if compiled.in_channels_last(grad_qkv):
+            if _may_ask_for_layout() and compiled.in_channels_last(grad_qkv):
                 grad_x = grad.mT.bmm(weight).reshape(B, H, W, -1).permute(0, 3, 1, 2)
             else:
                 grad_x = weight.mT.bmm(grad).reshape(x.shape)
         grad_bias = grad.sum((0, 2)) if ctx.has_bias and ctx.needs_input_grad[2] else None
         return grad_x, None, grad_bias, *grad_weights
+
+
+# The compilers of torch 2.4 to 2.6 let no backward ask; that of 2.9 does.
+_ASKS_WHILE_COMPILING = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 9)
+
+
+def _may_ask_for_layout():
+    return _ASKS_WHILE_COMPILING or not torch.compiler.is_compiling()
 
 
 def _sum_of_products(a, b):

@@ -102,5 +102,5 @@ if _compiled.problem is None:
             ("fwd", _fake_fwd, _fwd_flops),
             ("bwd", _bwd, _bwd_flops),
         ):
-            torch.library.register_fake(f"lska_ops::lska_{_name}_{_backend}", _fake)
+            _compiled.register_fake(f"lska_ops::lska_{_name}_{_backend}", _fake)
             _flops.register(f"lska_{_name}_{_backend}", _count)

@@ -23,7 +23,7 @@ CPU = Path("/proc/cpuinfo")
 HALVES = "-mf16c" if CPU.is_file() and "f16c" in CPU.read_text(encoding="utf-8").split() else ""
 sys.path.insert(0, str(ROOT))
 
-from build_backend.compile import TARGET  # noqa: E402
+from build_backend.compile import torch_flags, torch_libraries  # noqa: E402
 from build_backend.facts import collect  # noqa: E402
 
 
@@ -36,13 +36,13 @@ def sources(root):
 def _compiler(flags: str, root: Path) -> list[str]:
     facts = collect()
     if facts.compiler is None or facts.torch is None:
-        raise SystemExit(facts.compiler_problem or "torch's headers were not found; install torch>=2.11")
+        raise SystemExit(facts.compiler_problem or "torch's headers were not found; install torch>=2.3")
     command = [*shlex.split(facts.compiler), *FLAGS.split(), *HALVES.split(), *flags.split(), f"-I{root}"]
-    return [*command, f"-I{root / 'tests' / 'host_cuda'}", TARGET, "-isystem", f"{facts.torch}/include"]
+    return [*command, f"-I{root / 'tests' / 'host_cuda'}", *torch_flags(facts)]
 
 
 def _libraries() -> list[str]:
-    return [f"-L{collect().torch}/lib", "-ltorch_cpu", "-lc10"]
+    return [*torch_libraries(collect()), "-lc10"]
 
 
 @contextlib.contextmanager

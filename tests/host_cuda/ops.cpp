@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> cascade_bwd(const Tensor& x, const Tensor& ds, const 
   Tensor grad_x = call.empty_like_x();
   const CascadeBackward::Plan plan = backward.plan(call.size.B);
   Tensor zeros = call.empty_like_x();
-  torch::stable::zero_(zeros);
+  stable::zero_(zeros);
   Tensor sums = call.floats(plan.parts * call.size.C * backward.width);
   LskaBackwardArguments a{};
   a.x = call.x.const_data_ptr();
@@ -69,7 +69,7 @@ Tensor cascade_bands(const Tensor& x, const Tensor& conv0h, const MaybeTensor& c
   Tensor s = call.empty_like_x();
   if (!call.empty() && cascade_by_bands(call, call.x.const_data_ptr(), x.size(0), s.mutable_data_ptr()))
     return s;
-  return torch::stable::new_empty(x, {0});
+  return stable::new_empty(x, {0});
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path += [folder for part in (".", "tests/host_cuda") if (folder := str(ROOT / part)) not in sys.path]
 
 from build import alone, build  # noqa: E402, F401  the host-run library's
-from build_backend.compile import NVCC_FLAGS, TARGET  # noqa: E402
+from build_backend.compile import NVCC_FLAGS, torch_flags  # noqa: E402
 from build_backend.facts import collect  # noqa: E402
 
 
@@ -23,7 +23,7 @@ def problem():
     """Why there is no PTX to be had, in one sentence; None where there is."""
     facts = collect()
     if facts.torch is None:
-        return "torch's headers were not found; install torch>=2.11"
+        return "torch's headers were not found; install torch>=2.3"
     if facts.nvcc is None:
         return "nvcc was not found; install the CUDA toolkit"
     return facts.compiler_problem
@@ -54,9 +54,7 @@ def ptx_of(op, source, arch, root=ROOT):
         "-ptx",
         "-ccbin",
         shlex.split(facts.compiler)[-1],
-        TARGET,
-        "-isystem",
-        f"{facts.torch}/include",
+        *torch_flags(facts),
     ]
     digest = hashlib.sha256(f"{facts.nvcc_version} {' '.join(command).replace(str(root), '')}".encode())
     digest.update(source.read_bytes())
