@@ -18,7 +18,7 @@ TESTS := -m pytest -q -n 2 --dist loadfile
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sed 's/^10\.3$$/10.0/' | sort -uV)
 export LSKA_OPS_CUDA_ARCHS ?= $(or $(GPUS),90)
 
-.PHONY: help setup demo test compilers packaging abi sanitize mutants fix check floor matrix bench start gpu profile table wheels doctor clean
+.PHONY: help setup demo test compilers packaging abi sanitize mutants fix check floor seeds matrix bench start gpu profile table wheels doctor clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -68,6 +68,10 @@ floor: .venv-floor/ready  ## the tests with the oldest supported versions
 	$(FLOOR_PYTHON) -m venv .venv-floor
 	$(FLOOR)/pip install torch==2.3.1 torchvision==0.18.1 ultralytics==8.3.0 'numpy<2' scikit-learn onnx onnxruntime onnxslim pytest pytest-xdist $(TO_BUILD)
 	touch $@
+
+seeds: .venv-floor/ready  ## a tutorial's job with its own versions: its folders, YAMLs and train.py, val, predict; one epoch of the digits
+	$(CPU_ONLY) $(FLOOR)/$(INSTALL_CPU)
+	cd tests && ../$(FLOOR)/python tutorial.py ../build/seeds $(ARGS)
 
 matrix: $(ENVS:%=%/ready)  ## what has to hold in every version: oldest, middle and newest pair; ENVS=.venv-middle for one
 	for env in $(filter-out .venv,$(ENVS)); do $(CPU_ONLY) $$env/bin/$(INSTALL_CPU) || exit; done

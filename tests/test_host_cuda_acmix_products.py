@@ -131,26 +131,27 @@ def with_qkv(problem, qkv):
     return problem
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_host_cuda_acmix_products_copy_no_map(host, layout):
-    """From x on: the projections are made in the layout that the kernels read."""
+def test_host_cuda_acmix_products_copy_no_map(host, layout, dtype):
+    """From x on: the projections are made in the layout that the kernels read, with tensor cores or without."""
     torch.manual_seed(1)
-    C, G, half = 64, 4, torch.float16
+    C, G = 64, 4
     x = (
         torch.randn(2, C, 12, 20)
-        .to(half)
+        .to(dtype)
         .contiguous(
             memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
         )
     )
     pairs = {
-        n: (torch.randn(C, C, 1, 1).to(half) / 8, torch.randn(C).to(half))
+        n: (torch.randn(C, C, 1, 1).to(dtype) / 8, torch.randn(C).to(dtype))
         for n in ("conv1", "conv2", "conv3")
     }
-    pairs |= {"conv_p": (torch.randn(C // G, 2, 1, 1).to(half), None)}
-    pairs |= {"fc": (torch.randn(9, 12, 1, 1).to(half) / 4, None)}
-    pairs |= {"dep_conv": (torch.randn(C, 9, 3, 3).to(half) / 3, None)}
-    rates = torch.ones(1).to(half), torch.ones(1).to(half)
+    pairs |= {"conv_p": (torch.randn(C // G, 2, 1, 1).to(dtype), None)}
+    pairs |= {"fc": (torch.randn(9, 12, 1, 1).to(dtype) / 4, None)}
+    pairs |= {"dep_conv": (torch.randn(C, 9, 3, 3).to(dtype) / 3, None)}
+    rates = torch.ones(1).to(dtype), torch.ones(1).to(dtype)
     options = dict(head=G, kernel_att=7, stride=1, dilation=1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as seen:
         y = acmix_op._fused("cuda", x, pairs, *rates, options)

@@ -81,9 +81,9 @@ def acmix(
 
     Numerics: positions are computed in float32 at least. `cpu`, `cuda` and `triton` round q, k, v and the
         result once to the dtype of x and compute everything between in float32 (`cpu` float64 for float64,
-        which the others decline), in a fixed order. Forward in float16 and bfloat16 `cuda` uses tensor cores,
-        on sums of 16-bit parts that keep float32's digits, about; what is not finite, or too large for them,
-        it computes by the definition. `reference` rounds to the dtype of x after each step, as PyTorch does.
+        which the others decline), in a fixed order. In float16 and bfloat16 `cuda` uses tensor cores, forward
+        and at stride 1 backward, on sums of 16-bit parts that keep float32's digits, about; what is not
+        finite, or too large for them, it computes by the definition. `reference` rounds to the dtype of x after each step, as PyTorch does.
 
     Memory: for backward, all but `reference` keep x, q, k, v and one number per pixel and head; `reference`
         about 2 K * K maps of the size of q.
@@ -124,9 +124,8 @@ def _fused(backend, x, pairs, rate1, rate2, options):
     projections = [pairs[name] for name in NAMES[:3]]
     (conv_p, conv_p_bias), (fc, _), (dep_conv, _) = (pairs[name] for name in NAMES[3:])
     weights, bias = [weight for weight, _ in projections], _one_bias(projections)
-    # Triton's kernels read channels_last too, and forward those of CUDA for the half dtypes; all others NCHW.
-    reads_last = backend == "triton" or (backend == "cuda" and x.dtype in HALF)
-    last = reads_last and compiled.in_channels_last(x)
+    # The CPU's kernels know NCHW alone, and backward those of CUDA that use no tensor cores, which copy.
+    last = backend != "cpu" and compiled.in_channels_last(x)
     # What only computes is not recorded: an autograd.Function costs as much as the product of a small map.
     project = _Projections.apply if needs_grad((x, bias, *weights)) else _Projections.forward
     qkv = project(x, last, bias, *weights)
