@@ -109,7 +109,9 @@ def _torch() -> Path | None:
 
 def torch_facts(torch: Path) -> dict:
     """What the build has to know of the torch in a folder, as fields of Facts."""
-    version = re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text(encoding="utf-8"))[1]
+    version = re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text(encoding="utf-8"))[
+        1
+    ]
     config = _read(torch / "share" / "cmake" / "Torch" / "TorchConfig.cmake")
     string_abi = re.search(r"_GLIBCXX_USE_CXX11_ABI=([01])", config)  # 0 in pip's torch up to 2.6
     openmp = sorted((torch / "lib").glob("libgomp*.so*"))  # pip's torch has one of its own, conda's has not

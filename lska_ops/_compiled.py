@@ -65,7 +65,9 @@ def _why_not_this_torch(running, info):
         fits, served = _release(running) == _release(built), f"{_dotted(_release(built))} alone"
     if fits:
         return None
-    command = f"`{info['from_source']}`" if "from_source" in info else REBUILD  # a wheel has no clone beside it
+    command = (
+        f"`{info['from_source']}`" if "from_source" in info else REBUILD
+    )  # a wheel has no clone beside it
     return (
         f"the compiled library was built with torch {built}, for {served}, and this is torch {running}; "
         f"build it anew by {command}"

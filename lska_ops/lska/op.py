@@ -74,9 +74,10 @@ def lska(x, conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1, *, dilation, 
     Memory: `cuda` and `triton` compute and answer in x's layout, NCHW or channels_last; a map with gaps, and
         a gradient of y in another layout, they copy once. `cuda`, `triton` and `cpu` keep two maps of the
         size of x for backward (`cpu` one for the half dtypes), `reference` six. While it runs, `triton` holds
-        one more map in float32, backward two and two of x's dtype, and for the weights' gradients up to ``16
-        C^2`` numbers of float32, or half a million where that is more, and ``16 C (2 r + 1) max(H, W)``, where
-        r pixels are the reach of both kernels to one side. `cpu` keeps up to 8 MB of scratch memory for each thread that calls it.
+        one more map in float32, backward two and two of x's dtype, and for the weights' gradients numbers of
+        float32: up to ``16 C^2``, or half a million where that is more, and ``16 C (2 r + 1) max(H, W)``,
+        where r pixels are the reach of both kernels to one side. `cpu` keeps up to 8 MB of scratch memory for
+        each thread that calls it.
     """
     pairs = (conv0h, conv0v, conv_spatial_h, conv_spatial_v, conv1)
     for name, pair in zip(NAMES, pairs, strict=False):
