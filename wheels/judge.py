@@ -85,8 +85,10 @@ def other_code(name: str, here: str, there: str) -> list[str]:
 
 
 def auditwheel(target: Target, said: str) -> list[str]:
-    """What `auditwheel repair --plat` answers."""
-    if target.platform in said and "Fixed-up wheel" in said:
+    """What `auditwheel repair --plat auto` answers: the wheel's own tag beside the oldest that it finds."""
+    found = re.search(rf"Fixed-up wheel written to \S+?-py3-none-(\S+_{target.machine})\.whl", said)
+    tags = [int(glibc) for glibc in re.findall(r"manylinux_2_(\d+)_", found[1])] if found else []
+    if tags and max(tags) <= NEWEST["GLIBC"][1]:
         return []
     return [f"auditwheel refuses the wheel: {' '.join(said.split())[-500:]}"]
 

@@ -15,7 +15,7 @@ from .targets import Target
 
 INFO = "_build_info.json"
 # What a wheel's _build_info.json holds for the sentences of lska_ops/_compiled.py.
-FROM_SOURCE = "pip install --force-reinstall --no-deps --no-binary lska-ops lska-ops"
+FROM_SOURCE = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary lska-ops lska-ops"
 ANY = (
     "the wheel for any system, py3-none-any, has no compiled library; on Linux with a compiler "
     f"`{FROM_SOURCE}` makes one"
