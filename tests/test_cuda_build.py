@@ -141,7 +141,7 @@ def test_cuda_build_launchers_compile_over_aten(tmp_path):
     facts = collect()
     if facts.nvcc is None or facts.compiler_problem:
         pytest.skip(facts.compiler_problem or "nvcc was not found; install the CUDA toolkit")
-    (tmp_path / "gpu.cu").write_text(OVER_ATEN)
+    (tmp_path / "gpu.cu").write_text(OVER_ATEN, encoding="utf-8")
     flags = [*NVCC_FLAGS.split(), "-arch=sm_90", "-ccbin", shlex.split(facts.compiler)[-1]]
     flags += torch_flags(replace(facts, torch_version="2.6.0"))
     command = [facts.nvcc, *flags, "-c", str(tmp_path / "gpu.cu"), "-o", str(tmp_path / "gpu.o")]

@@ -83,7 +83,8 @@ def acmix(
         result once to the dtype of x and compute everything between in float32 (`cpu` float64 for float64,
         which the others decline), in a fixed order. In float16 and bfloat16 `cuda` uses tensor cores, forward
         and at stride 1 backward, on sums of 16-bit parts that keep float32's digits, about; what is not
-        finite, or too large for them, it computes by the definition. `reference` rounds to the dtype of x after each step, as PyTorch does.
+        finite, or too large for them, it computes by the definition. `reference` rounds to the dtype of x
+        after each step, as PyTorch does.
 
     Memory: for backward, all but `reference` keep x, q, k, v and one number per pixel and head; `reference`
         about 2 K * K maps of the size of q.
