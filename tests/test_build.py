@@ -201,8 +201,8 @@ def test_build_oldest_torch_is_the_same_everywhere():
 
     oldest = ".".join(map(str, build_decide.OLDEST_TORCH))
     assert doctor.OLDEST_TORCH == oldest
-    assert f'"torch>={oldest}"' in (ROOT / "pyproject.toml").read_text()
-    assert f"torch=={oldest}." in (ROOT / "Makefile").read_text()
+    assert f'"torch>={oldest}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"torch=={oldest}." in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert _compiled.FIRST_STABLE == build_decide.FIRST_STABLE
     said = list(missing(SimpleNamespace(__version__="2.2.0"), replace(GPU_BUILDER, compiler_problem=None)))
     assert said[0] == "torch is 2.2.0; needs {}.{} or newer".format(*build_decide.FIRST_STABLE)
