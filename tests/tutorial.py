@@ -32,9 +32,11 @@ if __name__ == '__main__':
     model = YOLO('yolo11-{module}.yaml')  # 从配置文件建立模型
     model.train(data='coco128.yaml', epochs=100, imgsz=640, batch=8, device=0, workers=1)
 """
-DATA = """# 数据集配置:路径相对于本文件
-train: dataset/train/images  # 训练集
-val: dataset/val/images  # 验证集
+# ultralytics 8.3.0 takes a folder that is not absolute from its own folder of data sets.
+DATA = """# 数据集配置
+path: {folder}  # 数据集所在的文件夹
+train: train/images  # 训练集
+val: val/images  # 验证集
 
 nc: 10  # 类别数
 names: ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9']
@@ -94,7 +96,7 @@ def write(folder, module, text, epochs):
     files = {
         f"yolo11-{module}.yaml": model,
         "train.py": changed(train, epochs),
-        "coco128.yaml": DATA,
+        "coco128.yaml": DATA.format(folder=folder / "dataset"),
         "训练说明.txt": "python train.py\n",
     }
     for name, content in files.items():
