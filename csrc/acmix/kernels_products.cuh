@@ -111,7 +111,7 @@ LSKA_DEVICE void attend(const AcmixProductsArguments& a, int task) {
       if (2 * i + 1 < kTiles) mma_16x8x16<T>(s[2 * i + 1], q[0], q[1], q[2], q[3], k[1], k[3]);
     }
   }
-  const bool apart = masks_hold<T, kTiles>(s);
+  if (!masks_hold<T, kTiles>(s)) slopes[0] = slopes[1] = slopes[2] = slopes[3] = float_of(0x7fc00000u);
   float position[2];
   add_positions<T, kSide>(a, at, places, slopes, s, position);
 
@@ -127,7 +127,7 @@ LSKA_DEVICE void attend(const AcmixProductsArguments& a, int task) {
     top[r] = max(top[r], shuffle_xor(top[r], 1));
     top[r] = max(top[r], shuffle_xor(top[r], 2));
     from[r] = multiply_add(-top[r], exponent, kWeightExponent);
-    if (!apart || !(absolute(top[r]) < kLargestLogit))
+    if (!(absolute(top[r]) < kLargestLogit))
       from[r] = float_of(0x7fc00000u);  // so that all is NaN, and seen below
   }
 #pragma unroll

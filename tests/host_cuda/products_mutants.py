@@ -83,8 +83,8 @@ PRODUCTS = [
     Mutant(
         "products: a key that is not seen has the largest logit",
         KERNEL,
-        "!apart || ",
-        "",
+        "if (!masks_hold<T, kTiles>(s)) slopes[0]",
+        "if (false) slopes[0]",
         "logits_near_the_mask",
     ),
     Mutant(
