@@ -288,7 +288,7 @@ def test_halves_autocast(half, backend, dtype):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_halves_compile_without_graph_break(half, backend, dynamic):
     if backend != "reference" and not _watchers.COMPILES_OURS:
-        pytest.skip("torch.compile of fused functions needs torch 2.4; upgrade torch")
+        pytest.skip("torch.compile of fused functions needs torch 2.7; upgrade torch")
     torch._dynamo.reset()  # the limit of recompilations counts other tests' functions too
     pairs = weights(half)
 
