@@ -25,8 +25,8 @@ KNOWN_MODES = frozenset((
 # A subclass (DTensor, quantised weights, what a user logs with) has operations of its own, but the fake one.
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter, torch._subclasses.fake_tensor.FakeTensor)
 
-# Until torch 2.6 torch.compile looks like torch.export, whose program must run without us; that of 2.3 follows no
-# autograd.Function like ours either. Both see plain PyTorch there.
+# Until torch 2.6 torch.compile looks like torch.export, whose program must run without us, and that of 2.3
+# follows no autograd.Function like ours either: both see plain PyTorch.
 COMPILES_OURS = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 7)
 _HAS_FLAG = hasattr(torch.compiler, "_is_exporting_flag")  # from torch 2.7 on
 
