@@ -134,6 +134,24 @@ def test_wheels_baseline_is_for_every_processor(instruction, good):
     assert good or instruction.split()[0] in said[0]
 
 
+USED = """
+arch = sm_75
+ Function _Z1av:
+  REG:64 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:400 TEXTURE:0 SURFACE:0 SAMPLER:0
+arch = sm_110
+ Function _Z1av:
+  REG:128 STACK:8 SHARED:0 LOCAL:0 CONSTANT[0]:400 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+
+
+def test_wheels_kernels_keep_to_their_registers():
+    assert judge.local_memory(USED) == [
+        "_Z1av for sm_110 has 8 bytes of stack and 0 of local memory; expected none"
+    ]
+    assert judge.local_memory(USED.replace("STACK:8", "STACK:0")) == []
+    assert judge.local_memory("") == ["cuobjdump found no kernel in the library"]
+
+
 ASSEMBLY = """
 x.o:     file format elf64-x86-64
 

@@ -26,7 +26,6 @@ from .targets import TARGETS, Target
 
 BUILD, DIST = ROOT / "build" / "wheels", ROOT / "dist"
 TABLE = ROOT / "benchmarks" / "results" / "wheels.md"
-NO_GPU = "999"  # nvcc refuses it at once, and the CPU kernels are built without it
 
 
 def main() -> int:
@@ -82,6 +81,8 @@ def built(target: Target, pure: Path, options) -> tuple[Path, Row]:
     row.versions = judge.versions(symbols)
     row.judge(judge.elf(symbols, dynamic), "symbols")
     row.judge(judge.contents(judge.names_in(wheel), target.library), "contents")
+    if "cuda" in plan.parts:
+        registers(row, library, options)
     if target.machine == "x86_64":
         kernels = [o for o in objects if ".cpu_kernels" in o.name]
         baseline = [o for o in kernels if o.name.endswith(".baseline.o")]
@@ -89,6 +90,18 @@ def built(target: Target, pure: Path, options) -> tuple[Path, Row]:
         compare(row, kernels, facts)
     audit(row, target, wheel)
     return wheel, row
+
+
+def registers(row: Row, library: Path, options) -> None:
+    """By the toolkit's cuobjdump or the one that Triton brings."""
+    inside = "lib/python3*/site-packages/triton/backends/nvidia/bin/cuobjdump"
+    tool = shutil.which("cuobjdump") or next(
+        (tool for base in (options.newest, options.oldest) if base for tool in base.glob(inside)), None
+    )
+    if tool is None:
+        row.skipped.append("registers: cuobjdump was not found; install the CUDA toolkit, or Triton")
+        return
+    row.judge(judge.local_memory(run(tool, "--dump-resource-usage", library)), "registers")
 
 
 def compare(row: Row, kernels: list[Path], facts) -> None:
@@ -169,7 +182,7 @@ def checked_sdist(sdist: Path, options) -> Row:
     """Whether pip builds it, as far as its CPU kernels; the CUDA kernels are the same files as a wheel's."""
     began = time.monotonic()
     row = Row(sdist.name, bytes=sdist.stat().st_size, parts=("cpu",))
-    variables = {"PATH": os.environ["PATH"], "LSKA_OPS_CUDA_ARCHS": NO_GPU}
+    variables = {"PATH": os.environ["PATH"], "LSKA_OPS_CUDA_ARCHS": "none"}
     with tempfile.TemporaryDirectory(prefix="wheels_") as folder:
         base = options.newest or options.oldest
         environment = Environment(Path(folder).resolve() / "sdist", base.resolve())

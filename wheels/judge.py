@@ -64,6 +64,20 @@ def old_processors(assembly: str) -> list[str]:
     return [f"the baseline kernels have {name}, which is beyond SSE2" for name in found]
 
 
+def local_memory(said: str) -> list[str]:
+    """GPU kernels that keep something beside their registers, by `cuobjdump --dump-resource-usage`."""
+    found, arch, of_all = [], None, 0
+    for of, name, stack, local in re.findall(
+        r"arch = (sm_\w+)|Function (\S+?):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said
+    ):
+        arch, of_all = of or arch, of_all + bool(name)
+        if name and (stack, local) != ("0", "0"):
+            found.append(
+                f"{name} for {arch} has {stack} bytes of stack and {local} of local memory; expected none"
+            )
+    return found or ([] if of_all else ["cuobjdump found no kernel in the library"])
+
+
 def functions(assembly: str) -> dict[str, str]:
     """{name: instructions and relocations} of what `objdump -dr --no-addresses` says of an object.
 
