@@ -9,11 +9,13 @@ import torch
 SPLITS = {7: (3, 3, 2), 11: (3, 5, 2), 23: (5, 7, 3), 35: (5, 11, 3), 41: (5, 13, 3), 53: (5, 17, 3)}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+HALVES = tuple(f"acmix_{half}_{way}" for half in ("attention", "shift") for way in ("fwd", "bwd"))  # alone
 OPS = (
     "lska_fwd",
     "lska_bwd",
     "acmix_fwd",
     "acmix_bwd",
+    *HALVES,
     "triton_lska_fwd",
     "triton_lska_bwd",
     "triton_acmix_fwd",
@@ -21,6 +23,8 @@ OPS = (
 OPS += ("triton_acmix_bwd", "eager_fwd", "eager_bwd", "copy")
 MAPS = {"P3": (64, 80), "P4": (128, 40), "P5": (256, 20)}
 HEADS, WINDOW = 4, 7
+# ACmix beside its defaults, each against 7x7, stride 1, dilation 1, 4 heads.
+OTHERS = [{"k": k} for k in (3, 5, 9)] + [{"stride": 2}, {"dilation": 2}, {"head": 8}]
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,13 @@ def table():
             Problem(op="acmix_fwd", C=C, H=side, W=side, k=WINDOW, dtype="fp32", layout=layout)
             for C, side in MAPS.values()
         ]
+    C, side = MAPS["P4"]
+    out += [
+        replace(Problem(op=op, C=C, H=side, W=side, k=WINDOW), **other)
+        for op in ("acmix_fwd", "acmix_bwd")
+        for other in OTHERS
+    ]
+    out += [Problem(op=op, C=C, H=side, W=side, k=WINDOW) for op in HALVES]
     for C, side in MAPS.values():  # of channels_last, which cuDNN gets, nobody describes the kernels
         base = Problem(C=C, H=side, W=side, layout="NCHW")
         out += [replace(base, op=op, k=k) for op in ("eager_fwd", "eager_bwd") for k in (7, 23, 53)]
@@ -168,19 +179,18 @@ def arguments(problem):
         return (
             (map_of(p.C), *rest, True) if op == "lska_fwd" else (map_of(p.C), map_of(p.C), map_of(p.C), *rest)
         )
-    qkv, rates = map_of(3 * p.C), (torch.full((1,), 0.5).to(dtype),) * 2
-    parts = (
-        normal(p.C // p.head, 2, 1, 1),
-        normal(9, 3 * p.head, 1, 1, fan_in=3 * p.head),
-        normal(p.C, 9, 3, 3, fan_in=81),
-        *rates,
-        *(p.head, p.k, p.stride, p.dilation),
-    )
-    if op == "acmix_fwd":
-        return qkv, *parts
-    return map_of(p.C, *p.sides), qkv, torch.full((p.B, p.head, *p.sides), 4.0), *parts
+    qkv, rate = map_of(3 * p.C), torch.full((1,), 0.5).to(dtype)
+    attention = normal(p.C // p.head, 2, 1, 1)
+    shift = normal(9, 3 * p.head, 1, 1, fan_in=3 * p.head), normal(p.C, 9, 3, 3, fan_in=81)
+    rates, window, lse = [rate, rate], p.k, torch.full((p.B, p.head, *p.sides), 4.0)
+    if "shift" in op:  # as lska_ops/acmix/halves.py leaves the other half out
+        attention, rates[0], window, lse = None, None, 1, lse.new_empty(0)
+    elif "attention" in op:
+        shift, rates[1] = (None, None), None
+    parts = attention, *shift, *rates, p.head, window, p.stride, p.dilation
+    return (qkv, *parts) if op.endswith("fwd") else (map_of(p.C, *p.sides), qkv, lse, *parts)
 
 
 def op_name(problem):
     """Of the host-run library."""
-    return problem.op.replace("acmix_", "acmix_core_") + "_cuda"
+    return re.sub("acmix_(attention_|shift_)?", "acmix_core_", problem.op) + "_cuda"

@@ -193,7 +193,7 @@ def part_of(kernel, op):
         return (
             None
             if re.match("acmix_(shift_table|shift_back_table|compose|sum|query_end|shift_end)", kernel)
-            else op
+            else "acmix_" + op.split("_")[-1]  # a half's maps are those of both
         )
     if not op.startswith("lska") or re.match("lska_(sums|band_tables)", kernel):
         return None
