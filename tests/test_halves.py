@@ -199,11 +199,13 @@ every_fused = pytest.mark.parametrize("backend", [p for p in usable() if p.value
 @every_half
 @every_fused
 @pytest.mark.parametrize("recorded", [False, True])
-def test_halves_read_parts_of_one_tensor_where_they_lie(half, backend, recorded, monkeypatch):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_halves_read_parts_of_one_tensor_where_they_lie(half, backend, recorded, layout, monkeypatch):
     seen, pairs = what_the_op_reads(monkeypatch), weights(half)
-    qkv = torch.cat(maps(2, C, 5, 4), 1).requires_grad_(recorded)
+    qkv = torch.cat(maps(2, C, 5, 4), 1).contiguous(memory_format=layout).requires_grad_(recorded)
     y = call(half, *qkv.chunk(3, 1), pairs, backend=backend)
     assert seen == [(qkv.data_ptr(), (2, 3 * C, 5, 4))]
+    assert y.is_contiguous(memory_format=layout)
     three = [t.detach().clone().requires_grad_(recorded) for t in qkv.chunk(3, 1)]
     copied = call(half, *three, pairs, backend=backend)
     assert torch.equal(y, copied) and seen[1][0] not in (qkv.data_ptr(), three[0].data_ptr())
@@ -220,7 +222,10 @@ def test_halves_copy_what_does_not_lie_in_order(half, backend):
     q, k, v = qkv.chunk(3, 1)
     wide = torch.zeros(2, 4 * C, 5, 4, dtype=torch.float64)  # room for a fourth behind each picture
     wide[:, : 3 * C] = qkv
-    for a, b, c in ((k, q, v), (q, v, k), (q, q, q), (v, k, q), wide.chunk(4, 1)[:3]):
+    last = qkv.contiguous(memory_format=torch.channels_last).chunk(3, 1)
+    beside = wide.contiguous(memory_format=torch.channels_last).chunk(4, 1)[:3]
+    others = ((k, q, v), (q, v, k), (q, q, q), (v, k, q), wide.chunk(4, 1)[:3])
+    for a, b, c in (*others, last[::-1], last[:2] + last[:1], (last[0], k, v), beside):
         expected = call(half, *(t.clone() for t in (a, b, c)), pairs, backend=backend)
         assert torch.equal(call(half, a, b, c, pairs, backend=backend), expected)
 

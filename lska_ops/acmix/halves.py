@@ -43,7 +43,7 @@ def local_attention(q, k, v, conv_p, *, head, kernel_att=7, stride=1, dilation=1
 
     Returns:
         Tensor ``[B, C, ceil(H / stride), ceil(W / stride)]``, dtype of q (under autocast: autocast's dtype);
-        in channels_last if q is, by a copy.
+        in channels_last if q is, on the CPU by a copy.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -53,9 +53,9 @@ def local_attention(q, k, v, conv_p, *, head, kernel_att=7, stride=1, dilation=1
     Numerics: see :func:`lska_ops.acmix`.
 
     Memory: but for `reference` the three maps are read as one ``[B, 3C, H, W]``. Where they are the parts of
-        such a contiguous tensor (``qkv.chunk(3, 1)``) that costs nothing; else, and always under
-        torch.compile, they are copied into one. For backward it is kept, and one number per pixel and head;
-        `reference` keeps about 2 K * K maps.
+        such a tensor in NCHW or channels_last (``qkv.chunk(3, 1)``) that costs nothing; else, and always
+        under torch.compile, they are copied into one. For backward it is kept, and one number per pixel and
+        head; `reference` keeps about 2 K * K maps.
     """
     check_pair("local_attention", "conv_p", (None, None) if conv_p is None else conv_p)
     weight, bias = (None, None) if conv_p is None else conv_p
@@ -78,8 +78,8 @@ def local_attention(q, k, v, conv_p, *, head, kernel_att=7, stride=1, dilation=1
         else:
             if conv_p is None:
                 weight = q.new_zeros(q.shape[1] // head, 2, 1, 1)
-            tensors = (_joined(q, k, v), weight, bias, None, None, q.new_ones(1), None)
-            y = core(*tensors, backend=name, **options)
+            q = _joined(q, k, v)
+            y = core(q, weight, bias, None, None, q.new_ones(1), None, backend=name, **options)
     return in_format_of(q, y)
 
 
@@ -104,7 +104,7 @@ def shift_aggregate(q, k, v, fc, dep_conv, *, head, stride=1, backend="auto"):
 
     Returns:
         Tensor ``[B, C, ceil(H / stride), ceil(W / stride)]``, dtype of q (under autocast: autocast's dtype);
-        in channels_last if q is, by a copy.
+        in channels_last if q is, on the CPU by a copy.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -134,8 +134,9 @@ def shift_aggregate(q, k, v, fc, dep_conv, *, head, stride=1, backend="auto"):
         if name == "reference":
             y = reference.shift_aggregate(q, k, v, *shift_of(fc[0], dep_conv[0], head, stride), head=head)
         else:
-            tensors = (_joined(q, k, v), None, None, fc[0], dep_conv[0], None, q.new_ones(1))
-            y = core(*tensors, backend=name, head=head, kernel_att=1, stride=stride, dilation=1)
+            q = _joined(q, k, v)
+            options = dict(head=head, kernel_att=1, stride=stride, dilation=1)
+            y = core(q, None, None, fc[0], dep_conv[0], None, q.new_ones(1), backend=name, **options)
     return in_format_of(q, y)
 
 
@@ -167,10 +168,13 @@ def _has_memory(q):
 
 def _are_one(q, k, v):
     B, C, H, W = q.shape
-    strides = (3 * C * H * W, H * W, W, 1)
-    if not q.stride() == k.stride() == v.stride() == strides or not B:
+    parts = {
+        (3 * C * H * W, 1, 3 * C * W, 3 * C): C,
+        (3 * C * H * W, H * W, W, 1): C * H * W,
+    }  # channels_last, NCHW
+    if not q.stride() == k.stride() == v.stride() or not B or q.stride() not in parts:
         return False
-    first, size = q.data_ptr(), C * H * W * q.element_size()
+    first, size = q.data_ptr(), parts[q.stride()] * q.element_size()
     if k.data_ptr() != first + size or v.data_ptr() != first + 2 * size:
         return False
     # Two tensors may also be neighbours by chance.

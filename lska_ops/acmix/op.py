@@ -71,8 +71,7 @@ def acmix(
 
     Returns:
         Tensor ``[B, C_out, ceil(H / stride), ceil(W / stride)]``, dtype of x (under autocast: autocast's
-        dtype); in channels_last if x is: by a copy (2 to 4 % of a forward pass on a CPU), which `triton` does
-        not need, nor `cuda` in float16 and bfloat16.
+        dtype); in channels_last if x is, on the CPU by a copy (2 to 4 % of a forward pass).
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
