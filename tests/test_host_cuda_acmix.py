@@ -275,15 +275,22 @@ def test_host_cuda_acmix_reads_and_writes_channels_last_in_place(host, device):
         on(host, device, n)
         tensors = {name: None if t is None else t.to(dtype) for name, t in problem.tensors.items()}
         names = ("conv_p", "fc", "dep_conv", "rate1", "rate2")
-        qkv = tensors["qkv"].contiguous()
+        in_last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
+        qkv, grad_y = tensors["qkv"].contiguous(), problem.grad_y.to(dtype).contiguous()
+        last, grad_last = in_last(qkv), in_last(grad_y)
         for given in (names, names[::3], names[1:3] + names[4:]):
-            call = [tensors[name] if name in given else None for name in names], G, K, stride, dilation
-            y, lse = host.acmix_core_fwd_cuda(qkv, *call[0], *call[1:])
-            last = qkv.contiguous(memory_format=torch.channels_last)
+            call = [*(tensors[name] if name in given else None for name in names), G, K, stride, dilation]
+            y, lse = host.acmix_core_fwd_cuda(qkv, *call)
+            grads = host.acmix_core_bwd_cuda(grad_y, qkv, lse, *call)
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-                y_last, lse_last = host.acmix_core_fwd_cuda(last, *call[0], *call[1:])
+                y_last, lse_last = host.acmix_core_fwd_cuda(last, *call)
+                grads_last = host.acmix_core_bwd_cuda(grad_last, last, lse, *call)
+                mixed = host.acmix_core_bwd_cuda(grad_y, last, lse, *call)
             assert torch.equal(y, y_last) and torch.equal(lse, lse_last), (n, given)
-            assert y_last.is_contiguous(memory_format=torch.channels_last)
+            for name, *of in zip(("qkv", *names), grads, grads_last, mixed, strict=True):
+                assert torch.equal(of[0], of[1]) and torch.equal(of[0], of[2]), (n, given, name)
+            for t in (y_last, grads_last[0], mixed[0]):
+                assert t.is_contiguous(memory_format=torch.channels_last)
             copies = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::to")
             assert not [e.name for e in seen.events() if e.name in copies]
 

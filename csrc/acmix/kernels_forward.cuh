@@ -99,8 +99,7 @@ acmix_fwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.Ho, a.Wo);
   const AcmixWindow<false> w(a, t);
-  const int64_t plane = a.last ? 1 : int64_t(a.H) * a.W;  // from a channel to the next
-  const int pixel = a.last ? 3 * a.C : 1;
+  const AcmixPlaces of_maps(a.last, 3 * a.C, a.H, a.W);
   float *position = shared_at<float>(l.position), *weights = shared_at<float>(l.weights);
   float *pixels = shared_at<float>(l.pixels), *total = shared_at<float>(l.total);
   float* composite = shared_at<float>(l.composite);
@@ -122,11 +121,11 @@ acmix_fwd_kernel(const AcmixArguments a) {
   for (int i = thread_index(); i < sums; i += thread_count()) total[i] = 0.f;
 
   for (int h = t.head; h < t.head + l.heads; ++h) {
-    const T* maps = static_cast<const T*>(a.qkv) + t.image * 3 * a.C * a.H * a.W + h * a.D * plane;
+    const T* maps = static_cast<const T*>(a.qkv) + t.image * 3 * a.C * a.H * a.W + h * a.D * of_maps.plane;
     const auto bring = [&](int part, int dim, int dims) LSKA_INLINE {
       const Staged<T> to = part == 0 ? q : part == 1 ? k : v;
-      stage(maps + (int64_t(part) * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, to.top, to.left,
-            part == 0 ? l.own : l.window, const_cast<T*>(to.data), pixel);
+      stage(maps + (int64_t(part) * a.C + dim) * of_maps.plane, of_maps.plane, a.W, dims, 1, a.H, a.W, to.top,
+            to.left, part == 0 ? l.own : l.window, const_cast<T*>(to.data), of_maps.pixel);
     };
     const auto shift = [&](int part, int parts, int dim, int dims) LSKA_INLINE {
       const auto staged = [&](int p) LSKA_INLINE { return part + p == 0 ? q : part + p == 1 ? k : v; };

@@ -66,7 +66,7 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.H, a.W);
   const AcmixWindow<true> w(a, t);
-  const int64_t plane = int64_t(a.H) * a.W, out_plane = int64_t(a.Ho) * a.Wo;
+  const AcmixPlaces of_maps(a.last, 3 * a.C, a.H, a.W), of_grad(a.grad_last, a.C, a.Ho, a.Wo);
   float *position = shared_at<float>(l.position), *weights = shared_at<float>(l.weights);
   float *second = shared_at<float>(l.products), *facts = shared_at<float>(l.pixels);
   float* composite = shared_at<float>(l.composite);
@@ -77,7 +77,7 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
   const Staged<T> k{own, l.own, t.row, t.col}, v{own_v, l.own, t.row, t.col}, q{window, l.window, top, left},
       g{grads, l.window, top, left};
   const float rate1 = rate_of<T>(a.rate1), rate2 = rate_of<T>(a.rate2), scale = 1.f / square_root(float(a.D));
-  const T* grad_y = static_cast<const T*>(a.grad_y) + t.image * a.C * out_plane;
+  const T* grad_y = static_cast<const T*>(a.grad_y) + t.image * a.C * a.Ho * a.Wo;
   const int some_dims = min(l.dims, a.D - t.dim);
 
   if (l.attention) {
@@ -86,9 +86,9 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
       position[i] = load(static_cast<const T*>(a.conv_p) + i);
   }
   if (l.shift)
-    stage(grad_y + int64_t(t.dim) * a.G * out_plane, out_plane, a.Wo, l.attention ? a.C : some_dims * a.G, 1,
-          a.Ho, a.Wo, top, left, l.window, grads);
-  // To global memory: the gradient of part `part` at a run, with what the shift and `initial` add.
+    stage(grad_y + t.dim * a.G * of_grad.plane, of_grad.plane, a.Wo, l.attention ? a.C : some_dims * a.G, 1,
+          a.Ho, a.Wo, top, left, l.window, grads, of_grad.pixel);
+  // The gradient of part `part` at a run, with what the shift and `initial` add; to global memory in NCHW.
   const auto finish = [&](int part, int channel, const AcmixRun& run, int count, float(&sum)[4],
                           const float(&shifted)[4]) LSKA_INLINE {
     const int64_t at = (((t.image * 3 + part) * a.C + channel) * a.H + run.y) * a.W + run.x;
@@ -97,7 +97,19 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
       if (l.shift) sum[i] = multiply_add(rate2, shifted[i], sum[i]);
       if (i < count && a.initial) sum[i] += read_global(a.initial + at + i);
     }
-    store_four<T>(a.out, a.out_float, at, sum, count);
+    if (!a.out_last) store_four<T>(a.out, a.out_float, at, sum, count);
+  };
+  const auto pixel_of = [&](int part, int channel, const AcmixRun& run, int i) LSKA_INLINE {
+    const int64_t at = (t.image * a.H + run.y) * a.W + run.x + i;
+    return static_cast<T*>(a.out) + (at * 3 + part) * a.C + channel;
+  };
+  const auto write_pixels = [&](int part, int channel, const AcmixRun& run, int count, int dims,
+                                const float(&sum)[4][4]) LSKA_INLINE {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float channels[4] = {sum[0][i], sum[1][i], sum[2][i], sum[3][i]};
+      if (i < count) store_four(pixel_of(part, channel, run, i), channels, dims);
+    }
   };
 
   for (int h = t.head; h < t.head + l.heads; ++h) {
@@ -115,21 +127,28 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
 #pragma unroll
         for (int part = 0; part < 3; ++part) {
           float sum[4] = {};
-          finish(part, h * a.D + t.dim + d, run, count, sum, shifted[part]);
+          const int channel = h * a.D + t.dim + d;
+          finish(part, channel, run, count, sum, shifted[part]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            if (a.out_last && i < count) store(pixel_of(part, channel, run, i), sum[i]);
         }
       }
       continue;
     }
-    const T* maps = static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;
+    const T* maps = static_cast<const T*>(a.qkv) + t.image * 3 * a.C * a.H * a.W + h * a.D * of_maps.plane;
     const auto bring = [&](int dim, int dims, bool all) LSKA_INLINE {
       barrier();
-      stage(maps + dim * plane, plane, a.W, dims, a.stride, a.Ho, a.Wo, top, left, l.window, window);
+      stage(maps + dim * of_maps.plane, of_maps.plane, a.W, dims, a.stride, a.Ho, a.Wo, top, left, l.window,
+            window, of_maps.pixel);
       if (!l.shift)
-        stage(grad_y + (h * a.D + dim) * out_plane, out_plane, a.Wo, dims, 1, a.Ho, a.Wo, top, left, l.window,
-              grads);
+        stage(grad_y + (h * a.D + dim) * of_grad.plane, of_grad.plane, a.Wo, dims, 1, a.Ho, a.Wo, top, left,
+              l.window, grads, of_grad.pixel);
       if (all) {
-        stage(maps + (a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, t.row, t.col, l.own, own);
-        stage(maps + (2 * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, t.row, t.col, l.own, own_v);
+        stage(maps + (a.C + dim) * of_maps.plane, of_maps.plane, a.W, dims, 1, a.H, a.W, t.row, t.col, l.own,
+              own, of_maps.pixel);
+        stage(maps + (2 * a.C + dim) * of_maps.plane, of_maps.plane, a.W, dims, 1, a.H, a.W, t.row, t.col,
+              l.own, own_v, of_maps.pixel);
       }
       if (l.shift) stage_composite(a, h, 1, 2, dim, dims, composite);
       barrier();
@@ -159,7 +178,7 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
         if (!l.whole) bring(dim, dims, false);
         Staged<T> of_head = g;
         if (l.shift) of_head.data += (h * a.D + dim) * l.window.elements;
-        for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
+        const auto gradients = [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
           float of_k[4][4] = {}, of_v[4][4] = {};
           accumulate(w, run, weights, q, first, some, of_k);
           accumulate(w, run, second, of_head, first, some, of_v);
@@ -174,7 +193,11 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
             finish(1, channel, run, count, of_k[d], shifted[0]);
             finish(2, channel, run, count, of_v[d], shifted[1]);
           }
-        });
+          if (!a.out_last) return;
+          write_pixels(1, h * a.D + dim + first, run, count, some, of_k);
+          write_pixels(2, h * a.D + dim + first, run, count, some, of_v);
+        };
+        for_runs_and_dims(l, t, band_row, dims, gradients, a.out_last ? fours_of_sector<T>(dims) : 0);
       }
       barrier();
     }

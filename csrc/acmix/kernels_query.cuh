@@ -84,6 +84,29 @@ LSKA_DEVICE void store_query(const AcmixArguments& a, int64_t plane_at, const Ac
   }
 }
 
+// The same of up to four dims, from `channel` on, of maps that lie pixel by pixel.
+template <class T>
+LSKA_DEVICE void store_query_pixels(const AcmixArguments& a, int64_t image, int channel, const AcmixRun& run,
+                                    int count, int dims, const float (&sum)[4][4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i >= count) continue;
+    for (int dy = 0; dy < a.stride && run.y * a.stride + dy < a.H; ++dy) {
+      for (int dx = 0; dx < a.stride && (run.x + i) * a.stride + dx < a.W; ++dx) {
+        const int y = run.y * a.stride + dy, x = (run.x + i) * a.stride + dx;
+        float v[4];
+#pragma unroll
+        for (int d = 0; d < 4; ++d) {
+          v[d] = dy || dx ? 0.f : sum[d][i];
+          if (d < dims && a.initial)
+            v[d] += read_global(a.initial + ((image * 3 * a.C + channel + d) * a.H + y) * a.W + x);
+        }
+        store_four(static_cast<T*>(a.out) + ((image * a.H + y) * a.W + x) * 3 * a.C + channel, v, dims);
+      }
+    }
+  }
+}
+
 // A block owns a tile of queries, of all heads (with the shift's part of q's gradient) or of one. Reads q and
 // grad_y, k and v with the halo of the windows, lse; writes the gradient of q and delta once, and its part of
 // the gradients of conv_p and rate1. It is the backward of reference.attention with respect to q and conv_p.
@@ -95,7 +118,7 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   AcmixTile t = acmix_tile(a, a.Ho, a.Wo);
   const AcmixWindow<false> w(a, t);
-  const int64_t plane = int64_t(a.H) * a.W, out_plane = int64_t(a.Ho) * a.Wo;
+  const AcmixPlaces of_maps(a.last, 3 * a.C, a.H, a.W), of_grad(a.grad_last, a.C, a.Ho, a.Wo);
   float *position = shared_at<float>(l.position), *sums = shared_at<float>(l.sums);
   float *weights = shared_at<float>(l.weights), *second = shared_at<float>(l.products);
   float *pixels = shared_at<float>(l.pixels), *composite = shared_at<float>(l.composite);
@@ -118,20 +141,24 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
   for (int i = thread_index(); i < shift_count; i += thread_count()) shift_sums[i] = 0.f;
   float deltas = 0.f;
   for (; t.image < a.B; t.image += l.images) {
-    const T* grad_y = static_cast<const T*>(a.grad_y) + t.image * a.C * out_plane;
-    if (l.shift) stage(grad_y, out_plane, a.Wo, a.C, 1, a.Ho, a.Wo, grads_top, grads_left, of_grads, grads);
+    const T* grad_y = static_cast<const T*>(a.grad_y) + t.image * a.C * a.Ho * a.Wo;
+    if (l.shift)
+      stage(grad_y, of_grad.plane, a.Wo, a.C, 1, a.Ho, a.Wo, grads_top, grads_left, of_grads, grads,
+            of_grad.pixel);
     for (int h = t.head; h < t.head + l.heads; ++h) {
-      const T* maps = static_cast<const T*>(a.qkv) + (t.image * 3 * a.C + h * a.D) * plane;
+      const T* maps = static_cast<const T*>(a.qkv) + t.image * 3 * a.C * a.H * a.W + h * a.D * of_maps.plane;
       const auto bring = [&](int dim, int dims, bool all) LSKA_INLINE {
         barrier();
-        stage(maps + dim * plane, plane, a.W, dims, a.stride, a.Ho, a.Wo, t.row, t.col, l.own, own);
-        stage(maps + (a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, top, left, l.window, window);
+        stage(maps + dim * of_maps.plane, of_maps.plane, a.W, dims, a.stride, a.Ho, a.Wo, t.row, t.col, l.own,
+              own, of_maps.pixel);
+        stage(maps + (a.C + dim) * of_maps.plane, of_maps.plane, a.W, dims, 1, a.H, a.W, top, left, l.window,
+              window, of_maps.pixel);
         if (all) {
-          stage(maps + (2 * a.C + dim) * plane, plane, a.W, dims, 1, a.H, a.W, top, left, l.window,
-                window + l.dims * l.window.elements);
+          stage(maps + (2 * a.C + dim) * of_maps.plane, of_maps.plane, a.W, dims, 1, a.H, a.W, top, left,
+                l.window, window + l.dims * l.window.elements, of_maps.pixel);
           if (!l.shift)
-            stage(grad_y + (h * a.D + dim) * out_plane, out_plane, a.Wo, dims, 1, a.Ho, a.Wo, t.row, t.col,
-                  l.own, grads);
+            stage(grad_y + (h * a.D + dim) * of_grad.plane, of_grad.plane, a.Wo, dims, 1, a.Ho, a.Wo, t.row,
+                  t.col, l.own, grads, of_grad.pixel);
         }
         if (l.shift) stage_composite(a, h, 0, 1, dim, dims, composite);
         barrier();
@@ -160,7 +187,7 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
         for (int dim = 0; dim < a.D; dim += l.dims) {
           const int dims = min(l.dims, a.D - dim);
           if (!l.whole) bring(dim, dims, false);
-          for_runs_and_dims(l, t, band_row, dims, [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
+          const auto gradients = [&](const AcmixRun& run, int first, int some) LSKA_INLINE {
             float sum[4][4] = {};
             accumulate(w, run, weights, k, first, some, sum);
             const int count = min(kAcmixRun, t.col + t.cols - run.x);
@@ -180,9 +207,13 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) sum[d][i] = multiply_add(rate2, shifted[0][i], sum[d][i]);
               }
-              store_query<T>(a, (t.image * 3 * a.C + h * a.D + dim + first + d) * plane, run, count, sum[d]);
+              if (!a.out_last)
+                store_query<T>(a, (t.image * 3 * a.C + h * a.D + dim + first + d) * a.H * a.W, run, count,
+                               sum[d]);
             }
-          });
+            if (a.out_last) store_query_pixels<T>(a, t.image, h * a.D + dim + first, run, count, some, sum);
+          };
+          for_runs_and_dims(l, t, band_row, dims, gradients, a.out_last ? fours_of_sector<T>(dims) : 0);
           // A warp owns one of the sums.
           const int lane = thread_index() % kWarp, pixels_here = min(l.band, t.rows - band_row) * of_row;
           for (int i = thread_index() / kWarp; i < 2 * dims; i += thread_count() / kWarp) {

@@ -199,8 +199,8 @@ struct AcmixShiftGradArguments {
   AcmixRegion maps, grads;
   int64_t units;  // tiles of all images; a group takes every `groups`-th
   int C, G, D, H, W, Ho, Wo, kernel_conv, stride, rows, cols, runs, parts_at_once, tasks, splits, groups;
-  bool fast;
-  int grads_at, sums_at;  // in shared memory, in bytes
+  bool fast, last, grad_last;  // the latter: qkv and grad_y lie pixel by pixel
+  int grads_at, sums_at;       // in shared memory, in bytes
 };
 
 // A block owns one dim, some of the tiles and some of its composite weights: the sums over pixels of grad_y
@@ -209,6 +209,7 @@ struct AcmixShiftGradArguments {
 template <class T>
 LSKA_KERNEL_FEW_BLOCKS(256)
 acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
+  const AcmixPlaces of_maps(a.last, 3 * a.C, a.H, a.W), of_grad(a.grad_last, a.C, a.Ho, a.Wo);
   const int64_t dim = block_x(), pixels = int64_t(a.H) * a.W, out_pixels = int64_t(a.Ho) * a.Wo;
   const int k = a.kernel_conv, c = k / 2, G = a.G, taps = k * k, t = thread_index();
   const int quads = (G + 3) / 4, of_map = quads * (a.fast ? k : taps);
@@ -231,10 +232,12 @@ acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
     const int top = row * a.stride - a.maps.ahead_y, left = col * a.stride - a.maps.ahead_x;
     barrier();
     for (int part = 0; part < a.parts_at_once; ++part)
-      stage(static_cast<const T*>(a.qkv) + ((image * 3 + first_part + part) * a.C + dim) * pixels,
-            a.D * pixels, a.W, G, 1, a.H, a.W, top, left, a.maps, maps + part * G * a.maps.elements);
-    stage(static_cast<const T*>(a.grad_y) + (image * a.C + dim * G) * out_pixels, out_pixels, a.Wo, G, 1,
-          a.Ho, a.Wo, row, col, a.grads, grads);
+      stage(static_cast<const T*>(a.qkv) + image * 3 * a.C * pixels +
+                ((first_part + part) * a.C + dim) * of_maps.plane,
+            a.D * of_maps.plane, a.W, G, 1, a.H, a.W, top, left, a.maps, maps + part * G * a.maps.elements,
+            of_maps.pixel);
+    stage(static_cast<const T*>(a.grad_y) + image * a.C * out_pixels + dim * G * of_grad.plane, of_grad.plane,
+          a.Wo, G, 1, a.Ho, a.Wo, row, col, a.grads, grads, of_grad.pixel);
     barrier();
     const Staged<T> in{maps, a.maps, top, left}, out{grads, a.grads, row, col};
     const int rows = min(a.rows, a.Ho - row), cols = min(a.cols, a.Wo - col);

@@ -24,10 +24,18 @@ struct AcmixArguments {
   float* parts;               // query: [blocks, 2 D + 1], of conv_p's gradient and rate1's
   float* shift_parts;  // query: [blocks, D, G, 3 G, kernel_conv^2], of the composite weights' gradients
   bool out_float;
-  bool last, out_last;  // qkv and out lie pixel by pixel (forward)
+  bool last, grad_last, out_last;  // qkv, grad_y and out lie pixel by pixel
   int64_t B;
   int C, G, D, H, W, Ho, Wo, kernel_att, kernel_conv, stride, dilation;
   AcmixLayout layout;
+};
+
+// How maps lie that are NCHW or, if `last`, channels_last: from a channel and from a pixel to the next.
+struct AcmixPlaces {
+  int64_t plane;
+  int pixel;
+  LSKA_DEVICE AcmixPlaces(bool last, int channels, int height, int width)
+      : plane(last ? 1 : int64_t(height) * width), pixel(last ? channels : 1) {}
 };
 
 // Where a block's tile lies, in the map it owns.
@@ -116,11 +124,11 @@ LSKA_DEVICE bool reads_at_once(const T* first, int pixel, int channels) {
          reinterpret_cast<uintptr_t>(first) % (kAtOnce * sizeof(T)) == 0;
 }
 
-// As stage, of maps that lie pixel by pixel, `pixel` elements apart, kAtOnce channels at a time. Of four
-// pixels they are on their way together.
+// As stage, of maps that lie pixel by pixel, `pixel` elements apart, kAtOnce channels at a time, or one of
+// every `between`. Of four pixels they are on their way together.
 template <int kAtOnce, class T>
-LSKA_DEVICE void stage_pixels(const T* maps, int64_t pixel, int map_width, int dims, int step, int height,
-                              int width, int top, int left, const AcmixRegion& r, T* to) {
+LSKA_DEVICE void stage_pixels(const T* maps, int64_t pixel, int between, int map_width, int dims, int step,
+                              int height, int width, int top, int left, const AcmixRegion& r, T* to) {
   struct alignas(kAtOnce * sizeof(T)) Channels {
     T v[kAtOnce];
   };
@@ -145,7 +153,9 @@ LSKA_DEVICE void stage_pixels(const T* maps, int64_t pixel, int map_width, int d
       Channels channels[kPixels];
 #pragma unroll
       for (int n = 0; n < kPixels; ++n)
-        if (there[n]) channels[n] = read_global(reinterpret_cast<const Channels*>(from[n]) + i);
+        if (there[n])
+          channels[n] =
+              read_global(reinterpret_cast<const Channels*>(from[n]) + (kAtOnce > 1 ? i : i * between));
 #pragma unroll
       for (int n = 0; n < kPixels; ++n)
 #pragma unroll
@@ -157,8 +167,8 @@ LSKA_DEVICE void stage_pixels(const T* maps, int64_t pixel, int map_width, int d
 
 // `dims` maps of [height, width] pixels, every step-th of every step-th row, to the region whose first pixel
 // is (top, left). Columns beyond the map are zero there; rows beyond it are left alone, nobody reads them.
-// `pixel`: elements from a pixel to the next; maps that are no further apart than that are channels of
-// pixels.
+// `pixel`: elements from a pixel to the next; where that is more than one, maps are channels of pixels,
+// map_elements apart.
 template <class T>
 LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int dims, int step, int height,
                        int width, int top, int left, const AcmixRegion& r, T* to, int pixel = 1) {
@@ -167,12 +177,13 @@ LSKA_DEVICE void stage(const T* maps, int64_t map_elements, int map_width, int d
   const int begin = max(from_x, 0), end = min(to_x, width);
   const int groups = step > 1 ? r.cols : (max(end - begin, 0) + 2 * N - 2) / N;
   if (pixel > 1) {
-    if (reads_at_once<N>(maps, pixel, dims))
-      stage_pixels<N>(maps, pixel, map_width, dims, step, height, width, top, left, r, to);
-    else if (reads_at_once<N / 2>(maps, pixel, dims))
-      stage_pixels<N / 2>(maps, pixel, map_width, dims, step, height, width, top, left, r, to);
+    const int between = int(map_elements);
+    if (between == 1 && reads_at_once<N>(maps, pixel, dims))
+      stage_pixels<N>(maps, pixel, 1, map_width, dims, step, height, width, top, left, r, to);
+    else if (between == 1 && reads_at_once<N / 2>(maps, pixel, dims))
+      stage_pixels<N / 2>(maps, pixel, 1, map_width, dims, step, height, width, top, left, r, to);
     else
-      stage_pixels<1>(maps, pixel, map_width, dims, step, height, width, top, left, r, to);
+      stage_pixels<1>(maps, pixel, between, map_width, dims, step, height, width, top, left, r, to);
   }
   for (int i = pixel > 1 ? lines * groups : thread_index(); i < lines * groups; i += thread_count()) {
     const int line = i / groups, group = i - line * groups, dim = line / r.rows,

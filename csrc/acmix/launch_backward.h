@@ -24,8 +24,8 @@ inline ShiftParts shift_parts(const Call& call, const Tensor& grad_y) {
                   " bytes of shared memory");
   const Tensor parts = call.floats({p.groups * s.C * 3 * s.G * s.conv_taps()});
   AcmixShiftGradArguments a{};
-  a.qkv = call.arguments.qkv;
-  a.grad_y = grad_y.const_data_ptr();
+  a.qkv = call.arguments.qkv, a.last = call.arguments.last;
+  a.grad_y = grad_y.const_data_ptr(), a.grad_last = call.arguments.grad_last;
   a.parts = static_cast<float*>(parts.data_ptr());
   a.maps = p.maps, a.grads = p.grads, a.units = p.units;
   a.C = int(s.C), a.G = int(s.G), a.D = int(s.D()), a.H = int(s.H), a.W = int(s.W), a.Ho = int(s.Ho());
@@ -110,6 +110,7 @@ inline std::optional<ShiftParts> maps_bwd(const Call& call, const Tensor& grad_y
   AcmixArguments base = call.arguments;
   base.grad_y = grad_y.const_data_ptr();
   base.out = grad_qkv.mutable_data_ptr();
+  base.out_last = base.last;
   if (!call.attention) {
     key_bwd(call, base, false, true);
     return {};
@@ -149,24 +150,23 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
     Tensor t = wanted ? call.elements(shape) : call.elements({0});
     return call.empty() ? stable::zero_(t) : t;
   };
-  const auto maps = [&](bool in_channels_last) {
-    using headeronly::MemoryFormat;
-    return stable::empty(std::array<int64_t, 4>{s.B, 3 * s.C, s.H, s.W}, call.type, std::nullopt,
-                         qkv.device(), std::nullopt,
-                         in_channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  };
+  using headeronly::MemoryFormat;
   const int64_t k = s.kernel_conv;
   const bool last = call.channels_last();
-  Tensor grad_qkv = maps(last);
+  Tensor grad_qkv =
+      stable::empty(std::array<int64_t, 4>{s.B, 3 * s.C, s.H, s.W}, call.type, std::nullopt, qkv.device(),
+                    std::nullopt, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   Tensor grad_conv_p = gradient(call.attention, {s.D(), 2, 1, 1}), grad_rate1 = gradient(call.attention, {1});
   Tensor grad_fc = gradient(call.shift, {k * k, 3 * s.G, 1, 1}), grad_rate2 = gradient(call.shift, {1});
   Tensor grad_dep_conv = gradient(call.shift, {s.C, k * k, k, k});
   if (call.empty()) return {grad_qkv, grad_conv_p, grad_fc, grad_dep_conv, grad_rate1, grad_rate2};
 
-  // By products, of maps where they lie.
   const auto in_a_layout = [](const Tensor& t) { return channels_last_in_memory(t) ? t : in_nchw(t); };
   call.qkv = in_a_layout(qkv);
   const Tensor grad_y = in_a_layout(given_grad_y);
+  call.arguments.qkv = call.qkv.const_data_ptr();
+  call.arguments.last = last;
+  call.arguments.grad_last = channels_last_in_memory(grad_y);
   std::optional<ShiftParts> parts;
   if (call.shift) {
     call.compose();
@@ -176,23 +176,17 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   bool has_maps = !call.attention && shift_maps_by_products(call, grad_y, grad_qkv);
   if (attention_bwd_serves(call)) {
     Tensor shifted;
-    if (call.shift && !shift_goes_along(call)) shifted = shift_maps_bwd(call, in_nchw(grad_y));
+    if (call.shift && !shift_goes_along(call)) shifted = shift_maps_bwd(call, grad_y);
     attention_weights_bwd(call, attention_bwd_by_products(call, grad_y, lse, shifted, grad_qkv), grad_conv_p,
                           grad_rate1);
     has_maps = true;
   }
-  if (!has_maps || (call.shift && !parts)) {  // the other kernels know NCHW alone
-    call.read_nchw();
-    const Tensor nchw = in_nchw(grad_y);
-    if (!has_maps) {
-      Tensor grad = last ? maps(false) : grad_qkv;
-      const std::optional<ShiftParts> of_queries =
-          maps_bwd(call, nchw, lse, !parts, grad, grad_conv_p, grad_rate1);
-      if (last) stable::copy_(grad_qkv, grad);
-      if (!parts) parts = of_queries;
-    }
-    if (call.shift && !parts) parts = shift_parts(call, nchw);
+  if (!has_maps) {
+    const std::optional<ShiftParts> of_queries =
+        maps_bwd(call, grad_y, lse, !parts, grad_qkv, grad_conv_p, grad_rate1);
+    if (!parts) parts = of_queries;
   }
+  if (call.shift && !parts) parts = shift_parts(call, grad_y);
   if (call.shift) shift_weights_bwd(call, *parts, grad_fc, grad_dep_conv, grad_rate2);
   return {grad_qkv, grad_conv_p, grad_fc, grad_dep_conv, grad_rate1, grad_rate2};
 }
