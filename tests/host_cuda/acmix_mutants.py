@@ -246,9 +246,9 @@ ACMIX = [
     ),
     Mutant(
         "channels_last: neighbouring dims for one of all heads",
-        SHIFT,
-        "a.D * of_maps.plane, a.W, G",
-        "of_maps.plane, a.W, G",
+        TILE,
+        "stage_pixels<1>(maps, pixel, between, map_width",
+        "stage_pixels<1>(maps, pixel, 1, map_width",
         IN_PLACE,
     ),
     Mutant(
