@@ -167,7 +167,7 @@ def in_wine(row: Row, wheel: Path, options) -> None:
 def tried(
     row: Row, name: str, environment: Environment, file: Path, problems: int, isa, isas=(), **variables
 ) -> None:
-    """Notes what `file` does once installed in the environment, with the best instruction set or with `isas`."""
+    """Notes what `file` does once it is installed there, with the best instruction set or with `isas`."""
     if said := environment.install(file, **variables):
         row.judge([f"pip refuses it: {said}"], name)
         return
