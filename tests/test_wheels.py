@@ -417,20 +417,19 @@ def test_wheels_instruction_sets_that_wine_cannot_try_are_said(tmp_path, monkeyp
 
 
 def test_wheels_torch_of_windows_has_the_names_of_this_one(tmp_path, monkeypatch):
-    """What this torch lacks is in no list of names, and so does not link."""
+    """What this torch lacks is in no list of names, and so does not link; a name of C++ is the runtime's."""
     commands = []
 
     def answer(*command, **options):
         commands.append([str(word) for word in command])
-        return {"-u": "aoti_torch_get_sizes\nmalloc\n_Znwm\n", "-D": "aoti_torch_get_sizes\ntorch_new\n"}.get(
-            command[1], ""
-        )
+        both = "aoti_torch_get_sizes\ntorch_new\n_ZTVSt9exception\n"
+        return {"-u": f"{both}malloc\n", "-D": f"{both}torch_old\n"}.get(command[1], "")
 
     monkeypatch.setattr(library, "run", answer)
     facts = SimpleNamespace(torch=str(tmp_path))
     made = library.link_for_windows(TARGETS["win_amd64"], facts, [tmp_path / "a.o"], tmp_path / "_C.dll")
     said = (tmp_path / "_C.def").read_text(encoding="utf-8")
-    assert said == "LIBRARY torch_cpu.dll\nEXPORTS\naoti_torch_get_sizes\n"
+    assert said == "LIBRARY torch_cpu.dll\nEXPORTS\naoti_torch_get_sizes\ntorch_new\n"
     assert made == tmp_path / "_C.dll" and str(tmp_path / "_C.lib") in commands[-1]
 
 

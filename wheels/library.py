@@ -153,12 +153,12 @@ def link_for_windows(target: Target, facts: Facts, objects: list[Path], library:
     """Links the objects to a library that has its C++ runtime inside and exports nothing.
 
     The names of torch's C functions are the same for all systems, so that those for Linux say what there is.
+    Of C++ it has names there that are the runtime's.
     """
     exports, torch = library.with_suffix(".def"), library.with_suffix(".lib")
-    names = names_of_torch(Path(facts.torch), objects)
+    names = [n for n in names_of_torch(Path(facts.torch), objects) if re.match("(aoti_)?torch_", n)]
     lines = ["LIBRARY torch_cpu.dll", "EXPORTS", *names]
     exports.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     run(*ZIG, "dlltool", "-m", "i386:x86-64", "-d", exports, "-l", torch)
-    hidden = "-Wl,--exclude-all-symbols"
-    run(*compiler_of(target), "-shared", "-s", "-o", library, *objects, torch, hidden)
+    run(*compiler_of(target), "-shared", "-s", "-o", library, *objects, torch)
     return library
