@@ -160,5 +160,6 @@ def link_for_windows(target: Target, facts: Facts, objects: list[Path], library:
     lines = ["LIBRARY torch_cpu.dll", "EXPORTS", *names]
     exports.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     run(*ZIG, "dlltool", "-m", "i386:x86-64", "-d", exports, "-l", torch)
-    run(*compiler_of(target), "-shared", "-s", "-o", library, *objects, torch)
+    # By -O3 zig compiles its C++ runtime as it does for a release.
+    run(*compiler_of(target), "-O3", "-shared", "-s", "-o", library, *objects, torch)
     return library

@@ -6,6 +6,7 @@ library in Python is that of the Python that runs this. torch and what it asks f
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,7 @@ class Wine(Environment):
 
     def versions(self) -> str:
         """What stands for Windows here."""
-        wine = run(WINE, "--version").strip()
+        wine = run(WINE, "--version", env={**os.environ, "WINEDEBUG": "-all"}).strip()
         return ", ".join([wine, *(name.replace("==", " ") for name in (*RUNTIME, NUMPY))])
 
 
