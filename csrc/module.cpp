@@ -2,8 +2,8 @@
 #include <string>
 
 #include "csrc/acmix/schema.h"
+#include "csrc/common/box.h"
 #include "csrc/common/build_info.h"
-#include "csrc/common/torch_api.h"
 #include "csrc/lska/schema.h"
 
 namespace {
@@ -29,5 +29,5 @@ STABLE_TORCH_LIBRARY(lska_ops, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lska_ops, CompositeExplicitAutograd, m) {
-  m.impl("build_info", TORCH_BOX(&build_info));
+  m.impl("build_info", LSKA_OPS_BOX(&build_info));
 }

@@ -44,7 +44,7 @@ def load(folder: Path = _FOLDER, torch_version: str = torch.__version__) -> str 
         return info["reasons"]["cpu"]
     if reason := _why_not_this_torch(torch_version, info):
         return reason
-    library = folder / "_C.so"
+    library = folder / ("_C.dll" if sys.platform == "win32" else "_C.so")
     if not library.is_file():
         return f"{library} is missing, though it was built; reinstall lska_ops"
     if (size := library.stat().st_size) != info.get("bytes", size):  # half a library would end the process
@@ -65,12 +65,12 @@ def _why_not_this_torch(running, info):
         fits, served = _release(running) == _release(built), f"{_dotted(_release(built))} alone"
     if fits:
         return None
-    command = (
-        f"`{info['from_source']}`" if "from_source" in info else REBUILD
-    )  # a wheel has no clone beside it
+    cure = f"build it anew by {REBUILD}"
+    if "from_source" in info:  # a wheel has no clone beside it; on Windows nothing can be built
+        cure = f"build it anew by `{command}`" if (command := info["from_source"]) else "upgrade torch"
     return (
         f"the compiled library was built with torch {built}, for {served}, and this is torch {running}; "
-        f"build it anew by {command}"
+        f"{cure}"
     )
 
 

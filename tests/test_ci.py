@@ -57,7 +57,7 @@ def test_ci_words_see_nothing_of_the_shell_that_starts_it(tmp_path):
 @pytest.mark.parametrize("apt", [True, False])
 def test_ci_installs_the_compilers_that_are_missing_or_says_that_it_cannot(apt, tmp_path):
     tools(tmp_path, "make", *(["apt-get"] if apt else []))
-    for name in ("bash", "env", "dirname"):
+    for name in ("bash", "env", "dirname", "git"):
         (tmp_path / name).symlink_to(shutil.which(name))
     command = [shutil.which("bash"), str(ROOT / ".ci" / "run")]
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)

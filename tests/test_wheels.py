@@ -1,19 +1,22 @@
 """What `make wheels` judges wheels by sees what is wrong, and what a wheel says where it cannot serve."""
 
 import json
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from build_backend.compile import describe, ninja_file
 from build_backend.facts import collect
 from lska_ops import _compiled
-from wheels import emulator, judge, library, pack, table
+from wheels import __main__ as making
+from wheels import emulator, judge, library, pack, table, wine
 from wheels.environments import best_isa, judged
 from wheels.library import run
 from wheels.targets import TARGETS
@@ -87,6 +90,82 @@ def test_wheels_what_a_library_needs(dynamic, word):
     assert word in said
 
 
+HEADERS = """\
+_C.dll:     file format pei-x86-64
+
+The Import Tables (interpreted .rdata section contents)
+ vma:            Hint    Time      Forward  DLL       First
+                 Table   Stamp     Chain    Name      Thunk
+ 000a45f4	000a4720 00000000 00000000 000a55f8 000a4c20
+
+	DLL Name: api-ms-win-crt-heap-l1-1-0.dll
+	vma:  Hint/Ord Member-Name Bound-To
+	a5150	    0  _aligned_free
+
+	DLL Name: KERNEL32.dll
+	vma:  Hint/Ord Member-Name Bound-To
+	a5388	    0  Sleep
+
+	DLL Name: torch_cpu.dll
+	vma:  Hint/Ord Member-Name Bound-To
+	a5388	    0  aoti_torch_get_sizes
+
+"""
+EXPORTS = """
+[Ordinal/Name Pointer] Table
+	[   0] lska_kernel
+
+"""
+
+
+def test_wheels_a_library_for_windows_passes():
+    assert judge.pe(HEADERS) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["libstdc++-6.dll", "libgcc_s_seh-1.dll", "libwinpthread-1.dll", "vcruntime140.dll", "torch_cpu.dll2"],
+)
+def test_wheels_windows_has_what_a_library_loads(name):
+    (said,) = judge.pe(f"{HEADERS}\tDLL Name: {name}\n")
+    assert said == f"the library loads {name}, which not every Windows has"
+
+
+def test_wheels_a_library_for_windows_calls_torch_and_exports_nothing():
+    assert judge.pe(HEADERS.replace("torch_cpu.dll", "kernel32.dll")) == [
+        "the library does not load torch_cpu.dll"
+    ]
+    (said,) = judge.pe(HEADERS + EXPORTS)
+    assert said.startswith("lska_kernel is exported; expected nothing")
+
+
+THROWN = {
+    "sentence": "RuntimeError: throws: got sentence; expected another",
+    "number": "RuntimeError: an exception of a type that is not known",
+    "memory": "RuntimeError: std::bad_alloc",
+    "nothing": "nothing",
+}
+
+
+def test_wheels_what_an_op_throws_is_a_runtime_error():
+    assert judge.thrown(THROWN) == []
+    for name, answer in {
+        "sentence": "MemoryError: x",
+        "number": None,
+        "memory": "memory",
+        "nothing": "x",
+    }.items():
+        (said,) = judge.thrown(THROWN | {name: answer})
+        assert said.startswith(f"an op that throws a {name} was answered {answer!r}; expected ")
+
+
+def test_wheels_every_op_of_the_cpu_is_registered_by_box():
+    """On Windows what another macro lets out ends the process."""
+    for file in [*(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "csrc").rglob("cpu*.h")]:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"(?<!LSKA_OPS)(?<!\w)TORCH_BOX|stable::parallel_for", text), file
+
+
 def test_wheels_hold_what_users_need():
     good = [
         "lska_ops/__init__.py",
@@ -98,8 +177,10 @@ def test_wheels_hold_what_users_need():
     assert judge.contents(good, None) == []
     assert judge.contents([*good, "lska_ops/_C.so"], "_C.so") == []
     assert judge.contents(good, "_C.so") == ["lska_ops/_C.so is not in the wheel"]
+    assert judge.contents([*good, "lska_ops/_C.dll"], TARGETS["win_amd64"].library) == []
     for name in (
         "lska_ops/_C.so",
+        "lska_ops/_C.dll",
         "lska_ops/_plan.cpython-311-x86_64-linux-gnu.so",
         "tests/test_lska.py",
         "wheels/pack.py",
@@ -254,9 +335,10 @@ def test_wheels_without_a_library_take_the_reference():
 # What is built and what it is tried in
 
 
-@pytest.mark.parametrize(
-    "name, isas", [("x86_64", ("avx512", "avx2", "baseline")), ("aarch64", ("baseline",))]
-)
+ISAS = ("avx512", "avx2", "baseline")
+
+
+@pytest.mark.parametrize("name, isas", [("x86_64", ISAS), ("aarch64", ("baseline",)), ("win_amd64", ISAS)])
 def test_wheels_are_compiled_as_pip_does_without_plan(name, isas, tmp_path, monkeypatch):
     if collect().ninja is None or collect().compiler_problem:
         pytest.skip("no compiler or no ninja was found; make setup")
@@ -266,8 +348,9 @@ def test_wheels_are_compiled_as_pip_does_without_plan(name, isas, tmp_path, monk
     assert (plan.parts, plan.isas, plan.reasons) == (("cpu",), isas, {})
     assert facts.torch_version == "2.11.0+cu130" and "2.11.0" in json.dumps(describe(plan, facts))
     text = ninja_file(plan, facts, tmp_path, "")
-    assert (f"cxx = {TARGETS[name].compiler}\n" in text) is (name != "x86_64" or facts.compiler == "c++")
-    assert ("-mavx" in text) is (name == "x86_64") and "plan_module" not in text
+    compiler = "c++ -target x86_64-windows-gnu" if name == "win_amd64" else TARGETS[name].compiler
+    assert (f"{compiler}\n" in text.partition("nvcc = ")[0]) is (name != "x86_64" or facts.compiler == "c++")
+    assert ("-mavx" in text) is (name != "aarch64") and "plan_module" not in text
 
 
 def test_wheels_missing_compiler_names_its_package(monkeypatch):
@@ -277,6 +360,95 @@ def test_wheels_missing_compiler_names_its_package(monkeypatch):
     )
     assert library.missing(TARGETS["x86_64"]) == "c++ was not found; apt-get install g++"
     assert emulator.missing() == "qemu-aarch64-static was not found; apt-get install qemu-user-static"
+    assert library.missing(TARGETS["win_amd64"]) is None  # zig is in the environment that links
+    assert wine.missing() == "wine was not found; apt-get install wine"
+
+
+@pytest.mark.parametrize(
+    "version, word", [((3, 11, 2), None), ((3, 12, 1), "this one, 3.12; run in Python 3.11")]
+)
+def test_wheels_python_of_windows_takes_this_ones_library(version, word, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(wine, "sys", SimpleNamespace(version_info=version))
+    said = wine.missing()
+    assert said is None if word is None else word in said
+
+
+def test_wheels_paths_of_wine():
+    path = Path("/tmp/wheels 1/_C.dll")
+    assert wine.for_windows(path) == "Z:\\tmp\\wheels 1\\_C.dll"
+    assert wine.from_windows(wine.for_windows(path)) == str(path)
+
+
+def test_wheels_what_wine_could_not_try_is_said(tmp_path, monkeypatch):
+    """A check whose tool is not there is no check passed."""
+    options = SimpleNamespace(oldest=tmp_path, problems=10)
+    (tmp_path / "version.py").write_text("__version__ = '2.11.0+cu130'", encoding="utf-8")
+    monkeypatch.setattr(making, "run_python", lambda environment, program: tmp_path)
+    row = table.Row("x.whl")
+    monkeypatch.setattr(wine, "missing", lambda: "no wine; install it")
+    making.in_wine(row, tmp_path / "x.whl", options)
+    assert (row.skipped, row.passed, row.failed) == (["wine: no wine; install it"], [], [])
+    monkeypatch.setattr(wine, "missing", lambda: None)
+    monkeypatch.setattr(
+        library.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stdout="no panda3d")
+    )
+    making.in_wine(row, tmp_path / "x.whl", options)
+    assert "could not be installed" in row.skipped[-1] and "no panda3d" in row.skipped[-1]
+    assert (row.passed, row.failed, row.ran) == ([], [], [])
+
+
+def test_wheels_instruction_sets_that_wine_cannot_try_are_said(tmp_path, monkeypatch):
+    class Fake:
+        folder = tmp_path
+
+        def install(self, file):
+            return None
+
+        def answers(self, problems, *isas):
+            self.isas = isas
+            return ANSWERS | {"file": str(tmp_path / "lska_ops"), "problems": problems * len(isas)}
+
+        def thrown(self, file):
+            return []
+
+        def versions(self):
+            return "wine-8.0"
+
+    fake = Fake()
+    (tmp_path / "version.py").write_text("__version__ = '2.11.0+cu130'", encoding="utf-8")
+    for name, answer in {
+        "run_python": tmp_path,
+        "cpu_flags": "avx2 fma f16c",
+        "plan_of": (None, None),
+        "throwing": tmp_path / "throws.dll",
+    }.items():
+        monkeypatch.setattr(making, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(wine, "missing", lambda: None)
+    monkeypatch.setattr(wine, "Wine", lambda folder, torch: fake)
+    row = table.Row("x.whl")
+    making.in_wine(row, tmp_path / "x.whl", SimpleNamespace(oldest=tmp_path, problems=50))
+    assert fake.isas == ("avx2", "baseline")
+    assert row.skipped == ["wine: avx512: this processor lacks it"]
+    assert (row.passed, row.failed) == (["wine", "exceptions"], [])
+    assert row.ran == ["torch 2.11.0, Python 3.11.7: 20", "avx2, baseline in wine-8.0"]
+
+
+def test_wheels_torch_of_windows_has_the_names_of_this_one(tmp_path, monkeypatch):
+    """What this torch lacks is in no list of names, and so does not link; a name of C++ is the runtime's."""
+    commands = []
+
+    def answer(*command, **options):
+        commands.append([str(word) for word in command])
+        both = "aoti_torch_get_sizes\ntorch_new\n_ZTVSt9exception\n"
+        return {"-u": f"{both}malloc\n", "-D": f"{both}torch_old\n"}.get(command[1], "")
+
+    monkeypatch.setattr(library, "run", answer)
+    facts = SimpleNamespace(torch=str(tmp_path))
+    made = library.link_for_windows(TARGETS["win_amd64"], facts, [tmp_path / "a.o"], tmp_path / "_C.dll")
+    said = (tmp_path / "_C.def").read_text(encoding="utf-8")
+    assert said == "LIBRARY torch_cpu.dll\nEXPORTS\naoti_torch_get_sizes\ntorch_new\n"
+    assert made == tmp_path / "_C.dll" and str(tmp_path / "_C.lib") in commands[-1]
 
 
 @pytest.mark.skipif(not shutil.which(emulator.GCC), reason=f"{emulator.GCC} was not found; install it")
@@ -345,6 +517,12 @@ def test_wheels_repacked_wheel_has_the_tag_and_the_library(tmp_path):
         assert archive.read("lska_ops/_C.so") == b"library"
         assert "lska_ops/_C.so,sha256=" in archive.read("lska_ops-1.0.dist-info/RECORD").decode()
         assert json.loads(archive.read("lska_ops/_build_info.json"))["from_source"] == pack.FROM_SOURCE
+    tag = TARGETS["win_amd64"].tag
+    wheel = pack.repacked(pure, tag, {"parts": ["cpu"]}, tmp_path / "out", file.rename(tmp_path / "_C.dll"))
+    assert wheel.name == "lska_ops-1.0-py3-none-win_amd64.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("lska_ops/_C.dll") == b"library"
+        assert json.loads(archive.read("lska_ops/_build_info.json"))["from_source"] is None
 
 
 # What a wheel says where it cannot serve; plain PyTorch runs there
@@ -362,6 +540,17 @@ def test_wheels_in_an_older_torch_name_the_command_that_builds(tmp_path):
     said = _compiled.load(installed(tmp_path), "2.6.0")
     assert "for 2.11 and newer, and this is torch 2.6.0; build it anew by `pip install" in said
     assert said.endswith(f"`{pack.FROM_SOURCE}`") and "--no-binary lska-ops" in said
+
+
+def test_wheels_of_windows_in_an_older_torch_name_no_command_that_builds(tmp_path):
+    said = _compiled.load(installed(tmp_path, from_source=None), "2.6.0")
+    assert said.endswith("for 2.11 and newer, and this is torch 2.6.0; upgrade torch")
+
+
+def test_wheels_of_windows_have_a_dll(tmp_path, monkeypatch):
+    monkeypatch.setattr(_compiled, "sys", SimpleNamespace(platform="win32"))
+    said = _compiled.load(installed(tmp_path), "2.11.0")
+    assert said == f"{tmp_path / '_C.dll'} is missing, though it was built; reinstall lska_ops"
 
 
 def test_wheels_without_a_library_say_what_makes_one(tmp_path):

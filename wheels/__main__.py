@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 
 from build_backend.compile import source_hash
+from build_backend.decide import ISAS
 from build_backend.facts import ROOT, torch_facts
 
-from . import emulator, judge, pack
+from . import emulator, judge, pack, wine
 from .environments import Environment, best_isa, judged
-from .library import PYTHON, compile_objects, link, missing, plan_of, run
+from .library import PYTHON, compile_objects, link, missing, plan_of, run, throwing
 from .table import Row, write
 from .targets import TARGETS, Target
 
@@ -39,12 +40,14 @@ def main() -> int:
         if why := missing(target):
             rows.append(Row(f"{target.tag}.whl", skipped=[f"not built: {why}"]))
             continue
-        wheel, row = built(target, pure, options)
+        wheel, row = built(target, pure, options, BUILD / name)
         rows.append(row)
         if name == "x86_64":
             in_environments(row, wheel, options, isa=best_isa(cpu_flags()))
         elif name == "aarch64":
             in_emulator(row, wheel, options)
+        elif name == "win_amd64":
+            in_wine(row, wheel, options)
         row.seconds = time.monotonic() - began
         finish(row, wheel)
     rows += [checked_pure(pure, options), checked_sdist(sdist, options)]
@@ -69,24 +72,27 @@ def arguments():
     return parser.parse_args()
 
 
-def built(target: Target, pure: Path, options) -> tuple[Path, Row]:
+def built(target: Target, pure: Path, options, out: Path) -> tuple[Path, Row]:
     """The target's wheel, and what it says about itself."""
-    out = BUILD / target.machine
     plan, facts = plan_of(target, run_python(options.oldest, TORCH), not options.no_cuda)
     objects = compile_objects(plan, facts, out)
     library = link(target, plan, facts, objects, out)
     wheel = pack.with_library(pure, target, plan, facts, library, out)
     row = Row(wheel.name, parts=plan.parts, archs=plan.archs, bytes=wheel.stat().st_size)
+    row.judge(judge.contents(judge.names_in(wheel), target.library), "contents")
+    kernels = [o for o in objects if ".cpu_kernels" in o.name]
+    if target.machine == "x86_64":
+        baseline = [o for o in kernels if o.name.endswith(".baseline.o")]
+        row.judge(judge.old_processors(run("objdump", "-d", *baseline)), "SSE2")
+    if target.for_windows:
+        row.judge(judge.pe(run("objdump", "-p", library)), "imports")
+        return wheel, row
     symbols, dynamic = judge.readelf(library)
     row.versions = judge.versions(symbols)
     row.judge(judge.elf(symbols, dynamic), "symbols")
-    row.judge(judge.contents(judge.names_in(wheel), target.library), "contents")
     if "cuda" in plan.parts:
         registers(row, library, options)
     if target.machine == "x86_64":
-        kernels = [o for o in objects if ".cpu_kernels" in o.name]
-        baseline = [o for o in kernels if o.name.endswith(".baseline.o")]
-        row.judge(judge.old_processors(run("objdump", "-d", *baseline)), "SSE2")
         compare(row, kernels, facts)
     audit(row, target, wheel)
     return wheel, row
@@ -151,13 +157,35 @@ def in_emulator(row: Row, wheel: Path, options) -> None:
     tried(row, "emulator", environment, wheel, max(1, options.problems // 5), "baseline")
 
 
-def tried(row: Row, name: str, environment: Environment, file: Path, problems: int, isa, **variables) -> None:
-    """Notes what `file` does once it is installed in the environment."""
+def in_wine(row: Row, wheel: Path, options) -> None:
+    """A fifth of the problems with each instruction set: the tests try none of this compiler's code."""
+    if why := wine.missing():
+        row.skipped.append(f"wine: {why}")
+        return
+    target, torch = TARGETS["win_amd64"], run_python(options.oldest, TORCH)
+    try:
+        environment = wine.Wine(BUILD / "wine", torch_facts(torch)["torch_version"].partition("+")[0])
+    except SystemExit as failed:
+        row.skipped.append(f"wine: the Python of Windows could not be installed: {failed}")
+        return
+    best = best_isa(cpu_flags())
+    isas = list(ISAS)[list(ISAS).index(best) :]
+    row.skipped += [f"wine: {isa}: this processor lacks it" for isa in ISAS if isa not in isas]
+    tried(row, "wine", environment, wheel, max(1, options.problems // 5), best, isas)
+    row.ran.append(f"{', '.join(isas)} in {environment.versions()}")
+    facts = plan_of(target, torch, False)[1]
+    row.judge(environment.thrown(throwing(target, facts, BUILD / "win_amd64")), "exceptions")
+
+
+def tried(
+    row: Row, name: str, environment: Environment, file: Path, problems: int, isa, isas=(), **variables
+) -> None:
+    """Notes what `file` does once it is installed there, with the best instruction set or with `isas`."""
     if said := environment.install(file, **variables):
         row.judge([f"pip refuses it: {said}"], name)
         return
     try:
-        answers = environment.answers(problems)
+        answers = environment.answers(problems, *isas)
     except SystemExit as failed:
         row.judge([str(failed)], name)
         return

@@ -41,9 +41,9 @@ class Environment:
         done = self.run("-m", "pip", "install", "--no-deps", file, **variables)
         return done.stdout[-2000:] if done.returncode else None
 
-    def answers(self, problems: int) -> dict:
+    def answers(self, problems: int, *isas: str) -> dict:
         """What inside.py finds here, and the exit status and words of `lska-ops doctor`."""
-        done = self.run(HERE / "inside.py", problems)
+        done = self.run(HERE / "inside.py", problems, *isas)
         if done.returncode:
             raise SystemExit(f"inside.py fails: {done.stdout[-2000:]}")
         doctor = self.run(self.folder / "bin" / "lska-ops", "doctor")

@@ -1,6 +1,6 @@
 """Runs in an environment where a wheel is installed: what a user has, and 100 random problems of each op.
 
-python inside.py [problems of each op, 100]: one line of JSON.
+python inside.py [problems of each op, 100] [instruction sets, the best alone]: one line of JSON.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 import time
 
 
-def main(problems: int = 100) -> dict:
+def main(problems: int = 100, *isas: str) -> dict:
     start = time.monotonic()
     import torch
 
@@ -30,13 +30,16 @@ def main(problems: int = 100) -> dict:
     backend = "reference" if _compiled.problem else "cpu"
     if backend == "cpu":
         said["isa"] = torch.ops.lska_ops.set_cpu_isa("")
-    for op in OPS:
-        for seed in range(problems):
-            problem = random_problem(op, seed)
-            worst = max(ratios(problem, solve(problem, backend), backend).values())
-            said["problems"] += 1
-            if not worst <= 1:
-                said["wrong"].append(f"{worst} times the bound: {problem.repro(backend)}")
+    for isa in isas or [said["isa"]]:
+        if isa:
+            torch.ops.lska_ops.set_cpu_isa(isa)
+        for op in OPS:
+            for seed in range(problems):
+                problem = random_problem(op, seed)
+                worst = max(ratios(problem, solve(problem, backend), backend).values())
+                said["problems"] += 1
+                if not worst <= 1:
+                    said["wrong"].append(f"{worst} times the bound, {isa}: {problem.repro(backend)}")
     said["seconds"] = round(time.monotonic() - start, 1)
     return said
 
@@ -58,4 +61,4 @@ def refused(torch, lska_ops) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*map(int, sys.argv[1:]))))
+    print(json.dumps(main(*map(int, sys.argv[1:2]), *sys.argv[2:])))

@@ -5,7 +5,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-from .targets import NEEDED, NEWEST, Target
+from .targets import NEEDED, NEWEST, OF_WINDOWS, Target
 
 # SSE2 is all that an x86-64 processor is bound to have; these are of later sets.
 BEYOND_SSE2 = re.compile(
@@ -56,6 +56,28 @@ def elf(symbols: str, dynamic: str) -> list[str]:
     said += [] if "libtorch_cpu.so" in needed else ["the library does not name libtorch_cpu.so"]
     said += ["the library has a run path"] if re.search(r"\((RPATH|RUNPATH)\)", dynamic) else []
     return said
+
+
+def pe(headers: str) -> list[str]:
+    """Of a library of Windows: what `objdump -p` says of what it loads and what others may call."""
+    loads = re.findall(r"DLL Name: (\S+)", headers)
+    said = [f"the library loads {name}, which not every Windows has" for name in sorted(loads)
+            if not re.fullmatch(OF_WINDOWS, name, re.IGNORECASE)]  # fmt: skip
+    said += [] if "torch_cpu.dll" in loads else ["the library does not load torch_cpu.dll"]
+    names = re.findall(r"(?m)^\s+\[ *\d+\](?: \+base\[ *\d+\])? +(?:[0-9a-f]+ +)?([A-Za-z_?@]\S*)$", headers)
+    return said + [f"{name} is exported; expected nothing: see link_for_windows" for name in names]
+
+
+def thrown(answers: dict) -> list[str]:
+    """What is wrong with what Python hears of an op that throws; thrown.py asks."""
+    wanted = {
+        "sentence": "RuntimeError: throws: got sentence; expected another",
+        "number": "RuntimeError: an exception of a type that is not known",
+        "memory": "RuntimeError: std::bad_alloc",
+        "nothing": "nothing",
+    }
+    return [f"an op that throws a {name} was answered {answers.get(name)!r}; expected {sentence!r}"
+            for name, sentence in wanted.items() if answers.get(name) != sentence]  # fmt: skip
 
 
 def old_processors(assembly: str) -> list[str]:

@@ -1,17 +1,27 @@
 """Compiles csrc/ for a target as `pip install` does, and links it for older systems than this one.
 
-The objects are those of a source build: same compiler, same flags. What would tie them to this system
-is decided when they are linked: zig brings the symbols of glibc 2.28 and links with these, whatever is here.
+The objects for Linux are those of a source build: same compiler, same flags. What would tie them to this
+system is decided when they are linked: zig brings the symbols of glibc 2.28 and links with these, whatever is
+here. For Windows, where nothing is compiled from source, zig's clang compiles with the same flags.
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from build_backend.compile import _build_info_source, _cudart_folders, _write, describe, ninja_file
+from build_backend.compile import (
+    FLAGS,
+    _build_info_source,
+    _cudart_folders,
+    _write,
+    describe,
+    ninja_file,
+    torch_flags,
+)
 from build_backend.decide import Plan, decide
 from build_backend.facts import ROOT, Facts, collect, torch_facts
 
@@ -51,9 +61,8 @@ def plan_of(target: Target, torch: Path, cuda: bool) -> tuple[Plan, Facts]:
         python_headers="left out",
     )
     if target.compiler != "c++":
-        facts = replace(
-            facts, compiler=target.compiler, compiler_problem=None, compiler_version=version(target)
-        )
+        compiler = shlex.join(compiler_of(target))
+        facts = replace(facts, compiler=compiler, compiler_problem=None, compiler_version=version(target))
     facts = replace(facts, cuda_sources=facts.cuda_sources and target.cuda and cuda)
     plan = decide(facts)
     if plan.error:
@@ -61,13 +70,17 @@ def plan_of(target: Target, torch: Path, cuda: bool) -> tuple[Plan, Facts]:
     return replace(plan, parts=tuple(p for p in plan.parts if p != "plan"), reasons={}), facts
 
 
+def compiler_of(target: Target) -> list[str]:
+    return [*ZIG, "c++", "-target", target.zig] if target.for_windows else [target.compiler]
+
+
 def version(target: Target) -> str:
-    return run(target.compiler, "--version").partition("\n")[0]
+    return run(*compiler_of(target), "--version").partition("\n")[0]
 
 
 def missing(target: Target) -> str | None:
     """Why this machine cannot compile for the target, and what helps."""
-    if shutil.which(target.compiler):
+    if target.for_windows or shutil.which(target.compiler):
         return None
     return f"{target.compiler} was not found; apt-get install {target.packages or 'g++'}"
 
@@ -85,7 +98,9 @@ def compile_objects(plan: Plan, facts: Facts, out: Path) -> list[Path]:
 
 
 def link(target: Target, plan: Plan, facts: Facts, objects: list[Path], out: Path) -> Path:
-    """Links the objects to out/<library>, which exports nothing and suits manylinux_2_28."""
+    """Links the objects to out/<library>, which exports nothing and suits every system of the target."""
+    if target.for_windows:
+        return link_for_windows(target, facts, objects, out / target.library)
     old = out / "old_runtime.o"
     run(target.compiler, "-O2", "-std=c++20", "-fPIC", "-c", HERE / "old_runtime.cpp", "-o", old)
     torch = torch_to_link(target, Path(facts.torch), [*objects, old], out / "torch")
@@ -109,13 +124,42 @@ def torch_to_link(target: Target, torch: Path, objects: list[Path], out: Path) -
     torch's own need not be there for another system: a name that this torch lacks still fails to link.
     """
     out.mkdir(parents=True, exist_ok=True)
-    called = set(run("nm", "-u", "--format=just-symbols", *objects).split())
-    has = run(
-        "nm", "-D", "--defined-only", "--format=just-symbols", torch / "lib" / "libtorch_cpu.so"
-    ).split()
-    names = sorted(called & {name.partition("@")[0] for name in has})
+    names = names_of_torch(torch, objects)
     (out / "torch.c").write_text("".join(f"void {name}(void) {{}}\n" for name in names), encoding="utf-8")
     library = out / "libtorch_cpu.so"
     soname = "-Wl,-soname,libtorch_cpu.so"
     run(*ZIG, "cc", "-target", target.zig, "-shared", soname, "-w", "-o", library, out / "torch.c")
+    return library
+
+
+def names_of_torch(torch: Path, objects: list[Path]) -> list[str]:
+    """What the objects call of this torch."""
+    called = set(run("nm", "-u", "--format=just-symbols", *objects).split())
+    has = run(
+        "nm", "-D", "--defined-only", "--format=just-symbols", torch / "lib" / "libtorch_cpu.so"
+    ).split()
+    return sorted(called & {name.partition("@")[0] for name in has})
+
+
+def throwing(target: Target, facts: Facts, out: Path) -> Path:
+    """A library for Windows, of the op in throws.cpp."""
+    library = out / "throws.dll"
+    compiler = [*compiler_of(target), *FLAGS.split(), *torch_flags(facts)]
+    run(*compiler, "-c", HERE / "throws.cpp", "-o", library.with_suffix(".o"), cwd=ROOT)
+    return link_for_windows(target, facts, [library.with_suffix(".o")], library)
+
+
+def link_for_windows(target: Target, facts: Facts, objects: list[Path], library: Path) -> Path:
+    """Links the objects to a library that has its C++ runtime inside and exports nothing.
+
+    The names of torch's C functions are the same for all systems, so that those for Linux say what there is.
+    Of C++ it has names there that are the runtime's.
+    """
+    exports, torch = library.with_suffix(".def"), library.with_suffix(".lib")
+    names = [n for n in names_of_torch(Path(facts.torch), objects) if re.match("(aoti_)?torch_", n)]
+    lines = ["LIBRARY torch_cpu.dll", "EXPORTS", *names]
+    exports.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    run(*ZIG, "dlltool", "-m", "i386:x86-64", "-d", exports, "-l", torch)
+    # By -O3 zig compiles its C++ runtime as it does for a release.
+    run(*compiler_of(target), "-O3", "-shared", "-s", "-o", library, *objects, torch)
     return library

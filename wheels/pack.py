@@ -21,6 +21,7 @@ ANY = (
     f"`{FROM_SOURCE}` makes one"
 )
 NO_CUDA = f"this wheel has no CUDA kernels; where nvcc is, `{FROM_SOURCE}` compiles them"
+ON_WINDOWS = "this wheel has no CUDA kernels; on NVIDIA GPUs Triton runs where triton-windows is installed"
 
 
 def pure_and_source(folder: Path) -> tuple[Path, Path]:
@@ -36,9 +37,10 @@ def pure_and_source(folder: Path) -> tuple[Path, Path]:
 
 def with_library(pure: Path, target: Target, plan: Plan, facts: Facts, library: Path, folder: Path) -> Path:
     """`pure` with the library in it, as the target's wheel."""
+    without = ON_WINDOWS if target.for_windows else NO_CUDA
     info = {
         **describe(plan, facts),
-        "reasons": {} if "cuda" in plan.parts else {"cuda": NO_CUDA},
+        "reasons": {} if "cuda" in plan.parts else {"cuda": without},
         "bytes": library.stat().st_size,
     }
     return repacked(pure, target.tag, info, folder, library)
@@ -50,7 +52,8 @@ def repacked(wheel: Path, tag: str, info: dict, folder: Path, library: Path | No
     shutil.rmtree(unpacked, ignore_errors=True)
     run(*PYTHON, "-m", "wheel", "unpack", "--dest", unpacked, wheel)
     (root,) = unpacked.iterdir()
-    info = {**info, "wheel": tag, "from_source": FROM_SOURCE}
+    # From source nothing is compiled on Windows, so that no command helps there.
+    info = {**info, "wheel": tag, "from_source": None if tag.endswith("win_amd64") else FROM_SOURCE}
     (root / "lska_ops" / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     if library:
         shutil.copyfile(library, root / "lska_ops" / library.name)

@@ -4,6 +4,7 @@
 
 #include "csrc/acmix/cpu_kernels.h"
 #include "csrc/acmix/cpu_paths.h"
+#include "csrc/common/box.h"
 #include "csrc/common/cpu_host.h"
 #include "csrc/common/isa.h"
 
@@ -21,7 +22,7 @@ AcmixCpuKernels kernels_for(Dtype dtype) {
 // run(first, last, scratch) over the units, `bytes` of scratch for each thread.
 template <typename Run>
 void share_out(int64_t units, int64_t bytes, const Run& run) {
-  stable::parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
     const Scratch scratch = new_scratch(bytes);
     run(first, last, scratch.get());
   });
@@ -194,6 +195,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> acmix_core_bwd_cpu(
 }  // namespace lska_ops
 
 STABLE_TORCH_LIBRARY_IMPL(lska_ops, CPU, m) {
-  m.impl("acmix_core_fwd_cpu", TORCH_BOX(&lska_ops::acmix_core_fwd_cpu));
-  m.impl("acmix_core_bwd_cpu", TORCH_BOX(&lska_ops::acmix_core_bwd_cpu));
+  m.impl("acmix_core_fwd_cpu", LSKA_OPS_BOX(&lska_ops::acmix_core_fwd_cpu));
+  m.impl("acmix_core_bwd_cpu", LSKA_OPS_BOX(&lska_ops::acmix_core_bwd_cpu));
 }

@@ -11,22 +11,23 @@ namespace lska_ops {
 
 enum class Isa { baseline, avx2, avx512 };
 
-#if defined(__x86_64__)
-// clang 14's __builtin_cpu_supports does not know its name.
-inline bool has_f16c() {
-  unsigned a, b, c, d;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
-#endif
-
-// What this machine can run; the build flags of csrc/*/cpu_kernels.cpp list the same features.
+// What this machine can run; the build flags of csrc/*/cpu_kernels.cpp list the same features. The processor
+// is asked itself: of the compilers' __builtin_cpu_supports clang 14's does not know f16c, and that of clang
+// for Windows as zig has it says no to everything.
 inline Isa best_isa() {
 #if defined(__x86_64__)
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return Isa::baseline;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-    return Isa::avx512;
-  return Isa::avx2;
+  unsigned a, b, c, d, features, c7, d7;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !__get_cpuid_count(7, 0, &a, &features, &c7, &d7))
+    return Isa::baseline;
+  if (!(c & bit_OSXSAVE)) return Isa::baseline;
+  unsigned kept, high;  // the registers that the operating system keeps for each thread
+  asm volatile("xgetbv" : "=a"(kept), "=d"(high) : "c"(0));
+  const unsigned ymm = 0x06, zmm = 0xe6;  // these bits of it: SSE's and AVX's; masks' and AVX-512's too
+  const auto has = [](unsigned word, unsigned bits) { return (word & bits) == bits; };
+  if (!has(kept, ymm) || !has(c, bit_AVX | bit_FMA | bit_F16C) || !has(features, bit_AVX2))
+    return Isa::baseline;
+  const unsigned avx512 = bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ;
+  return has(kept, zmm) && has(features, avx512) ? Isa::avx512 : Isa::avx2;
 #else
   return Isa::baseline;
 #endif

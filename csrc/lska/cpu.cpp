@@ -385,11 +385,11 @@ std::string set_cpu_isa(const std::string& isa) {
 }  // namespace lska_ops
 
 STABLE_TORCH_LIBRARY_IMPL(lska_ops, CPU, m) {
-  m.impl("lska_cascade_fwd_cpu", TORCH_BOX(&lska_ops::lska_cascade_fwd_cpu));
-  m.impl("lska_fwd_cpu", TORCH_BOX(&lska_ops::lska_fwd_cpu));
-  m.impl("lska_bwd_cpu", TORCH_BOX(&lska_ops::lska_bwd_cpu));
+  m.impl("lska_cascade_fwd_cpu", LSKA_OPS_BOX(&lska_ops::lska_cascade_fwd_cpu));
+  m.impl("lska_fwd_cpu", LSKA_OPS_BOX(&lska_ops::lska_fwd_cpu));
+  m.impl("lska_bwd_cpu", LSKA_OPS_BOX(&lska_ops::lska_bwd_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lska_ops, CompositeExplicitAutograd, m) {
-  m.impl("set_cpu_isa", TORCH_BOX(&lska_ops::set_cpu_isa));
+  m.impl("set_cpu_isa", LSKA_OPS_BOX(&lska_ops::set_cpu_isa));
 }

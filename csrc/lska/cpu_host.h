@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "csrc/common/box.h"
 #include "csrc/common/cpu_host.h"
 #include "csrc/common/isa.h"
 #include "csrc/lska/cpu_kernels.h"
@@ -53,7 +54,7 @@ inline void* workspace(size_t bytes) {
 template <typename F>
 void for_each(int64_t n, const F& f) {
   if (n == 0) return;
-  stable::parallel_for(0, n > 1 ? n : 2, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, n > 1 ? n : 2, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end && i < n; ++i) f(i);
   });
 }
