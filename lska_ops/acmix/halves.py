@@ -168,10 +168,8 @@ def _has_memory(q):
 
 def _are_one(q, k, v):
     B, C, H, W = q.shape
-    parts = {
-        (3 * C * H * W, 1, 3 * C * W, 3 * C): C,
-        (3 * C * H * W, H * W, W, 1): C * H * W,
-    }  # channels_last, NCHW
+    # In channels_last and in NCHW: the strides, and the elements from a part to the next.
+    parts = {(3 * C * H * W, 1, 3 * C * W, 3 * C): C, (3 * C * H * W, H * W, W, 1): C * H * W}
     if not q.stride() == k.stride() == v.stride() or not B or q.stride() not in parts:
         return False
     first, size = q.data_ptr(), parts[q.stride()] * q.element_size()

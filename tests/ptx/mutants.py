@@ -121,9 +121,7 @@ DEVICE = [
 
 
 TRITON = "tests/test_ptx_triton.py -k within_bound"
-COPIED = (
-    f"{TRITON}[lska-bf16]"  # of the problems drawn one whose rows are aligned, so that copies are under way
-)
+COPIED = f"{TRITON}[lska-bf16]"  # of the problems drawn the one whose rows are aligned: it copies under way
 
 
 @dataclass(frozen=True)
