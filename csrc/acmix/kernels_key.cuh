@@ -66,7 +66,7 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   const AcmixTile t = acmix_tile(a, a.H, a.W);
   const AcmixWindow<true> w(a, t);
-  const AcmixPlaces of_maps(a.last, 3 * a.C, a.H, a.W), of_grad(a.grad_last, a.C, a.Ho, a.Wo);
+  const AcmixPlaces of_grad(a.grad_last, a.C, a.Ho, a.Wo);
   float *position = shared_at<float>(l.position), *weights = shared_at<float>(l.weights);
   float *second = shared_at<float>(l.products), *facts = shared_at<float>(l.pixels);
   float* composite = shared_at<float>(l.composite);
@@ -136,29 +136,18 @@ acmix_key_bwd_kernel(const AcmixArguments a) {
       }
       continue;
     }
-    const T* maps = static_cast<const T*>(a.qkv) + t.image * 3 * a.C * a.H * a.W + h * a.D * of_maps.plane;
     const auto bring = [&](int dim, int dims, bool all) LSKA_INLINE {
       barrier();
-      stage(maps + dim * of_maps.plane, of_maps.plane, a.W, dims, a.stride, a.Ho, a.Wo, top, left, l.window,
-            window, of_maps.pixel);
-      if (!l.shift)
-        stage(grad_y + (h * a.D + dim) * of_grad.plane, of_grad.plane, a.Wo, dims, 1, a.Ho, a.Wo, top, left,
-              l.window, grads, of_grad.pixel);
-      if (all) {
-        stage(maps + (a.C + dim) * of_maps.plane, of_maps.plane, a.W, dims, 1, a.H, a.W, t.row, t.col, l.own,
-              own, of_maps.pixel);
-        stage(maps + (2 * a.C + dim) * of_maps.plane, of_maps.plane, a.W, dims, 1, a.H, a.W, t.row, t.col,
-              l.own, own_v, of_maps.pixel);
-      }
+      stage_parts<T>(a, t.image, h * a.D + dim, dims, (all ? 0b0111 : 0b0001) | (l.shift ? 0 : 0b1000),
+                     l.window, l.own, {window, own, own_v, grads, top, left, t.row, t.col});
       if (l.shift) stage_composite(a, h, 1, 2, dim, dims, composite);
       barrier();
       if (all) query_facts(a, t, h, q, dim, dims, position, facts);
     };
-    if (l.whole) bring(0, a.D, true);
     for (int band_row = 0; band_row < t.rows; band_row += l.band) {
       for (int dim = 0; dim < a.D; dim += l.dims) {
         const int dims = min(l.dims, a.D - dim);
-        if (!l.whole) bring(dim, dims, true);
+        if (!l.whole || band_row == 0) bring(dim, dims, true);
         const auto put = [&](float* to) LSKA_INLINE {
           return [=, &l](int pixel, int tap, float sum) LSKA_INLINE {
             float& at = to[tap * l.band_pixels + pixel];

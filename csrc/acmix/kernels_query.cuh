@@ -118,7 +118,7 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
   const AcmixLayout& l = a.layout;
   AcmixTile t = acmix_tile(a, a.Ho, a.Wo);
   const AcmixWindow<false> w(a, t);
-  const AcmixPlaces of_maps(a.last, 3 * a.C, a.H, a.W), of_grad(a.grad_last, a.C, a.Ho, a.Wo);
+  const AcmixPlaces of_grad(a.grad_last, a.C, a.Ho, a.Wo);
   float *position = shared_at<float>(l.position), *sums = shared_at<float>(l.sums);
   float *weights = shared_at<float>(l.weights), *second = shared_at<float>(l.products);
   float *pixels = shared_at<float>(l.pixels), *composite = shared_at<float>(l.composite);
@@ -146,29 +146,22 @@ acmix_query_bwd_kernel(const AcmixArguments a) {
       stage(grad_y, of_grad.plane, a.Wo, a.C, 1, a.Ho, a.Wo, grads_top, grads_left, of_grads, grads,
             of_grad.pixel);
     for (int h = t.head; h < t.head + l.heads; ++h) {
-      const T* maps = static_cast<const T*>(a.qkv) + t.image * 3 * a.C * a.H * a.W + h * a.D * of_maps.plane;
       const auto bring = [&](int dim, int dims, bool all) LSKA_INLINE {
         barrier();
-        stage(maps + dim * of_maps.plane, of_maps.plane, a.W, dims, a.stride, a.Ho, a.Wo, t.row, t.col, l.own,
-              own, of_maps.pixel);
-        stage(maps + (a.C + dim) * of_maps.plane, of_maps.plane, a.W, dims, 1, a.H, a.W, top, left, l.window,
-              window, of_maps.pixel);
-        if (all) {
-          stage(maps + (2 * a.C + dim) * of_maps.plane, of_maps.plane, a.W, dims, 1, a.H, a.W, top, left,
-                l.window, window + l.dims * l.window.elements, of_maps.pixel);
-          if (!l.shift)
-            stage(grad_y + (h * a.D + dim) * of_grad.plane, of_grad.plane, a.Wo, dims, 1, a.Ho, a.Wo, t.row,
-                  t.col, l.own, grads, of_grad.pixel);
-        }
+        stage_parts<T>(a, t.image, h * a.D + dim, dims,
+                       !all      ? 0b0011
+                       : l.shift ? 0b0111
+                                 : 0b1111,
+                       l.own, l.window,
+                       {own, window, window + l.dims * l.window.elements, grads, t.row, t.col, top, left});
         if (l.shift) stage_composite(a, h, 0, 1, dim, dims, composite);
         barrier();
         if (all && l.shift_grad) shift_weights(a, t, {q, k, v}, g, h, dim, dims, shift_sums);
       };
-      if (l.whole) bring(0, a.D, true);
       for (int band_row = 0; band_row < t.rows; band_row += l.band) {
         for (int dim = 0; dim < a.D; dim += l.dims) {
           const int dims = min(l.dims, a.D - dim);
-          if (!l.whole) bring(dim, dims, true);
+          if (!l.whole || band_row == 0) bring(dim, dims, true);
           const auto put = [&](float* to) LSKA_INLINE {
             return [=, &l](int pixel, int tap, float sum) LSKA_INLINE {
               float& at = to[tap * l.band_pixels + pixel];

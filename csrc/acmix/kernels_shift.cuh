@@ -207,7 +207,7 @@ struct AcmixShiftGradArguments {
 // times what each tap read. A task is a map, four outputs and a row of taps (or one tap); several threads
 // share its runs, and add theirs up in the order of their numbers.
 template <class T>
-LSKA_KERNEL_FEW_BLOCKS(256)
+LSKA_KERNEL_TWO_BLOCKS(256)
 acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
   const AcmixPlaces of_maps(a.last, 3 * a.C, a.H, a.W), of_grad(a.grad_last, a.C, a.Ho, a.Wo);
   const int64_t dim = block_x(), pixels = int64_t(a.H) * a.W, out_pixels = int64_t(a.Ho) * a.Wo;
@@ -231,13 +231,17 @@ acmix_shift_grad_kernel(const AcmixShiftGradArguments a) {
               col = nth % across * a.cols;
     const int top = row * a.stride - a.maps.ahead_y, left = col * a.stride - a.maps.ahead_x;
     barrier();
-    for (int part = 0; part < a.parts_at_once; ++part)
-      stage(static_cast<const T*>(a.qkv) + image * 3 * a.C * pixels +
-                ((first_part + part) * a.C + dim) * of_maps.plane,
-            a.D * of_maps.plane, a.W, G, 1, a.H, a.W, top, left, a.maps, maps + part * G * a.maps.elements,
-            of_maps.pixel);
-    stage(static_cast<const T*>(a.grad_y) + image * a.C * out_pixels + dim * G * of_grad.plane, of_grad.plane,
-          a.Wo, G, 1, a.Ho, a.Wo, row, col, a.grads, grads, of_grad.pixel);
+#pragma unroll 1
+    for (int part = 0; part <= a.parts_at_once; ++part) {  // and grad_y, by the same code: it is long
+      const bool grad = part == a.parts_at_once;
+      const T* of_image = grad ? static_cast<const T*>(a.grad_y) + image * a.C * out_pixels
+                               : static_cast<const T*>(a.qkv) + image * 3 * a.C * pixels;
+      const int64_t plane = grad ? of_grad.plane : of_maps.plane,
+                    first = grad ? dim * G : (first_part + part) * a.C + dim;
+      stage(of_image + first * plane, grad ? plane : a.D * plane, grad ? a.Wo : a.W, G, 1, grad ? a.Ho : a.H,
+            grad ? a.Wo : a.W, grad ? row : top, grad ? col : left, grad ? a.grads : a.maps,
+            grad ? grads : maps + part * G * a.maps.elements, grad ? of_grad.pixel : of_maps.pixel);
+    }
     barrier();
     const Staged<T> in{maps, a.maps, top, left}, out{grads, a.grads, row, col};
     const int rows = min(a.rows, a.Ho - row), cols = min(a.cols, a.Wo - col);

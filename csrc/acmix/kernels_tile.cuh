@@ -268,6 +268,38 @@ struct Staged {
   }
 };
 
+// Those of q, k, v and grad_y, numbers 0 to 3, of which `wanted` has the bit: from channel `dim` of head h
+// on, of the queries (q and grad_y) to one region, of the keys to the other. One code for all, for it is
+// long.
+template <class T>
+struct AcmixRegions {
+  T *q, *k, *v, *grads;
+  int query_top, query_left, key_top, key_left;
+};
+template <class T>
+LSKA_DEVICE void stage_parts(const AcmixArguments& a, int64_t image, int channel, int dims, int wanted,
+                             const AcmixRegion& of_queries, const AcmixRegion& of_keys,
+                             const AcmixRegions<T>& to) {
+  const AcmixPlaces of_maps(a.last, 3 * a.C, a.H, a.W), of_grad(a.grad_last, a.C, a.Ho, a.Wo);
+  const T* maps = static_cast<const T*>(a.qkv) + image * 3 * a.C * a.H * a.W;
+  const T* grad_y = static_cast<const T*>(a.grad_y) + image * a.C * a.Ho * a.Wo;
+#pragma unroll 1
+  for (int part = 0; part < 4; ++part) {
+    if (!(wanted >> part & 1)) continue;
+    const bool grad = part == 3, queries = part == 0 || grad;
+    const AcmixRegion region = queries ? of_queries : of_keys;
+    const int64_t plane = grad ? of_grad.plane : of_maps.plane;
+    stage(grad ? grad_y + channel * plane : maps + (part * a.C + channel) * plane, plane, grad ? a.Wo : a.W,
+          dims, part == 0 ? a.stride : 1, queries ? a.Ho : a.H, queries ? a.Wo : a.W,
+          queries ? to.query_top : to.key_top, queries ? to.query_left : to.key_left, region,
+          part == 0   ? to.q
+          : part == 1 ? to.k
+          : part == 2 ? to.v
+                      : to.grads,
+          grad ? of_grad.pixel : of_maps.pixel);
+  }
+}
+
 // One run of a band: its first pixel in the map that the tile owns, and its place in a band's weights.
 struct AcmixRun {
   int y, x, row, place;  // row: of the tile

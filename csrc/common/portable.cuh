@@ -25,6 +25,8 @@
 #endif
 // For kernels whose shared memory leaves room for few blocks: no register is saved for more.
 #define LSKA_KERNEL_FEW_BLOCKS(threads) __global__ void __launch_bounds__(threads, 1)
+// For those where it leaves room for two, which registers have to do as well.
+#define LSKA_KERNEL_TWO_BLOCKS(threads) __global__ void __launch_bounds__(threads, 2)
 // For lambdas, which a call would send to the stack with what they hold.
 #define LSKA_INLINE __attribute__((always_inline))
 #else
@@ -38,6 +40,7 @@
 #define LSKA_BOTH inline
 #define LSKA_KERNEL(threads) inline void
 #define LSKA_KERNEL_FEW_BLOCKS(threads) inline void
+#define LSKA_KERNEL_TWO_BLOCKS(threads) inline void
 #define LSKA_INLINE
 #endif
 
