@@ -45,7 +45,10 @@ def compile_parts(plan: Plan, facts: Facts, out: Path, extra: str = "") -> Plan:
         _write(out / "build.ninja", ninja_file(plan, facts, out, extra))
         if not _failed(plan, facts, out, "all"):
             break
-        part, log = next((p, log) for p in plan.parts if (log := _failed(plan, facts, out, p)))
+        failed = ((p, log) for p in plan.parts if (log := _failed(plan, facts, out, p)))
+        part, log = next(failed, (None, None))
+        if part is None:  # one by one they compile: a compiler had been killed, say for want of memory
+            break
         plan = without(plan, part, _reason(part, log), facts.mode)
     return plan
 

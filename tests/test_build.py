@@ -418,6 +418,16 @@ def test_build_failure_is_blamed_on_its_part(broken, parts, tmp_path, monkeypatc
     assert f"the {broken} part did not compile (x.cpp:1:2: error: no); " in plan.reasons[broken]
 
 
+def test_build_goes_on_where_a_compiler_was_killed(tmp_path, monkeypatch):
+    """As for want of memory: what failed beside others compiles when its part is tried alone."""
+    monkeypatch.setattr(build_compile, "_cudart_folders", lambda nvcc: [])
+    monkeypatch.setattr(
+        build_compile, "_failed", lambda plan, facts, out, target: target == "all" and "Killed"
+    )
+    plan = build_compile.compile_parts(decide(GPU_BUILDER), GPU_BUILDER, tmp_path)
+    assert (plan.parts, plan.reasons) == (PARTS, {})
+
+
 # Loading
 
 
