@@ -16,7 +16,7 @@ from build_backend.compile import describe, ninja_file
 from build_backend.facts import collect
 from lska_ops import _compiled
 from wheels import __main__ as making
-from wheels import emulator, judge, library, pack, table, wine
+from wheels import emulator, environments, judge, library, pack, table, wine
 from wheels.environments import best_isa, judged
 from wheels.library import run
 from wheels.targets import TARGETS
@@ -322,6 +322,14 @@ def test_wheels_answers_of_an_environment(change, word):
     assert judged(ANSWERS, Path("/new"), "avx2") == []
     (said,) = judged(ANSWERS | change, Path("/new"), "avx2")
     assert word in said
+
+
+def test_wheels_a_command_that_hangs_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "LIMIT", 5)
+    environment = object.__new__(environments.Environment)
+    environment.python, environment.empty = [sys.executable], tmp_path
+    done = environment.run("-c", "import time; print('begun', flush=True); time.sleep(60)")
+    assert (done.returncode, done.stdout) == (124, "begun\n\nstopped after 5 s")
 
 
 def test_wheels_without_a_library_take_the_reference():

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+LIMIT = 1800  # seconds of a command; a process that an emulator holds up ends, too
 
 
 class Environment:
@@ -26,15 +27,21 @@ class Environment:
             k: v for k, v in os.environ.items() if k.upper().startswith(("PIP_", "HTTPS_", "SSL_"))
         }
         environment |= variables
-        return subprocess.run(
-            list(map(str, [*self.python, *arguments])),
-            cwd=self.empty,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
+        command = list(map(str, [*self.python, *arguments]))
+        try:
+            return subprocess.run(
+                command,
+                cwd=self.empty,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=LIMIT,
+            )
+        except subprocess.TimeoutExpired as late:
+            said = (late.stdout or b"").decode(errors="replace")
+            return subprocess.CompletedProcess(command, 124, f"{said}\nstopped after {LIMIT} s")
 
     def install(self, file: Path, **variables: str) -> str | None:
         """What pip says where it fails."""

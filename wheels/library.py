@@ -113,7 +113,8 @@ def link(target: Target, plan: Plan, facts: Facts, objects: list[Path], out: Pat
         cuda = [*_cudart_folders(facts.nvcc), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     library = out / target.library
     hidden = [f"-Wl,--version-script={HERE / 'hidden.map'}", "-Wl,-z,defs"]
-    zig = [*ZIG, "c++", "-target", target.zig, "-shared", "-nostdlib++", "-s", "-o", library]
+    # By -O3 zig compiles its own runtime as it does for a release.
+    zig = [*ZIG, "c++", "-target", target.zig, "-O3", "-shared", "-nostdlib++", "-s", "-o", library]
     run(*zig, *objects, old, *cuda, torch, *gcc, *hidden)
     return library
 
@@ -133,12 +134,13 @@ def torch_to_link(target: Target, torch: Path, objects: list[Path], out: Path) -
 
 
 def names_of_torch(torch: Path, objects: list[Path]) -> list[str]:
-    """What the objects call of this torch."""
+    """What the objects call of this torch: C functions. Of C++ it has names that are the runtime's."""
     called = set(run("nm", "-u", "--format=just-symbols", *objects).split())
     has = run(
         "nm", "-D", "--defined-only", "--format=just-symbols", torch / "lib" / "libtorch_cpu.so"
     ).split()
-    return sorted(called & {name.partition("@")[0] for name in has})
+    there = {name.partition("@")[0] for name in has}
+    return sorted(name for name in called & there if re.match("(aoti_)?torch_", name))
 
 
 def throwing(target: Target, facts: Facts, out: Path) -> Path:
@@ -153,13 +155,10 @@ def link_for_windows(target: Target, facts: Facts, objects: list[Path], library:
     """Links the objects to a library that has its C++ runtime inside and exports nothing.
 
     The names of torch's C functions are the same for all systems, so that those for Linux say what there is.
-    Of C++ it has names there that are the runtime's.
     """
     exports, torch = library.with_suffix(".def"), library.with_suffix(".lib")
-    names = [n for n in names_of_torch(Path(facts.torch), objects) if re.match("(aoti_)?torch_", n)]
-    lines = ["LIBRARY torch_cpu.dll", "EXPORTS", *names]
+    lines = ["LIBRARY torch_cpu.dll", "EXPORTS", *names_of_torch(Path(facts.torch), objects)]
     exports.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     run(*ZIG, "dlltool", "-m", "i386:x86-64", "-d", exports, "-l", torch)
-    # By -O3 zig compiles its C++ runtime as it does for a release.
     run(*compiler_of(target), "-O3", "-shared", "-s", "-o", library, *objects, torch)
     return library

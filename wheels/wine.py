@@ -69,7 +69,8 @@ class Wine(Environment):
         wine = {
             "WINEPREFIX": str(self.prefix),
             "WINEDEBUG": "-all",
-            "WINEDLLOVERRIDES": f"mscoree,mshtml=;{NATIVE}=n,b",
+            # Without a debugger a process that fails ends; winedbg would wait for it.
+            "WINEDLLOVERRIDES": f"mscoree,mshtml,winedbg.exe=;{NATIVE}=n,b",
             "KMP_AFFINITY": "disabled",  # OpenMP would ask for NUMA nodes, of which wine 8 does not know
             "PYTHONPATH": f"{for_windows(self.folder)};{for_windows(self.site)}",
         }
