@@ -4,7 +4,13 @@ from provenance import read
 
 FOLDER = "profile"
 GPUS = ("h200", "a100", "rtx-4090", "rtx-3060", "t4", "orin")  # in this order, those that are there
-WORK = {"lska_fwd": "LSKA, forward", "lska_bwd": "LSKA, backward", "acmix_fwd": "ACmix, forward"}
+WORK = {
+    "lska_fwd": "LSKA, forward",
+    "lska_bwd": "LSKA, backward",
+    "acmix_fwd": "ACmix, forward",
+    "acmix_bwd": "ACmix, backward",
+}
+OF_ACMIX = {"k": "7", "head": "4", "stride": "1", "dilation": "1"}  # its defaults
 LAYOUT = "channels_last"
 
 
@@ -44,13 +50,13 @@ def _shown(line):
         and line["op"] in WORK
         and (line["B"], line["dtype"], line["layout"]) == ("16", "fp16", LAYOUT)
         and line["C"] in ("64", "128", "256")
+        and ("lska" in line["op"] or all(line[name] == value for name, value in OF_ACMIX.items()))
     )
 
 
 def _same(lines, call, **other):
-    wanted = {
-        name: call[name] for name in ("op", "kernel", "B", "C", "H", "W", "k", "dtype", "layout")
-    } | other
+    names = ("op", "kernel", "B", "C", "H", "W", "dtype", "layout", *OF_ACMIX)
+    wanted = {name: call[name] for name in names} | other
     return next((line for line in lines if all(line[name] == v for name, v in wanted.items())), None)
 
 

@@ -416,7 +416,9 @@ def test_profile_is_that_of_the_committed_table(profiler, text):
 
 
 def same(line):
-    return tuple(str(line[name]) for name in ("op", "kernel", "B", "C", "H", "W", "k", "dtype", "layout"))
+    from ptx.profile import KEY
+
+    return tuple(str(line[name]) for name in (*KEY, "kernel"))
 
 
 def row_matters(line):

@@ -73,8 +73,10 @@ struct Call {
          k,           p.stride,
          p.dilation,  int64_t(qkv.element_size())};
     constexpr int64_t side = 1 << 24;
-    STD_TORCH_CHECK(s.C < side && s.H < side && s.W < side && p.stride < side && s.B * s.C < kMaxGrid, op,
-                    ": qkv has shape ", in_words(qkv.sizes()), "; expected sides and stride below 2^24");
+    STD_TORCH_CHECK(s.C < side && s.H < side && s.W < side && p.stride < side, op, ": qkv has shape ",
+                    in_words(qkv.sizes()), " and stride is ", p.stride, "; expected all of them below 2^24");
+    STD_TORCH_CHECK(s.B * s.C < kMaxGrid, op, ": qkv has shape ", in_words(qkv.sizes()),
+                    "; expected B C below 2^31");
     STD_TORCH_CHECK(s.reach() <= kAcmixMostReach, op, ": the window reaches ", s.reach(),
                     " pixels; expected at most ", kAcmixMostReach);
     STD_TORCH_CHECK(s.D() <= kAcmixMostDims && s.stride <= kAcmixMostStride, op, ": a head has ", s.D(),
@@ -146,8 +148,8 @@ struct Call {
                      bool last = false) const {
     const AcmixLayout l = planned(pass, with_attention, with_shift, shift_grad, last);
     STD_TORCH_CHECK(l.fits, op, ": qkv has shape ", in_words(qkv.sizes()), " and the window reaches ",
-                    s.reach(), " pixels; that does not fit ", device.limits.shared_bytes,
-                    " bytes of shared memory");
+                    s.reach(), " pixels; no tile of it fits ", device.limits.shared_bytes,
+                    " bytes of shared memory and a grid of ", kMaxGridYZ, " blocks down and across");
     return l;
   }
   AcmixLayout planned(AcmixPass pass, bool with_attention, bool with_shift, bool shift_grad = false,

@@ -25,6 +25,7 @@ constexpr int kAcmixMostShift = 2048;  // head * kernel_conv^2
 constexpr int kAcmixMostHeads = 64;    // of the shift
 constexpr int kAcmixMostDims = 1024;   // of a head
 constexpr int kAcmixMostStride = 8;
+constexpr int kShiftGradRegisters = 128;  // acmix_shift_grad_kernel's, as two blocks share a multiprocessor
 
 enum class AcmixPass { forward, query, key };
 
@@ -192,14 +193,15 @@ inline void set_grid(AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const G
   }
 }
 
-// Less is better: what is moved, by a device that has work for all and by blocks whose threads have.
+// Less is better: what is moved, in rounds of one block on each multiprocessor, by blocks whose threads have
+// work.
 inline double cost(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const GpuLimits& device,
                    bool last) {
-  const double blocks = double(l.shift_grad ? s.B : l.grid_x) * double(l.grid_y * l.grid_z);
-  const double wanted = double(device.multiprocessors);
+  const int64_t blocks = std::max<int64_t>(1, (l.shift_grad ? s.B : l.grid_x) * l.grid_y * l.grid_z);
+  const int64_t places = ceil_div(blocks, device.multiprocessors) * device.multiprocessors;
   const double tasks = double(l.attention ? l.band * l.runs * l.taps : l.rows * l.runs * l.dims);
   const double busy = std::min(1., tasks / kAcmixThreads);
-  return traffic(l, s, pass, last) * std::max(1., wanted / blocks) / (0.4 + 0.6 * busy);
+  return traffic(l, s, pass, last) * double(places) / double(blocks) / (0.4 + 0.6 * busy);
 }
 
 }  // namespace acmix_plan
@@ -274,7 +276,7 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
   AcmixShiftGradPlan p{};
   const int64_t c = s.conv_reach(), taps = s.conv_taps();
   p.fast = s.stride == 1 && s.kernel_conv == 3;
-  const auto fits = [&](int64_t rows, int64_t cols, int64_t limit) {
+  const auto fits = [&](int64_t rows, int64_t cols, int64_t blocks) {  // so many on a multiprocessor
     p.rows = int(rows);
     p.cols = int(cols);
     p.runs = int(ceil_div(cols, kAcmixRun));
@@ -286,19 +288,19 @@ inline AcmixShiftGradPlan acmix_plan_shift_grad(const AcmixSize& s, const GpuLim
     const int64_t maps = round_up(acmix_plan::elements(p.maps, p.parts * s.G) * s.element, 16);
     const int64_t grads = round_up(s.G * p.grads.elements * s.element, 16);
     p.shared_bytes = maps + grads + kAcmixThreads * 12 * 4;
-    if (p.shared_bytes > limit) return false;
+    if (p.shared_bytes > device.shared_bytes) return false;
+    if (resident_blocks(device, kAcmixThreads, kShiftGradRegisters, p.shared_bytes) < blocks) return false;
     p.grads_at = int(maps);
     p.sums_at = int(maps + grads);
     return p.fits = true;
   };
-  // Half of the memory, so that two blocks share a multiprocessor, if that holds sixteen rows.
+  // Two blocks share a multiprocessor if their memory holds sixteen rows.
   p.parts = 3;
   for (int64_t cols = std::min<int64_t>(s.Wo(), 320); !p.fits; cols = ceil_div(cols, 2)) {
     for (int64_t rows = std::min<int64_t>(s.Ho(), 64); rows >= std::min<int64_t>(s.Ho(), 16) && !p.fits;
          --rows)
-      fits(rows, cols, device.shared_bytes / 2);
-    for (int64_t rows = std::min<int64_t>(s.Ho(), 64); rows >= 1 && !p.fits; --rows)
-      fits(rows, cols, device.shared_bytes);
+      fits(rows, cols, 2);
+    for (int64_t rows = std::min<int64_t>(s.Ho(), 64); rows >= 1 && !p.fits; --rows) fits(rows, cols, 1);
     if (cols == 1 && p.parts == 1) break;
     if (cols == 1 && !p.fits) p.parts = 1, cols = std::min<int64_t>(s.Wo(), 320);
   }

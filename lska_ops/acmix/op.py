@@ -124,7 +124,7 @@ def _fused(backend, x, pairs, rate1, rate2, options):
     projections = [pairs[name] for name in NAMES[:3]]
     (conv_p, conv_p_bias), (fc, _), (dep_conv, _) = (pairs[name] for name in NAMES[3:])
     weights, bias = [weight for weight, _ in projections], _one_bias(projections)
-    # The CPU's kernels know NCHW alone, and backward those of CUDA that use no tensor cores, which copy.
+    # The CPU's kernels know NCHW alone.
     last = backend != "cpu" and compiled.in_channels_last(x)
     # What only computes is not recorded: an autograd.Function costs as much as the product of a small map.
     project = _Projections.apply if needs_grad((x, bias, *weights)) else _Projections.forward

@@ -141,6 +141,7 @@ def table():
             for C, side in MAPS.values()
         ]
     C, side = MAPS["P4"]
+    out += [Problem(op="acmix_bwd", C=C, H=side, W=side, k=WINDOW, dtype="fp32", layout=of) for of in LAYOUTS]
     out += [
         replace(Problem(op=op, C=C, H=side, W=side, k=WINDOW), **other)
         for op in ("acmix_fwd", "acmix_bwd")
