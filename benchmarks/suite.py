@@ -64,9 +64,12 @@ def main(op):
 
 
 def set_up_cuda():
-    """PyTorch at its best, but fp32 means fp32: TF32 would miss the bound."""
+    """PyTorch at its best, but fp32 means fp32 and halves are summed in it: TF32 and parts in halves, which some
+    products have by default, would miss the bound."""
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    products = torch.backends.cuda.matmul
+    products.allow_tf32 = False
+    products.allow_fp16_reduced_precision_reduction = products.allow_bf16_reduced_precision_reduction = False
 
 
 def all_rows(op, args):

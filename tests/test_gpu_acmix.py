@@ -338,7 +338,10 @@ def test_gpu_acmix_refuses_in_words_before_launch():
         ((qkv, *good, 3, 7, 1, 1), r"qkv has shape \[1, 24, 5, 5\]; expected \[B, 3C, H, W\]"),
         ((qkv, None, None, None, None, None, 2, 7, 1, 1), "rate1 and rate2 are missing"),
         ((qkv, *good, 2, 15, 1, 2), "the window reaches 14 pixels; expected at most 12"),
-        ((qkv, good[0].cpu(), *good[1:], 2, 7, 1, 1), "conv_p is on another device"),
+        (
+            (qkv, good[0].cpu(), *good[1:], 2, 7, 1, 1),
+            "conv_p is on the CPU; expected it where qkv is, on cuda:0",
+        ),
     ):
         with pytest.raises(RuntimeError, match=words):
             forward(*wrong)

@@ -394,19 +394,18 @@ def profiler():
 @pytest.mark.parametrize("text", QUICK)
 def test_profile_is_that_of_the_committed_table(profiler, text):
     """A kernel that gets slower on paper fails; one that gets faster is committed with its gain."""
-    from ptx.profile import RESULTS, lines_of
+    from ptx.profile import call_of, lines_of
 
     problem, gpu = calls.parse(text), BY_NAME[JUDGE]
-    if not (file := RESULTS / f"{gpu.file}.csv").exists():
-        pytest.fail(f"{file} is missing; run `make profile`")
-    with open(file, newline="", encoding="utf-8") as table:
-        committed = {same(line): line for line in csv.DictReader(table)}
     ((_, rows),) = profiler.rows(problem, [gpu])
-    for line in lines_of(problem, gpu, rows):
+    lines = list(lines_of(problem, gpu, rows))
+    committed = {line["kernel"]: line for line in committed_lines(gpu) if call_of(line) == call_of(lines[0])}
+    launches = {line["kernel"]: str(line["launches"]) for line in lines}
+    assert launches == {name: line["launches"] for name, line in committed.items()}, "run `make profile`"
+    for line in lines:
         if line["kernel"].startswith("aten::") or not row_matters(line):
             continue
-        was = committed.get(same(line))
-        assert was, f"{line['kernel']} is not in {file.name}; run `make profile`"
+        was = committed[line["kernel"]]
         for name in JUDGED if line["kernel"] != "all" else JUDGED[:3]:
             now, then = float(line[name]), float(was[name])
             assert abs(now - then) <= WITHIN * then, (
@@ -415,10 +414,21 @@ def test_profile_is_that_of_the_committed_table(profiler, text):
             )
 
 
-def same(line):
-    from ptx.profile import KEY
+def committed_lines(gpu):
+    from ptx.profile import RESULTS
 
-    return tuple(str(line[name]) for name in (*KEY, "kernel"))
+    with open(RESULTS / f"{gpu.file}.csv", newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_profile_of_every_gpu_has_every_call(gpu):
+    from ptx import triton_calls
+    from ptx.profile import KEY, call_of, told
+
+    table = [p for p in calls.table() if not p.op.startswith("triton") or gpu.arch == triton_calls.ARCH]
+    wanted = {tuple(str(told(problem, name)) for name in KEY) for problem in table}
+    assert {call_of(line) for line in committed_lines(gpu) if line["kernel"] == "all"} == wanted
 
 
 def row_matters(line):

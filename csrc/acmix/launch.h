@@ -109,8 +109,7 @@ struct Call {
     arguments.qkv = qkv.const_data_ptr();
   }
   void check_beside(const char* name, const Tensor& t, ScalarType wanted) const {
-    STD_TORCH_CHECK(t.device() == qkv.device(), op, ": ", name,
-                    " is on another device; expected it where qkv is");
+    lska_ops::check_beside(op, name, t, "qkv", qkv);
     STD_TORCH_CHECK(t.scalar_type() == wanted, op, ": ", name, " has dtype ",
                     headeronly::toString(t.scalar_type()), "; expected ", headeronly::toString(wanted));
   }

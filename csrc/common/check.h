@@ -24,8 +24,19 @@ inline void check_shape(const char* op, const char* name, const stable::Tensor& 
   STD_TORCH_CHECK(same, op, ": ", name, " has shape ", in_words(t.sizes()), "; expected ", in_words(want));
 }
 
+inline std::string where(const stable::Tensor& t) {
+  if (t.is_cpu()) return "the CPU";
+  return t.is_cuda() ? "cuda:" + std::to_string(t.device().index()) : "neither the CPU nor a CUDA device";
+}
+
+inline void check_beside(const char* op, const char* name, const stable::Tensor& t, const char* its_name,
+                         const stable::Tensor& x) {
+  STD_TORCH_CHECK(t.device() == x.device(), op, ": ", name, " is on ", where(t), "; expected it where ",
+                  its_name, " is, on ", where(x));
+}
+
 inline void check_like(const char* op, const char* name, const stable::Tensor& t, const stable::Tensor& x) {
-  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU; expected it where x is");
+  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is on ", where(t), "; expected it where x is, on the CPU");
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has dtype ",
                   headeronly::toString(t.scalar_type()), "; expected x's, ",
                   headeronly::toString(x.scalar_type()));

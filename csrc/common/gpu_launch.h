@@ -31,6 +31,24 @@ inline Tensor in_nchw(const Tensor& t) {
   return stable::copy_(copy, t);
 }
 
+// What f(op, device) answers on the device of map x, called `name`. Where PyTorch fails inside of it, the
+// stable ABI of torch before 2.13 says where but not why, and what trains with ever smaller batches looks for
+// these words.
+template <class OnDevice, class F>
+auto called(const char* op, const char* name, const Tensor& x, const F& f) {
+  const OnDevice on(op, name, x);
+  try {
+    return f(op, on.device);
+  } catch (const std::exception& error) {
+    const std::string said = error.what();
+    const auto says = [&](const char* words) { return said.find(words) != std::string::npos; };
+    STD_TORCH_CHECK(says("out of memory") || !(says("API call failed") || says(".out failed")), op,
+                    ": PyTorch failed in it, most often because the device is out of memory: ",
+                    said.substr(0, said.find('\n')));
+    throw;
+  }
+}
+
 template <class T>
 struct Type {
   using type = T;

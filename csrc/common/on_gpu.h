@@ -33,11 +33,11 @@ struct OnGpu {
   DeviceGuard guard;
   Device device;
 
-  static int32_t checked(const char* op, const Tensor& x) {
-    STD_TORCH_CHECK(x.is_cuda(), op, ": its first map is not on a GPU; expected a CUDA tensor");
+  static int32_t checked(const char* op, const char* name, const Tensor& x) {
+    STD_TORCH_CHECK(x.is_cuda(), op, ": ", name, " is on ", where(x), "; expected it on a CUDA device");
     return x.device().index();
   }
-  OnGpu(const char* op, const Tensor& x) : guard(checked(op, x)) {
+  OnGpu(const char* op, const char* name, const Tensor& x) : guard(checked(op, name, x)) {
     const int index = x.device().index();
     device = {
         {attribute(op, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),

@@ -9,7 +9,7 @@ namespace lska_ops {
 
 struct LskaBackwardArguments {
   const void *x, *ds;   // maps of T
-  const void* grad_y;   // the same; null: grad_x is the cascade's alone
+  const void* grad_y;   // the same
   const void* product;  // the same: conv1 s, without its bias
   const void* bias;     // conv1's [C] of T, or null
   void* grad_x;         // the same as x
@@ -175,7 +175,6 @@ LSKA_DEVICE void write_grad_x(const LskaBackwardArguments& a, const Tile& tile, 
   T* const grad_x = static_cast<T*>(a.grad_x) + at;
   const float* core = first.gradient() + (tile.row - tile.top) * r.pitch + tile.col - tile.left;
   const auto finish = [&](int64_t element, auto& v, const auto& plane_of) {
-    if (!a.grad_y) return;
     constexpr int N = sizeof(v) / sizeof(v[0]);
     T grad[N], gate[N];
     load_some(static_cast<const T*>(a.grad_y) + at + element, grad);

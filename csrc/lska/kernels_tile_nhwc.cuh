@@ -1,5 +1,5 @@
-// Tiles of channels_last maps: a block has kForwardChannels channels of one, a thread two of them, so that a
-// warp's accesses are whole sectors and its addresses one pointer and constants.
+// Tiles of channels_last maps: a block has a sector's channels of one or more, a thread two of them, so that
+// a warp's accesses are whole sectors and its addresses one pointer and constants.
 #pragma once
 
 #include "csrc/lska/kernels_tile.cuh"

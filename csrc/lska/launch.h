@@ -90,8 +90,7 @@ struct Call {
 
   bool empty() const { return size.B * image == 0; }
   void check_beside(const char* name, const Tensor& t) const {
-    STD_TORCH_CHECK(t.device() == x.device(), op, ": ", name,
-                    " is on another device; expected it where x is");
+    lska_ops::check_beside(op, name, t, "x", x);
     STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " has dtype ",
                     headeronly::toString(t.scalar_type()), "; expected x's, ", headeronly::toString(type));
   }
@@ -272,9 +271,8 @@ inline std::tuple<Tensor, Tensor> fwd(const char* op, const Device& device, cons
 
   const Tensor weight = call.held_matrix("conv1 weight", conv1_weight);
   const void* bias = call.bias("conv1 bias", conv1_bias);
-  const int64_t room = device.limits.cache_bytes * 3 / 5;  // x and y pass through the rest
-  const int64_t at_once = images_by_tiles(
-      call, lska_images_at_once(call.size, device.limits, room, int64_t(call.x.element_size())));
+  const int64_t at_once =
+      images_by_tiles(call, lska_images_at_once(call.size, device.limits, int64_t(call.x.element_size())));
   Tensor s = call.elements(at_once * call.image);
   Tensor scratch = keep_product ? product : call.elements(at_once * call.image);
   for (int64_t first = 0; first < call.size.B; first += at_once) {

@@ -168,9 +168,8 @@ inline Grads bwd(const char* op, const Device& device, const Tensor& given_grad_
   const Tensor weight = call.held_matrix("conv1 weight", conv1_weight);
   const void* bias = call.bias("conv1 bias", conv1_bias);
   const int64_t element = int64_t(call.x.element_size());
-  const int64_t room = device.limits.cache_bytes / 2;  // there are ds and more besides
   const int64_t at_once =
-      lska_images_at_once(call.size, device.limits, room, element, call.channels_last ? 0 : C * C);
+      lska_images_at_once(call.size, device.limits, element, call.channels_last ? 0 : C * C);
   const int64_t map = at_once * call.image;
   const CascadeBackward backward{call};
   const int64_t last = call.size.B % at_once ? call.size.B % at_once : at_once;

@@ -10,8 +10,7 @@
 
 namespace lska_ops {
 
-constexpr int kForwardChannels = 16;  // of a block in channels_last: 32 bytes of half, a whole sector
-constexpr int kForwardChunk = 4;      // neighbours in a row that NCHW kernels load at once
+constexpr int kForwardChunk = 4;  // neighbours in a row that NCHW kernels load at once
 
 // What the kernels read of a plan.
 struct LskaForwardTile {

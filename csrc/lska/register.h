@@ -12,11 +12,12 @@ Tensor cascade_fwd_op(const Tensor& x, const Tensor& conv0h, const MaybeTensor& 
                       const Tensor& conv0v, const MaybeTensor& conv0v_bias, const MaybeTensor& conv_spatial_h,
                       const MaybeTensor& conv_spatial_h_bias, const MaybeTensor& conv_spatial_v,
                       const MaybeTensor& conv_spatial_v_bias, int64_t dilation) {
-  const OnDevice on("lska_cascade_fwd_cuda", x);
-  return cascade_fwd("lska_cascade_fwd_cuda", on.device, x,
-                     {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias,
-                      conv_spatial_v, conv_spatial_v_bias},
-                     dilation);
+  return called<OnDevice>("lska_cascade_fwd_cuda", "x", x, [&](const char* op, const Device& device) {
+    return cascade_fwd(op, device, x,
+                       {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias,
+                        conv_spatial_v, conv_spatial_v_bias},
+                       dilation);
+  });
 }
 
 template <class OnDevice>
@@ -26,11 +27,12 @@ std::tuple<Tensor, Tensor> fwd_op(const Tensor& x, const Tensor& conv0h, const M
                                   const MaybeTensor& conv_spatial_v, const MaybeTensor& conv_spatial_v_bias,
                                   const Tensor& conv1, const MaybeTensor& conv1_bias, int64_t dilation,
                                   bool keep_product) {
-  const OnDevice on("lska_fwd_cuda", x);
-  return fwd("lska_fwd_cuda", on.device, x,
-             {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias, conv_spatial_v,
-              conv_spatial_v_bias},
-             conv1, conv1_bias, dilation, keep_product);
+  return called<OnDevice>("lska_fwd_cuda", "x", x, [&](const char* op, const Device& device) {
+    return fwd(op, device, x,
+               {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias, conv_spatial_v,
+                conv_spatial_v_bias},
+               conv1, conv1_bias, dilation, keep_product);
+  });
 }
 
 template <class OnDevice>
@@ -39,11 +41,12 @@ Grads bwd_op(const Tensor& grad_y, const Tensor& x, const Tensor& product, const
              const MaybeTensor& conv_spatial_h, const MaybeTensor& conv_spatial_h_bias,
              const MaybeTensor& conv_spatial_v, const MaybeTensor& conv_spatial_v_bias, const Tensor& conv1,
              const MaybeTensor& conv1_bias, int64_t dilation) {
-  const OnDevice on("lska_bwd_cuda", x);
-  return bwd("lska_bwd_cuda", on.device, grad_y, x, product,
-             {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias, conv_spatial_v,
-              conv_spatial_v_bias},
-             conv1, conv1_bias, dilation);
+  return called<OnDevice>("lska_bwd_cuda", "x", x, [&](const char* op, const Device& device) {
+    return bwd(op, device, grad_y, x, product,
+               {conv0h, conv0h_bias, conv0v, conv0v_bias, conv_spatial_h, conv_spatial_h_bias, conv_spatial_v,
+                conv_spatial_v_bias},
+               conv1, conv1_bias, dilation);
+  });
 }
 
 }  // namespace lska_ops::lska_cuda

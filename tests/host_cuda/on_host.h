@@ -9,9 +9,9 @@ inline GpuLimits host_limits{232448, 132, 50 << 20};
 
 struct OnHost {
   Device device{host_limits, nullptr};
-  OnHost(const char* op, const Tensor& x) {
-    STD_TORCH_CHECK(x.is_cpu(), op,
-                    ": x is not on the CPU; expected a CPU tensor, as this is the host-run build");
+  OnHost(const char* op, const char* name, const Tensor& x) {
+    STD_TORCH_CHECK(x.is_cpu(), op, ": ", name, " is on ", where(x),
+                    "; expected it on the CPU, as this is the host-run build");
   }
 };
 
