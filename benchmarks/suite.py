@@ -64,8 +64,8 @@ def main(op):
 
 
 def set_up_cuda():
-    """PyTorch at its best, but fp32 means fp32, and halves are summed in it: TF32 and parts in halves would miss
-    the bound."""
+    """PyTorch at its best, but fp32 means fp32, and halves are summed in it: TF32 and parts in halves would
+    miss the bound."""
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
     products = torch.backends.cuda.matmul
     products.allow_tf32 = False
