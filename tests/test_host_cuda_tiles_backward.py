@@ -7,7 +7,7 @@ import test_host_cuda
 import torch
 from test_host_cuda import CACHE, MULTIPROCESSORS, SHARED, check, check_not_finite, problem_of
 
-from lska_ops.testing.lska import PUBLISHED_SPLITS
+from lska_ops.testing.lska import PUBLISHED_SPLITS, positive
 from lska_ops.testing.problems import solve
 
 host, library = test_host_cuda.host, test_host_cuda.library
@@ -43,6 +43,8 @@ def tiled(seed):
         problem.tensors[f"{name}_bias"] = None if choice.random() < 0.2 else draw(C)
     problem.tensors["conv1"] = draw(C, C, 1, 1) * C**-0.5
     problem.tensors["conv1_bias"] = None if choice.random() < 0.2 else draw(C)
+    if seed % 2:
+        problem.tensors, problem.grad_y = positive(problem.tensors, problem.grad_y)
     return problem, (*choice.choice(LIMITS), CACHE)
 
 

@@ -13,7 +13,7 @@ from test_host_cuda import CACHE, DEVICES, MULTIPROCESSORS, SHARED
 from test_host_cuda_tiles import tiled
 
 from lska_ops.lska import op as lska_op
-from lska_ops.testing.lska import NAMES, PUBLISHED_SPLITS
+from lska_ops.testing.lska import NAMES, PUBLISHED_SPLITS, positive
 from lska_ops.testing.problems import LAYOUTS, Problem, ratios, solve
 
 if reason := build.problem():
@@ -60,6 +60,8 @@ def problem_of(seed, split, dtype, layout):
         tensors[name] = normal(*shape, scale=(shape[1] * shape[2] * shape[3]) ** -0.5) if there else None
         tensors[f"{name}_bias"] = normal(C) if there and choice.random() > 0.15 else None
     grad_y = LAYOUTS[layout](normal(B, C, H, W))
+    if seed % 2:
+        tensors, grad_y = positive(tensors, grad_y)
     return Problem("lska", seed, dtype, layout, tensors, {"dilation": d}, grad_y)
 
 

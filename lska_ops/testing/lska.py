@@ -40,11 +40,11 @@ def draw(choice, generator):
         tensors[f"{name}_bias"] = None if missing or choice.random() < 0.15 else normal(C)
     grad_y = normal(B, C, H, W)
     if generator.initial_seed() % 2:
-        tensors, grad_y = _positive(tensors, grad_y)
+        tensors, grad_y = positive(tensors, grad_y)
     return tensors, {"dilation": d}, grad_y
 
 
-def _positive(tensors, grad_y):
+def positive(tensors, grad_y):
     """The absolute values, of a size that float16's sums over all taps and pixels hold."""
     tensors = {n: None if t is None else t.abs() for n, t in tensors.items()}
     for name in NAMES:
