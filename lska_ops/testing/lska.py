@@ -13,8 +13,8 @@ def draw(choice, generator):
     """Two thirds of the problems have a published kernel, one third any odd pair; a tenth are LSKA-trivial, a
     tenth one row, a twelfth large; of every second nothing is negative.
 
-    What is summed from both signs is small beside its absolute values, by which the bound goes: for the gradient
-    of a weight zero can be within it. Where nothing cancels only what is right is.
+    What is summed from both signs is small beside its absolute values, by which the bound goes: for the
+    gradient of a weight zero can be within it. Where nothing cancels only what is right is.
     """
     k0, k1, d = choice.choice(PUBLISHED_SPLITS)
     if choice.random() < 1 / 3:
