@@ -147,13 +147,12 @@ def test_ptx_lska_forward_tiles_within_bound(gpu):
     assert len({name for name in gpu.ran if "lska_tile_fwd" in name}) >= 40
 
 
-@pytest.mark.parametrize("arch", [75, 90])
-def test_ptx_lska_of_other_architectures_within_bound(arch):
-    """What stands beside the way of sm_80: without its instructions, and with newer ones."""
-    gpu = Gpu.of("lska", arch=arch)
+def test_ptx_lska_of_the_oldest_within_bound():
+    """What stands beside the way of sm_80, without its instructions."""
+    gpu = Gpu.of("lska", arch=75)
     try:
         for dtype in DTYPES:
             for layout in ("contiguous", "channels_last"):
-                assert not solved(gpu, "h100" if arch == 90 else "t4", dtype, layout, every=3)
+                assert not solved(gpu, "t4", dtype, layout, every=3)
     finally:
         gpu.close()
