@@ -26,7 +26,7 @@ namespace lska_ops::gpu {
 __global__ void fill(float* y) { *y = 1; }
 
 Tensor product(const Tensor& x, const MaybeTensor& y) {
-  const OnGpu on("product", x);
+  const OnGpu on("product", "x", x);
   Tensor out = empty_map(in_nchw(x), headeronly::MemoryFormat::ChannelsLast);
   fill<<<1, 1, 0, static_cast<cudaStream_t>(on.device.stream)>>>(static_cast<float*>(out.mutable_data_ptr()));
   const int64_t shape[] = {1, 1};

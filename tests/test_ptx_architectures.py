@@ -23,7 +23,9 @@ def kernels(text):
 @pytest.mark.parametrize("source", SOURCES)
 def test_ptx_of_newer_architectures_is_that_of_8_0(source):
     file = ROOT / "csrc" / source
-    of_80, of_90 = (kernels(ptx_of(file.parent.name, file, arch).read_text()) for arch in (80, 90))
+    of_80, of_90 = (
+        kernels(ptx_of(file.parent.name, file, arch).read_text(encoding="utf-8")) for arch in (80, 90)
+    )
     assert of_80 and of_80.keys() == of_90.keys()
     assert [name for name in of_80 if of_80[name] != of_90[name]] == []
 

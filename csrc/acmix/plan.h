@@ -193,15 +193,17 @@ inline void set_grid(AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const G
   }
 }
 
-// Less is better: what is moved, in rounds of one block on each multiprocessor, by blocks whose threads have
-// work.
+// Less is better: what is moved, by a device that has work for all and by blocks whose threads have. Forward
+// also counts the places of a last round that stay empty; backward, where fewer rounds move more, does not.
 inline double cost(const AcmixLayout& l, const AcmixSize& s, AcmixPass pass, const GpuLimits& device,
                    bool last) {
   const int64_t blocks = std::max<int64_t>(1, (l.shift_grad ? s.B : l.grid_x) * l.grid_y * l.grid_z);
-  const int64_t places = ceil_div(blocks, device.multiprocessors) * device.multiprocessors;
+  const int64_t rounds = ceil_div(blocks, device.multiprocessors);
+  const bool places = pass == AcmixPass::forward || rounds == 1;
+  const double idle = places ? double(rounds * device.multiprocessors) / double(blocks) : 1.;
   const double tasks = double(l.attention ? l.band * l.runs * l.taps : l.rows * l.runs * l.dims);
   const double busy = std::min(1., tasks / kAcmixThreads);
-  return traffic(l, s, pass, last) * double(places) / double(blocks) / (0.4 + 0.6 * busy);
+  return traffic(l, s, pass, last) * idle / (0.4 + 0.6 * busy);
 }
 
 }  // namespace acmix_plan

@@ -64,10 +64,14 @@ def roundings(backend, dtype, answer):
     `cuda` and `triton` keep s, the product and their gradients in x's dtype between kernels, for the 1x1
     product runs on tensor cores: y passes s and the product; a gradient that of the product, and ds; conv1's
     one more, for it is the sum of one product an image. conv1's bias is summed before anything is rounded. A
-    vendor library that splits a sum and adds the parts in the half dtype exceeds this.
+    vendor library that splits a sum and adds the parts in the half dtype exceeds this. The reference rounds
+    after each of four convolutions, the product and the gate; of a gradient the last of seven is that of x's
+    two parts' sum, or of a weight's sum over pixels.
     """
-    if backend not in ("cuda", "triton") or dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in (torch.float16, torch.bfloat16) or backend == "cpu":
         return 1
+    if backend == "reference":
+        return 6 if answer == "y" else 7
     return {"grad_conv1": 4, "grad_conv1_bias": 1}.get(answer, 3)
 
 
