@@ -120,12 +120,12 @@ sanitize: setup  ## random problems under AddressSanitizer, UndefinedBehaviorSan
 	$(PY) tests/sanitize.py
 	$(PY) tests/host_cuda/sanitize.py
 
-mutants: setup  ## bugs seeded into the kernels, each to be caught by a test; FIFTH=2 for a fifth of them, FIFTH=auto by commit
-	$(PY) tests/module_mutants.py $(if $(FIFTH),--fifth $(FIFTH))
-	$(PY) tests/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
-	$(PY) tests/host_cuda/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
-	$(PY) tests/triton_mutants.py $(if $(FIFTH),--fifth $(FIFTH))
-	$(PY) tests/ptx/mutants.py $(if $(FIFTH),--fifth $(FIFTH))
+mutants: setup  ## bugs seeded into the kernels, each to be caught by a test; TENTH=2 for a tenth of them, TENTH=auto by commit
+	$(PY) tests/module_mutants.py $(if $(TENTH),--tenth $(TENTH))
+	$(PY) tests/mutants.py $(if $(TENTH),--tenth $(TENTH))
+	$(PY) tests/host_cuda/mutants.py $(if $(TENTH),--tenth $(TENTH))
+	$(PY) tests/triton_mutants.py $(if $(TENTH),--tenth $(TENTH))
+	$(PY) tests/ptx/mutants.py $(if $(TENTH),--tenth $(TENTH))
 
 bench: setup  ## the whole benchmark, on a machine that does nothing else; ARGS=--quick for three minutes of it
 	$(PY) benchmarks/bench_lska.py $(ARGS)

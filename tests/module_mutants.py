@@ -1,6 +1,6 @@
 """Conditions left out of the rule for when a module may be fused, each of which the toolbox has to miss.
 
-python tests/module_mutants.py [part of a name] [--fifth N]
+python tests/module_mutants.py [part of a name] [--tenth N]
 
 Works on copies of the package in a temporary folder.
 """

@@ -1,6 +1,6 @@
 """Seeded bugs in the CPU kernels, each of which the random problems have to catch.
 
-    python tests/mutants.py [part of a name] [--fifth N]
+    python tests/mutants.py [part of a name] [--tenth N]
 
 Works on copies of the sources in a temporary folder, two at a time; compiles only the AVX2 code that is wrong. The
 problems run where every block of memory ends in a mark: what a kernel writes behind its result is no wrong number if

@@ -1,9 +1,9 @@
 """What the lists of seeded bugs share: a bug, which of them are asked for, and what is said of each.
 
-    python tests/mutants.py [part of a name] [--fifth N]
+    python tests/mutants.py [part of a name] [--tenth N]
 
-Without words all bugs are tried. N from 0 to 4 is every fifth bug of the list from the N-th on; "auto" takes the
-commit's hash modulo 5, so that CI tries another fifth with another commit.
+Without words all bugs are tried. N from 0 to 9 is every tenth bug of the list from the N-th on; "auto" takes the
+commit's hash modulo 10, so that CI tries another tenth with another commit.
 """
 
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-FIFTHS = 5
+TENTHS = 10
 UNEXPECTED = 100  # the exit status of a child that an exception ends
 
 
@@ -40,46 +40,46 @@ def commit(root: Path = ROOT) -> str:
     try:
         asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     except OSError as error:
-        raise Refused(f"--fifth auto asks git for the commit, and git does not run ({error}); "
-                      f"name one of 0 to {FIFTHS - 1}") from None  # fmt: skip
+        raise Refused(f"--tenth auto asks git for the commit, and git does not run ({error}); "
+                      f"name one of 0 to {TENTHS - 1}") from None  # fmt: skip
     if asked.returncode:
-        raise Refused(f"--fifth auto takes the commit's hash, and {root} is no git checkout with a commit; "
-                      f"name one of 0 to {FIFTHS - 1}")  # fmt: skip
+        raise Refused(f"--tenth auto takes the commit's hash, and {root} is no git checkout with a commit; "
+                      f"name one of 0 to {TENTHS - 1}")  # fmt: skip
     return asked.stdout.strip()
 
 
-def fifth_of(word: str, root: Path = ROOT) -> tuple[int, str]:
-    """The number that `--fifth word` means, and how it came about."""
+def tenth_of(word: str, root: Path = ROOT) -> tuple[int, str]:
+    """The number that `--tenth word` means, and how it came about."""
     if word == "auto":
         found = commit(root)
-        number = int(found, 16) % FIFTHS
-        return number, f"fifth {number} of 0 to {FIFTHS - 1}, by commit {found[:12]}"
-    if word not in map(str, range(FIFTHS)):
-        raise Refused(f"--fifth is {word!r}; expected one of 0 to {FIFTHS - 1}, or auto")
-    return int(word), f"fifth {word} of 0 to {FIFTHS - 1}"
+        number = int(found, 16) % TENTHS
+        return number, f"tenth {number} of 0 to {TENTHS - 1}, by commit {found[:12]}"
+    if word not in map(str, range(TENTHS)):
+        raise Refused(f"--tenth is {word!r}; expected one of 0 to {TENTHS - 1}, or auto")
+    return int(word), f"tenth {word} of 0 to {TENTHS - 1}"
 
 
 def read(words: list[str], root: Path = ROOT) -> tuple[str, int | None, str]:
-    """Part of a name, the fifth or None for all, and what is to be said of the choice."""
-    part, fifth, said = "", None, "all"
+    """Part of a name, the tenth or None for all, and what is to be said of the choice."""
+    part, tenth, said = "", None, "all"
     words, parts = list(words), []
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")
-        if name == "--fifth":
+        if name == "--tenth":
             if not equals and not words:
-                raise Refused(f"--fifth is without a number; expected one of 0 to {FIFTHS - 1}, or auto")
-            if fifth is not None:
-                raise Refused("--fifth is given twice; expected once")
-            fifth, said = fifth_of(value if equals else words.pop(0), root)
+                raise Refused(f"--tenth is without a number; expected one of 0 to {TENTHS - 1}, or auto")
+            if tenth is not None:
+                raise Refused("--tenth is given twice; expected once")
+            tenth, said = tenth_of(value if equals else words.pop(0), root)
         elif word.startswith("-"):
-            raise Refused(f"{word} is no option; expected --fifth and a part of a bug's name")
+            raise Refused(f"{word} is no option; expected --tenth and a part of a bug's name")
         else:
             parts.append(word)
     if len(parts) > 1:
         raise Refused(f"{len(parts)} parts of a name: {', '.join(map(repr, parts))}; expected one, in quotes")
     part = "".join(parts)
-    return part, fifth, said + (f", named ...{part}..." if part else "")
+    return part, tenth, said + (f", named ...{part}..." if part else "")
 
 
 def chosen(mutants, words, name=lambda mutant: mutant.name, root: Path = ROOT):
@@ -88,14 +88,14 @@ def chosen(mutants, words, name=lambda mutant: mutant.name, root: Path = ROOT):
     Ends the process, after one sentence, where the words are wrong or no bug has such a name.
     """
     try:
-        part, fifth, said = read(words, root)
+        part, tenth, said = read(words, root)
         named = [m for m in mutants if part in name(m)]
         if not named:
             raise Refused(f"no seeded bug's name has {part!r} in it")
     except Refused as error:
         print(f"mutants: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    found = [m for i, m in enumerate(mutants) if m in named and fifth in (None, i % FIFTHS)]
+    found = [m for i, m in enumerate(mutants) if m in named and tenth in (None, i % TENTHS)]
     print(f"{len(found)} of {len(mutants)} seeded bugs: {said}", flush=True)
     return found
 

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import seeded
-from seeded import FIFTHS, Mutant
+from seeded import TENTHS, Mutant
 
 TESTS = seeded.ROOT / "tests"
 PARTS, OPS = ("csrc", "lska_ops"), ("common", "lska", "acmix")
@@ -19,25 +19,25 @@ def names(*words):
     return [mutant.name for mutant in seeded.chosen(MUTANTS, words)]
 
 
-def test_seeded_five_fifths_are_all():
-    fifths = [names("--fifth", str(n)) for n in range(FIFTHS)]
-    assert sorted(sum(fifths, [])) == sorted(names()) and all(fifths)
-    assert names("--fifth=2", "bug 1") == ["bug 12"]  # a fifth of the list, whatever part of it is asked for
+def test_seeded_ten_tenths_are_all():
+    tenths = [names("--tenth", str(n)) for n in range(TENTHS)]
+    assert sorted(sum(tenths, [])) == sorted(names()) and all(tenths)
+    assert names("--tenth=2", "bug 1") == ["bug 12"]  # a tenth of the list, whatever part of it is asked for
 
 
-def test_seeded_fifth_follows_the_commit(capsys, monkeypatch):
+def test_seeded_tenth_follows_the_commit(capsys, monkeypatch):
     monkeypatch.setattr(seeded, "commit", lambda root: "0" * 38 + "1d")
-    assert names("--fifth", "auto") == names("--fifth", str(0x1D % FIFTHS))
-    assert "fifth 4 of 0 to 4, by commit 000000000000" in capsys.readouterr().out
+    assert names("--tenth", "auto") == names("--tenth", str(0x1D % TENTHS))
+    assert "tenth 9 of 0 to 9, by commit 000000000000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--fifth", "5"], "--fifth is '5'; expected one of 0 to 4, or auto"),
-        (["--fifth"], "--fifth is without a number; expected one of 0 to 4, or auto"),
-        (["--fifth", "1", "--fifth", "2"], "--fifth is given twice; expected once"),
-        (["--all"], "--all is no option; expected --fifth and a part of a bug's name"),
+        (["--tenth", "10"], "--tenth is '10'; expected one of 0 to 9, or auto"),
+        (["--tenth"], "--tenth is without a number; expected one of 0 to 9, or auto"),
+        (["--tenth", "1", "--tenth", "2"], "--tenth is given twice; expected once"),
+        (["--all"], "--all is no option; expected --tenth and a part of a bug's name"),
         (["bug", "1"], "2 parts of a name: 'bug', '1'; expected one, in quotes"),
         (["bag"], "no seeded bug's name has 'bag' in it"),
     ],
@@ -51,11 +51,11 @@ def test_seeded_wrong_words_are_answered_in_a_sentence(capsys, words, sentence):
 
 def test_seeded_without_a_checkout_the_commit_is_not_guessed(capsys, tmp_path):
     with pytest.raises(SystemExit):
-        seeded.chosen(MUTANTS, ["--fifth", "auto"], root=tmp_path)
+        seeded.chosen(MUTANTS, ["--tenth", "auto"], root=tmp_path)
     said = capsys.readouterr().err
     assert (
-        said.startswith("mutants: --fifth auto takes the commit's hash, and ")
-        and "name one of 0 to 4" in said
+        said.startswith("mutants: --tenth auto takes the commit's hash, and ")
+        and "name one of 0 to 9" in said
     )
 
 
@@ -77,7 +77,7 @@ def seeded_bugs(of):
 
 @pytest.mark.parametrize("file", sorted(f.relative_to(TESTS) for f in TESTS.rglob("*mutants.py")), ids=str)
 def test_seeded_bugs_all_fit_the_sources(file):
-    """A list that no longer does ends where it is tried: of a fifth, only with every fifth commit."""
+    """A list that no longer does ends where it is tried: of a tenth, only with every tenth commit."""
     spec = importlib.util.spec_from_file_location(f"bugs_of_{file.stem}", TESTS / file)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +104,7 @@ def test_seeded_bug_that_no_longer_fits_is_named():
     "file", ["mutants.py", "host_cuda/mutants.py", "triton_mutants.py", "ptx/mutants.py"]
 )
 def test_seeded_every_list_reads_the_same_words(file):
-    command = [sys.executable, str(seeded.ROOT / "tests" / file), "--fifth", "x"]
+    command = [sys.executable, str(seeded.ROOT / "tests" / file), "--tenth", "x"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, ""), done
-    assert done.stderr == "mutants: --fifth is 'x'; expected one of 0 to 4, or auto\n"
+    assert done.stderr == "mutants: --tenth is 'x'; expected one of 0 to 9, or auto\n"

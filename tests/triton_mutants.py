@@ -1,6 +1,6 @@
 """Seeded bugs in the Triton kernels, each of which the interpreter's problems have to catch.
 
-    python tests/triton_mutants.py [part of a name] [--fifth N]
+    python tests/triton_mutants.py [part of a name] [--tenth N]
 
 Works on a copy of the package in a temporary folder, two bugs at a time.
 """

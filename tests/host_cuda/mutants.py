@@ -1,6 +1,6 @@
 """Seeded bugs in the CUDA kernels, each of which a test of tests/test_host_cuda*.py has to catch.
 
-    python tests/host_cuda/mutants.py [part of "file: name"] [--fifth N]
+    python tests/host_cuda/mutants.py [part of "file: name"] [--tenth N]
 
 Compiles only the op that is wrong, two bugs at a time; the others' objects are those that the tests built.
 """

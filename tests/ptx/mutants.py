@@ -1,6 +1,6 @@
 """Seeded bugs that only compiled code has, each of which a test of tests/test_ptx*.py has to catch.
 
-    python tests/ptx/mutants.py [part of a name] [--fifth N]
+    python tests/ptx/mutants.py [part of a name] [--tenth N]
 
 DEVICE are in code that a host compiler never sees: nvcc compiles it again, two at a time, and the launchers stay
 those of the unchanged kernels. COMPILED are in what Triton made, as its compiler could have: in PTX itself.
