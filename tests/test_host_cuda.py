@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from build_backend.decide import abi
 from lska_ops import _compiled
 from lska_ops.lska import LSKA
 from lska_ops.lska import op as lska_op
@@ -426,6 +427,14 @@ def test_host_cuda_refuses_in_words(library):
     ):
         with pytest.raises(RuntimeError, match=words):
             library.lska_cascade_fwd_cuda(*wrong)
+
+
+def test_host_cuda_says_out_of_memory_where_torch_cannot_allocate(library):
+    """What trains with ever smaller batches looks for these words; over ATen torch's own sentence arrives."""
+    x, C = torch.randn(1, 1, 1, 1).expand(1 << 16, 1 << 10, 1 << 10, 1 << 10), 1 << 10
+    words = "lska_cascade_fwd_cuda: PyTorch failed in it, most often because the device is out of memory: .*"
+    with pytest.raises(RuntimeError, match=f"{words if abi(torch.__version__) == 'stable' else ''}allocate"):
+        library.lska_cascade_fwd_cuda(x, *depthwise(C, 3, 3), 1)
 
 
 COPIES = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::to", "aten::_to_copy")
