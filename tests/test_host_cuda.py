@@ -429,6 +429,21 @@ def test_host_cuda_refuses_in_words(library):
             library.lska_cascade_fwd_cuda(*wrong)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_host_cuda_takes_all_images_at_once_where_the_cache_is_small(library, layout):
+    """Of GPUs; tests, whose limits have no compute capability, take images by the cache that they name."""
+    C, rest = 8, (torch.randn(8, 8, 1, 1), torch.randn(8), 1, False)
+    x, started = LAYOUTS[layout](torch.randn(6, C, 20, 20)), {}
+    for cache, arch in ((1 << 14, 0), (4 << 20, 75), (1 << 14, 75), (64 << 20, 75)):
+        library.configure(0, 64 << 10, 1, cache, arch)
+        library.take_counters()
+        library.lska_fwd_cuda(x, *depthwise(C, 3, 3), *rest)
+        started[cache, arch] = library.take_counters()[2]
+    library.configure(0, SHARED, MULTIPROCESSORS, CACHE)
+    least = started[64 << 20, 75]
+    assert started.pop((1 << 14, 0)) > least and set(started.values()) == {least}
+
+
 def test_host_cuda_says_out_of_memory_where_torch_cannot_allocate(library):
     """What trains with ever smaller batches looks for these words; over ATen torch's own sentence arrives."""
     x, C = torch.randn(1, 1, 1, 1).expand(1 << 16, 1 << 10, 1 << 10, 1 << 10), 1 << 10

@@ -358,13 +358,14 @@ constexpr int64_t kLeastCache = 16 << 20;  // GPUs of 7.5 and newer have 2 to 6 
 // Images whose s and product, `element` bytes a pixel each, stay in half of the L2 cache between two kernels;
 // but enough of them that a launch fills the device twice; and as many at one time as at another.
 // `extra` is what an image needs there besides. Each time costs three launches or more, some 15 us, and saves
-// four passes of a map over memory: of what half of a small cache holds, less than that.
+// four passes of a map over memory: of what half of a small cache holds, less than that. Limits without a
+// compute capability are no GPU's but a test's, whose maps are small.
 inline int64_t lska_images_at_once(const LskaSize& s, const GpuLimits& device, int64_t element,
                                    int64_t extra = 0) {
   const int64_t image = std::max<int64_t>(1, (s.C * s.H * s.W * 2 + extra) * element);
   const int64_t enough = ceil_div(2 * device.multiprocessors, std::max<int64_t>(1, s.C));
   const int64_t B = std::max<int64_t>(1, s.B);
-  if (device.cache_bytes < kLeastCache) return B;
+  if (device.arch && device.cache_bytes < kLeastCache) return B;
   const int64_t most = std::clamp<int64_t>(std::max(device.cache_bytes / 2 / image, enough), 1, B);
   return ceil_div(B, ceil_div(B, most));
 }
