@@ -94,7 +94,7 @@ PRODUCTS = [
         "if (warp_any(false)) {",
         "windows[k-nan",
     ),
-    Mutant(
+    Mutant(  # survives its test since masks_hold tells them too: the guard goes, or gets a test of its own
         "products: slopes above what masks reach",
         KERNEL,
         "!(absolute(top[r]) < kLargestLogit)",
